@@ -1,0 +1,39 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv and install the project with everything the tests need
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ama-search needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,dashboard]'
+	@touch $@
+
+quickstart: $(STAMP) ## search, report, pick and retrain on the embedded digits
+	$(BIN)/ama quickstart --out runs/quickstart
+
+test: $(STAMP) ## all tests, with line coverage of the three packages
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest tests --cov --cov-report=term
+
+check: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff format and sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv, caches and runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache runs *.egg-info

@@ -1,0 +1,131 @@
+"""The small typed configs that this package consumes. Frozen, validated, free of torch and Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Triple = tuple[float, float, float]
+
+
+class Config(BaseModel):
+    """Base of every config: immutable, unknown keys are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """SHA-256 (hex, 16 characters) of the canonical JSON of this config."""
+        return hash_json(self.model_dump(mode="json"))
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 (hex, 16 characters) of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class DataConfig(Config):
+    """Which images, in which size, split how."""
+
+    name: Literal["digits", "cifar10", "cifar100", "svhn", "fashion_mnist", "mnist", "imagefolder"] = Field(
+        "digits", description="data set; `imagefolder` reads train/<class>/* and test/ (or val/) under `root`"
+    )
+    root: str | None = Field(None, description="folder that holds the data (not needed for digits)")
+    size: PositiveInt | None = Field(None, description="side in pixels images are brought to; null: native")
+    train_limit: PositiveInt | None = Field(
+        None, description="use only this many training images (a seeded, stratified sample)"
+    )
+    val_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of the training images held out")
+    split_seed: int = Field(0, ge=0, description="seed of the train/validation/test split")
+    download: bool = Field(False, description="let torchvision download a missing data set")
+    skip_unreadable: bool = Field(False, description="count and skip images that cannot be decoded")
+    augment: Literal["auto", "none", "flip", "crop", "crop-flip"] = Field(
+        "auto", description="training augmentation; auto: what suits the data set (none for digits)"
+    )
+    mean: Triple | None = Field(None, description="per-channel mean of inputs in 0..1; null: data set's own")
+    std: Triple | None = Field(
+        None, description="per-channel deviation of inputs in 0..1; null: data set's own"
+    )
+    cache: str | None = Field(None, description="folder for decoded images; null: ~/.cache/ama-search")
+
+
+class TeacherConfig(Config):
+    """The network to distil, where its weights are, or how to train it."""
+
+    arch: str = Field(
+        "cifar_resnet20",
+        description="cifar_resnet<8..110>, wrn<depth>_<k>, torchvision:<name> or import:<package.module>:<factory>",
+    )
+    checkpoint: str | None = Field(None, description="safetensors or state-dict file; null: train one")
+    small_stem: bool | None = Field(
+        None, description="3x3 stride-1 stem without pooling for small images; null: for images up to 64 px"
+    )
+    epochs: PositiveInt = Field(30, description="epochs of teacher training")
+    lr: PositiveFloat = Field(0.1, description="peak learning rate of teacher training (SGD, Nesterov)")
+    momentum: Fraction = Field(0.9, description="momentum of teacher training")
+    weight_decay: float = Field(5e-4, ge=0.0, description="weight decay of teacher training")
+    batch_size: PositiveInt = Field(128, description="images a step of teacher training")
+    warmup_epochs: float = Field(1.0, ge=0.0, description="epochs of linear warm-up before the cosine")
+
+
+class StudentSpec(Config):
+    """The chosen level of every block: with the teacher it determines the student's architecture."""
+
+    widths: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="block name to AMA module width; a block not named is kept"
+    )
+    fuse: bool = Field(True, description="adjacent replaced blocks of one width become one span")
+
+
+class LossConfig(Config):
+    """Weights of the named parts of the distillation loss."""
+
+    alpha: Fraction = Field(0.5, description="weight of the logit term; 1 - alpha weighs cross-entropy")
+    tau: PositiveFloat = Field(4.0, description="softmax temperature of the logit term")
+    beta: float = Field(1.0, ge=0.0, description="weight of the feature term")
+    supervision: Literal["uniform", "adaptive"] = Field(
+        "uniform", description="span weights of the feature term: equal, or learned during training"
+    )
+    entropy_weight: float = Field(
+        1.0, ge=0.0, description="adaptive only: pull of the learned weights and mixes towards the prior"
+    )
+
+
+class OptimConfig(Config):
+    """Optimiser of one distillation: SGD with Nesterov momentum, warm-up and cosine decay to zero."""
+
+    lr: PositiveFloat = Field(0.05, description="peak learning rate")
+    momentum: Fraction = Field(0.9, description="momentum")
+    weight_decay: float = Field(5e-4, ge=0.0, description="weight decay (not on norms and biases)")
+    batch_size: PositiveInt = Field(128, description="images a step")
+    warmup_epochs: float = Field(0.5, ge=0.0, description="epochs of linear warm-up")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="label smoothing of cross-entropy")
+
+
+class DistillConfig(Config):
+    """One trial: student spec + loss weights + optimiser settings + seed."""
+
+    student: StudentSpec = StudentSpec()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    epochs: PositiveInt = 10
+    seed: int = Field(0, ge=0)
+    train: Literal["all", "modules"] = "all"
+    warm_start: Literal["library", "teacher", "none"] = "teacher"
+
+
+class RuntimeConfig(Config):
+    """How this machine computes: nothing here changes what is computed beyond rounding."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="autocast type of training; auto: bf16 where the device is fast at it, else fp32"
+    )
+    layout: Literal["auto", "contiguous", "channels_last"] = Field(
+        "auto", description="memory layout of activation maps"
+    )
+    threads: PositiveInt | None = Field(None, description="CPU threads; null: as many as the trial was given")

@@ -1,0 +1,126 @@
+"""Device, precision, threads and seeds: how this machine computes."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trainables.config import RuntimeConfig
+from trainables.errors import InputError
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A resolved `RuntimeConfig`: what really runs."""
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+    channels_last: bool
+    threads: int
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Layout of 4-D activation maps."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision of forward passes in training; fp32 gives a context that does nothing."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
+
+
+def resolve(config: RuntimeConfig | None = None) -> Runtime:
+    """The runtime that `config` means on this machine; also sets torch's CPU thread count.
+
+    Raises:
+        InputError: the device named is not there, or cannot compute in the precision asked for.
+    """
+    config = config or RuntimeConfig()
+    device = _device(config.device)
+    threads = config.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if _fast_bf16(device) else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("runtime.precision: fp16 needs a GPU, but the device is cpu; use bf16 or fp32")
+    # Measured: contiguous bf16 beats channels_last bf16 on CPUs; on GPUs it is the other way round.
+    layout = config.layout
+    if layout == "auto":
+        layout = "channels_last" if device.type == "cuda" else "contiguous"
+    return Runtime(device, precision, layout == "channels_last", threads)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"runtime.device: expected auto, cpu, cuda or cuda:<n>, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"runtime.device: {name} asked for, but {torch.cuda.device_count()} GPUs are visible"
+        )
+    return device
+
+
+@cache
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without AMX or AVX512-BF16 a CPU emulates bf16 and fp32 is the faster choice.
+    flags = cpu_flags()
+    return device.type == "cpu" and bool({"amx_bf16", "avx512_bf16"} & flags)
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of this machine's CPU as Linux names them; empty where it cannot be read."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return frozenset()
+    for line in info.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """The processor's own name, e.g. `NVIDIA H100 80GB HBM3` or the CPU's model name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} ({os.cpu_count()} cores)"
+    return f"cpu ({os.cpu_count()} cores)"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's CPU and current GPU generators seeded inside, and as they were afterwards."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
