@@ -1,1 +1,1 @@
-"""What to try next and where it runs: the experiment file, the search space, the searcher, the `ama` command."""
+"""What to try next and where it runs: experiment file, search space, searcher, the `ama` command."""

@@ -47,9 +47,7 @@ class DataConfig(Config):
         "auto", description="training augmentation; auto: what suits the data set (none for digits)"
     )
     mean: Triple | None = Field(None, description="per-channel mean of inputs in 0..1; null: data set's own")
-    std: Triple | None = Field(
-        None, description="per-channel deviation of inputs in 0..1; null: data set's own"
-    )
+    std: Triple | None = Field(None, description="per-channel deviation of inputs in 0..1; null: as mean")
     cache: str | None = Field(None, description="folder for decoded images; null: ~/.cache/ama-search")
 
 
@@ -58,7 +56,7 @@ class TeacherConfig(Config):
 
     arch: str = Field(
         "cifar_resnet20",
-        description="cifar_resnet<8..110>, wrn<depth>_<k>, torchvision:<name> or import:<package.module>:<factory>",
+        description="cifar_resnet<8..110>, wrn<depth>_<k>, torchvision:<name> or import:<module>:<factory>",
     )
     checkpoint: str | None = Field(None, description="safetensors or state-dict file; null: train one")
     small_stem: bool | None = Field(

@@ -70,16 +70,14 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise InputError(f"runtime.device: expected auto, cpu, cuda or cuda:<n>, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"runtime.device: {name} asked for, but {torch.cuda.device_count()} GPUs are visible"
-        )
+        raise InputError(f"runtime.device: {name} is not there: {torch.cuda.device_count()} GPUs visible")
     return device
 
 
 @cache
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Without AMX or AVX512-BF16 a CPU emulates bf16 and fp32 is the faster choice.
     flags = cpu_flags()
     return device.type == "cpu" and bool({"amx_bf16", "avx512_bf16"} & flags)
