@@ -1,0 +1,51 @@
+"""The SGD recipe that teachers and students share: parameter groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+NamedParams = Iterable[tuple[str, nn.Parameter]]
+
+
+def make_optimizer(
+    model: nn.Module | NamedParams, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD:
+    """SGD (Nesterov where there is momentum) in two groups: with weight decay, and without.
+
+    Norm weights and biases, that is all parameters of fewer than two dimensions, are not decayed. Parameters
+    that need no gradient are left out. Both groups exist even when empty, so that state dicts always fit.
+
+    Args:
+        model: a module, or its (name, parameter) pairs.
+        lr: initial learning rate; a group's own "lr_scale" multiplies what `set_lr` sets later.
+    """
+    named = model.named_parameters() if isinstance(model, nn.Module) else model
+    params = [param for _, param in named if param.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def lr_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """Learning rate of step `step` (0-based): linear warm-up to `peak`, then half a cosine towards 0.
+
+    The first step has peak / (warmup_steps + 1), step `warmup_steps` has the peak, and `total_steps` (one
+    after the last) has 0. A warm-up that would fill the whole training ends at its last step.
+    """
+    warmup_steps = max(0, min(warmup_steps, total_steps - 1))
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return peak * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group to `lr` times the group's "lr_scale" (1 where it has none)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
