@@ -1,0 +1,44 @@
+"""Exchanging submodules of a model in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Skip(nn.Identity):
+    """Gives back what came in and ignores further arguments: stands where a block was absorbed by a span."""
+
+    def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The input itself."""
+        return input
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Put `module` at `path` and wherever else the model holds the same old submodule; return the old one.
+
+    Works for attributes, `nn.Sequential`, `nn.ModuleList` and `nn.ModuleDict` alike; nothing else changes.
+    """
+    old = model.get_submodule(path)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = module
+    return old
+
+
+@contextmanager
+def exchanged(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """The model with `modules` (path to module) in their places; the old ones are back afterwards."""
+    old: dict[str, nn.Module] = {}
+    try:
+        for path, module in modules.items():
+            old[path] = put(model, path, module)
+        yield
+    finally:
+        for path, module in old.items():
+            put(model, path, module)
