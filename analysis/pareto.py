@@ -1,0 +1,159 @@
+"""Fronts, hypervolumes, knees and well-spread subsets, on moocore.
+
+Signs flip once, in `minimised`: every other function takes points of which each column is minimised.
+Knee: I. Das, "On characterizing the 'knee' of the Pareto curve based on Normal-Boundary Intersection",
+Structural Optimization 18, 107–115 (1999). Spread: T. F. Gonzalez, "Clustering to minimize the maximum
+intercluster distance", Theoretical Computer Science 38, 293–306 (1985).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.errors import InputError
+from analysis.metrics import OBJECTIVE_METRICS, Direction
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric and the direction in which it is better."""
+
+    metric: str
+    direction: Direction
+
+
+@dataclass(frozen=True)
+class Box:
+    """The fixed region that hypervolume is measured in: minimised coordinates, `ideal` < `reference`."""
+
+    ideal: Floats
+    reference: Floats
+
+
+def minimised(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
+    """Raw objective values (n, d) with maximised columns negated. NaN stays NaN; n may be 0."""
+    points = np.array(values, dtype=np.float64).reshape(-1, len(objectives))
+    signs = np.array([-1.0 if o.direction == "maximize" else 1.0 for o in objectives])
+    flipped: Floats = points * signs
+    return flipped
+
+
+def front_mask(points: Floats) -> NDArray[np.bool_]:
+    """Which rows of `points` (n, d) no other row dominates, as booleans (n,).
+
+    Rows with NaN or infinities are never on the front. Of exact duplicates the first is.
+    """
+    mask: NDArray[np.bool_] = np.isfinite(points).all(axis=1)  # type: ignore[assignment]
+    if mask.any():
+        mask[mask] = moocore.is_nondominated(points[mask])
+    return mask
+
+
+def box(objectives: Sequence[Objective], teacher: Mapping[str, Any], classes: int) -> Box:
+    """The box of these objectives: a function of teacher and data alone, so that runs can be compared.
+
+    Accuracy runs from chance (1 / classes) to 1, loss from that of a uniform guess (ln classes) to 0, every
+    cost from the teacher's to 0.
+
+    Raises:
+        InputError: an objective that has no box, a cost the teacher lacks, or fewer than two classes.
+    """
+    if classes < 2:
+        raise InputError(f"hypervolume needs at least 2 classes, got {classes}")
+    worst: dict[str, float] = {"val_accuracy": 1.0 / classes, "val_loss": math.log(classes)}
+    best = {"val_accuracy": 1.0}
+    for objective in objectives:
+        metric = objective.metric
+        if metric not in OBJECTIVE_METRICS:
+            raise InputError(f"objective {metric!r}: expected one of {', '.join(OBJECTIVE_METRICS)}")
+        if metric not in worst:
+            cost = teacher.get(metric)
+            if not isinstance(cost, int | float) or not cost > 0:
+                raise InputError(f"the teacher's {metric} must be a positive number, got {cost!r}")
+            worst[metric] = float(cost)
+    ideal = minimised([[best.get(o.metric, 0.0) for o in objectives]], objectives)[0]
+    reference = minimised([[worst[o.metric] for o in objectives]], objectives)[0]
+    if not (ideal < reference).all():
+        wrong = [o.metric for o, bad in zip(objectives, ~(ideal < reference), strict=True) if bad]
+        raise InputError(f"objectives {', '.join(wrong)} point away from what is better")
+    return Box(ideal, reference)
+
+
+def normalise(points: Floats, within: Box) -> Floats:
+    """`points` (n, d) in units of the box: 0 is ideal, 1 the reference."""
+    scaled: Floats = (points - within.ideal) / (within.reference - within.ideal)
+    return scaled
+
+
+def hypervolume(points: Floats, within: Box) -> float:
+    """The share of the box, 0..1, that `points` (n, d) dominate. Points outside it are clipped out."""
+    return _unit_hypervolume(normalise(points, within))
+
+
+def _unit_hypervolume(unit: Floats) -> float:
+    inside = unit[(unit < 1.0).all(axis=1)]  # NaN compares false: not inside
+    if len(inside) == 0:
+        return 0.0
+    return float(moocore.hypervolume(np.clip(inside, 0.0, 1.0), np.ones(unit.shape[1])))
+
+
+def hypervolume_history(points: Floats, within: Box) -> tuple[Floats, NDArray[np.int64]]:
+    """Hypervolume (n,) and size of the front (n,) after each row of `points` (n, d), in their order.
+
+    Rows with NaN change nothing. Recomputed only when the front changes, so that 10,000 rows take a second.
+    """
+    unit = normalise(points, within)
+    front = np.empty((0, points.shape[1]))
+    volumes, sizes = np.zeros(len(points)), np.zeros(len(points), dtype=np.int64)
+    volume = 0.0
+    for i, point in enumerate(unit):
+        if np.isfinite(point).all() and not (front <= point).all(axis=1).any():
+            front = np.vstack([front[~(point <= front).all(axis=1)], point])
+            volume = _unit_hypervolume(front)
+        volumes[i], sizes[i] = volume, len(front)
+    return volumes, sizes
+
+
+def scale_to_front(front: Floats) -> Floats:
+    """`front` (n, d) between its own best and worst value of each column: 0..1; a constant column is 0."""
+    low, high = front.min(axis=0), front.max(axis=0)
+    scaled: Floats = (front - low) / np.where(high > low, high - low, 1.0)
+    return scaled
+
+
+def knee(front: Floats) -> int:
+    """Row of `front` (n, d), n >= 1, at its knee.
+
+    The knee is the point that bulges furthest below the plane through the ends of the front, each objective
+    scaled to 0..1 over the front (Das 1999). With two objectives that plane is the chord between the two end
+    points. Of equals the first; a front of one or two points, or a straight one, has its first point as knee.
+    """
+    depth = scale_to_front(front).sum(axis=1)
+    return int(np.flatnonzero(depth <= depth.min() + 1e-12)[0])
+
+
+def spread(front: Floats, n: int) -> list[int]:
+    """Rows of `n` well-spread points of `front` (m, d), in order of the first objective.
+
+    The knee for n = 1; else the best point of each objective, then each time the point furthest from those
+    chosen (Gonzalez 1985, max-min distance) in the scale of the front. All of them where n >= m.
+    """
+    if n == 1:
+        return [knee(front)]
+    unit = scale_to_front(front)
+    ends = [int(np.lexsort((unit.sum(axis=1), unit[:, j]))[0]) for j in range(unit.shape[1])]
+    chosen = list(dict.fromkeys(ends))[:n]
+    while len(chosen) < min(n, len(front)):
+        distance = np.linalg.norm(unit[:, None] - unit[None, chosen], axis=2).min(axis=1)
+        distance[chosen] = -1.0
+        chosen.append(int(distance.argmax()))
+    return sorted(chosen, key=lambda i: (front[i, 0], i))
