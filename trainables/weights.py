@@ -1,90 +1,130 @@
-"""Fresh weights and fresh batch-norm statistics for a model that was cut together."""
+"""Model weights as files: safetensors or torch state dicts in, safetensors out, and a hash of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainables.runtime import Runtime, seeded
+from trainables.errors import InputError
+
+State = dict[str, torch.Tensor]
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store weights
+PREFIXES = ("module.", "_orig_mod.")  # put before every name by DataParallel and torch.compile
+SHOWN = 4  # keys named in an error, of each kind
 
 
-def reset_parameters(model: nn.Module, seed: int) -> None:
-    """Re-initialise every parameter of `model` in place: the start of a from-scratch baseline.
-
-    Every module with `reset_parameters` (or `_reset_parameters`) is asked to, children before parents, so
-    that a module which knows its parts has the last word. Convolutions then get He's normal initialisation
-    by fan-in, torch's default being too small for deep networks without norms. Parameters that a module
-    without such a method holds itself (class tokens, position tables, layer scales) are set by their kind:
-    tables to a truncated normal of deviation 0.02, scales (`scale`, `gamma`, `weight` in the name) to one,
-    anything else to zero. That is not always the architecture's own recipe, but trains; to have the recipe, build the
-    model anew and make the student from that.
+def load_weights(model: nn.Module, path: Path, what: str = "the model") -> None:
+    """Put the weights of a file into `model`, in place.
 
     Args:
-        model: any module, on any device; buffers stay, but for those their module's reset touches.
-        seed: of the new weights; the global generators stay as they were.
+        model: any module; its device and dtypes stay.
+        path: a safetensors file, or a torch file that holds a state dict, bare or under `state_dict` or
+            `model`, with or without the prefix of a parallel or compiled model. Its content decides, not its
+            name. Pickled objects other than tensors and plain values are refused.
+        what: the model's name in errors.
+
+    Raises:
+        InputError: no such file, not such a file, or its names or shapes are not the model's.
     """
-    # The numbers are drawn where the parameters are: a GPU's differ from a CPU's.
-    with seeded(seed), torch.no_grad():
-        for module in reversed(list(model.modules())):
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            if reset is None:
-                for name, parameter in module.named_parameters(recurse=False):
-                    _reset_by_kind(name, parameter)
-                continue
-            reset()
-            if isinstance(module, nn.modules.conv._ConvNd):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+    state = _read_state(path)
+    expected = model.state_dict()
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state) and not state.keys() & expected.keys():
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    _check_fit(state, expected, path, what)
+    model.load_state_dict(state, strict=False)
 
 
-def _reset_by_kind(name: str, parameter: nn.Parameter) -> None:
-    if sum(side > 1 for side in parameter.shape) > 1:
-        nn.init.trunc_normal_(parameter, std=0.02)
-    elif any(part in name for part in ("scale", "gamma", "weight")):
-        nn.init.ones_(parameter)
-    else:
-        nn.init.zeros_(parameter)
+def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the state dict as safetensors, with `metadata` in its header; a file there is swapped at once."""
+    # Copies, since safetensors refuses tensors that share memory (tied weights).
+    state = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_bytes(save(state, metadata=dict(metadata)))  # save_file would make it its owner's alone
+    fresh.replace(path)
 
 
-@torch.no_grad()
-def recalibrate_batchnorm(
-    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
-) -> int:
-    """Estimate the running statistics of every batch norm anew, as the plain mean over `batches`.
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 (hex, 16 characters) of the state dict's names, shapes, dtypes and bytes.
 
-    A student straight after assembly carries the teacher's statistics, which no longer hold. Everything but
-    the batch norms runs in eval mode; training flags and momenta are restored.
-
-    Args:
-        model: on the runtime's device; only batch-norm buffers change.
-        batches: pairs of images (B, 3, H, W) and labels, which are ignored; B should be 2 or more.
-        runtime: its autocast precision is used.
-
-    Returns:
-        Number of batches seen. With none, or without batch norms, the model is left as it was.
+    The same on every device and in every memory layout.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    flags = {module: module.training for module in model.modules()}
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    seen = 0
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_state(path: Path) -> State:
     try:
-        for images, _ in batches if norms else ():
-            if seen == 0:
-                for norm in norms:
-                    norm.reset_running_stats()
-                    norm.momentum = None  # the cumulative average
-                    norm.train()
-            with runtime.autocast():
-                model(images)
-            seen += 1
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, flag in flags.items():
-            module.training = flag
-    return seen
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read weights: {error.strerror or error}") from error
+    try:
+        if head[8:] == b"{":  # safetensors: 8 bytes of length, then JSON
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: expected a safetensors file or a torch file of tensors alone, but it is damaged or "
+            "holds other Python objects; save model.state_dict() instead of the model"
+        ) from error
+    except (SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: not a readable safetensors file or torch state dict: {reason}") from error
+    return _unwrap(content, path)
+
+
+def _unwrap(content: Any, path: Path) -> State:
+    for _ in range(2):  # e.g. {"model": {"state_dict": ...}}
+        if not isinstance(content, Mapping):
+            break
+        content = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), content)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: expected a state dict, got {type(content).__name__}")
+    others = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others or not content:
+        raise InputError(
+            f"{path}: expected a state dict (names to tensors), bare or under {' or '.join(WRAPPERS)}, "
+            f"but got {_some(others) or 'nothing'} that is no tensor"
+        )
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _check_fit(state: State, expected: Mapping[str, Any], path: Path, what: str) -> None:
+    # Counters of batch norms are absent from old files; they only matter for norms without momentum.
+    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in expected]
+    misshaped = [
+        f"{name}: file {tuple(tensor.shape)}, model {tuple(expected[name].shape)}"
+        for name, tensor in state.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    if any(faults.values()):
+        text = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names)
+        raise InputError(f"{path} does not fit {what}: {text}")
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
