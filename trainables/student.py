@@ -18,6 +18,18 @@ from trainables.config import StudentSpec, hash_json
 from trainables.errors import InputError
 from trainables.runtime import seeded
 from trainables.surgery import Skip, put
+from trainables.renewal import recalibrate_batchnorm, reset_parameters
+
+__all__ = [
+    "Span",
+    "Taps",
+    "build_span",
+    "build_student",
+    "candidate_spans",
+    "recalibrate_batchnorm",
+    "reset_parameters",
+    "spans_of",
+]
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ def build_student(
 
     The module stands at the path of the span's first member, the other members pass their input on. Training
     mode, device and floating-point type are the teacher's, and so is `requires_grad` of everything kept; the
-    modules' parameters are trainable. Nothing replaced: the student computes bit for bit what the teacher computes.
+    modules' parameters are trainable. With nothing replaced, it computes bit for bit what the teacher does.
 
     Args:
         teacher: stays as it is.
