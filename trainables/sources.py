@@ -103,8 +103,8 @@ def hash_arrays(*arrays: NDArray[Any]) -> str:
 def _read_split(name: str, root: Path, download: bool, train: bool) -> tuple[Images, Labels, tuple[str, ...]]:
     try:
         data = _open_torchvision(name, root, download, train)
-    # torchvision says RuntimeError for missing or damaged files; URLError and the like are OSErrors.
-    except (RuntimeError, OSError) as error:
+    # What torchvision and its readers raise for missing or damaged files, and without a network.
+    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if download:
             raise InputError(
