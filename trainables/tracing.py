@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import Node
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.runtime import seeded
@@ -30,6 +31,7 @@ MOVES = {
     "MaxPool2DWithIndices",
     "Split",
 }
+FLAGS = (bool, int, float, str)  # arguments beside the tensor that a replacement may ignore
 COMPUTE = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.conv._ConvNd)
 
 
@@ -68,6 +70,7 @@ class Call:
     plain: bool = False  # one positional tensor in, one tensor out, no other argument holds a tensor
     flops: int = 0
     end: int = -1
+    nodes: tuple[int, int] = (0, 0)  # sequence numbers of the autograd nodes made while it ran: [low, high)
     output: Any = None
 
     @property
@@ -96,6 +99,23 @@ class Trace:
     def inside(self, call: Call) -> list[Call]:
         """The calls made while `call` ran."""
         return self.order[call.begin + 1 : call.end]
+
+    def readers(self) -> dict[Node | None, list[int]]:
+        """For every autograd node the sequence numbers of the operations that read its result."""
+        found: dict[Node | None, list[int]] = {}
+        outputs = [leaf for leaf in tree_leaves(self.order[0].output) if isinstance(leaf, torch.Tensor)]
+        waiting = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            for source, _ in node.next_functions:
+                if source is None:
+                    continue
+                found.setdefault(source, []).append(node._sequence_nr())
+                if source not in seen:
+                    seen.add(source)
+                    waiting.append(source)
+        return found
 
 
 def trace(model: nn.Module, example: torch.Tensor) -> Trace:
@@ -128,12 +148,20 @@ class _Recorder:
     def __init__(self, record: Trace, counter: FlopCounterMode, names: dict[nn.Module, str]) -> None:
         self.record, self.counter, self.names = record, counter, names
         self.running: list[Call] = []
+        self.leaf = torch.ones((), requires_grad=True)
+
+    def now(self) -> int:
+        """The sequence number of a fresh autograd node: all made before have smaller ones."""
+        node = (self.leaf * 1).grad_fn
+        assert node is not None
+        return node._sequence_nr()
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = Call(self.names[module], module, begin=len(self.record.order))
+        call.nodes = (self.now(), -1)
         call.flops = -self.counter.get_total_flops()
         extra = [value for value in (*args[1:], *kwargs.values()) if value is not None]
-        if args and isinstance(args[0], torch.Tensor) and all(isinstance(v, bool | int) for v in extra):
+        if args and isinstance(args[0], torch.Tensor) and all(isinstance(v, FLAGS) for v in extra):
             x = args[0]
             call.in_shape, call.in_key, call.source = tuple(x.shape), (id(x), x._version), x.grad_fn
         self.record.kept.append((args, kwargs))
@@ -146,6 +174,7 @@ class _Recorder:
         while call.module is not module:  # a call that ended in an exception the model swallowed
             call = self.running.pop()
         call.flops += self.counter.get_total_flops()
+        call.nodes = (call.nodes[0], self.now())
         call.end = len(self.record.order)
         self.record.kept.append(output)
         call.output = output
@@ -193,6 +222,8 @@ def layout_of(record: Trace, call: Call) -> str | None:
             continue
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
             return "nchw"
+        if shape != first:  # rearranged, e.g. into windows: says nothing about the block's own maps
+            continue
         if isinstance(module, nn.Linear):
             return "nhwc"
         if isinstance(module, nn.LayerNorm) and type(module).forward is nn.LayerNorm.forward:
