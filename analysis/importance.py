@@ -6,7 +6,6 @@ the searched space that a parameter explains by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +35,13 @@ class Importance:
 def importances(run: Run) -> tuple[Importance, ...]:
     """Importance of every searched parameter for every objective, from the fully trained trials.
 
-    fANOVA's cost grows with the square of the trials, so that of more than MAX_TRIALS an evenly spaced sample
-    is used. Deterministic. With too few trials, or an objective that is the same in all, `values` is empty and
-    `note` says why; otherwise `note` says what it was computed from.
+    fANOVA's cost grows with the square of the trials: of more than MAX_TRIALS an even sample is used.
+    Deterministic. With too few trials, or an objective that is the same in all, `values` is empty and `note`
+    says why; otherwise `note` says what it was computed from.
     """
     trials = [t for t in run.trials if t.state is TrialState.COMPLETE and np.isfinite(t.values).all()]
-    chosen = [trials[i] for i in np.unique(np.linspace(0, len(trials) - 1, MAX_TRIALS).round().astype(int))]
+    last = max(len(trials) - 1, 0)
+    chosen = [trials[i] for i in sorted({round(x) for x in np.linspace(0, last, MAX_TRIALS)}) if trials]
     found = []
     for i, metric in enumerate(run.metrics):
         reason = _too_little(trials, i)
@@ -49,7 +49,7 @@ def importances(run: Run) -> tuple[Importance, ...]:
             found.append(Importance(metric, {}, reason))
             continue
         note = f"fANOVA over {len(chosen)} of {len(trials)} fully trained trials"
-        found.append(Importance(metric, _fanova(chosen, lambda t, i=i: t.values[i]), note))
+        found.append(Importance(metric, _fanova(chosen, i), note))
     return tuple(found)
 
 
@@ -63,12 +63,19 @@ def _too_little(trials: list[FrozenTrial], objective: int) -> str:
     return ""
 
 
-def _fanova(trials: list[FrozenTrial], value: Callable[[FrozenTrial], float]) -> dict[str, float]:
+def _fanova(trials: list[FrozenTrial], objective: int) -> dict[str, float]:
     """Importances over a study of its own, without the attributes that make the real one slow to copy."""
-    sampler = optuna.samplers.RandomSampler(seed=_SEED)
-    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
+    try:
+        study = optuna.create_study()
+    finally:
+        optuna.logging.set_verbosity(verbosity)
     study.add_trials(
-        [create_trial(params=t.params, distributions=t.distributions, value=value(t)) for t in trials]
+        [
+            create_trial(params=t.params, distributions=t.distributions, value=t.values[objective])
+            for t in trials
+        ]
     )
     evaluator = FanovaImportanceEvaluator(n_trees=_TREES, seed=_SEED)
     return {name: float(v) for name, v in get_param_importances(study, evaluator=evaluator).items()}

@@ -1,0 +1,87 @@
+"""Limits on what may be picked: `flops=40M`, `latency_ms=0.5x`, `accuracy=92%`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import InputError
+from analysis.metrics import metric_name, parse_value, show
+
+Limits = Mapping[str, float | str] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`metric` must be at most ("<=") or at least (">=") `value`, in the metric's own unit."""
+
+    metric: str
+    op: Literal["<=", ">="]
+    value: float
+    text: str
+
+    def __str__(self) -> str:
+        shown = show(self.metric, self.value)
+        return f"{self.metric} {self.op} {shown}" + (f" ({self.text})" if self.text.endswith("x") else "")
+
+    def excess(self, values: pd.Series) -> np.ndarray:
+        """How far `values` (n,) are beyond the limit, relative to it: <= 0 within, inf where unknown."""
+        sign = 1.0 if self.op == "<=" else -1.0
+        beyond = sign * (values.to_numpy(dtype=np.float64) - self.value) / max(abs(self.value), 1e-12)
+        return np.where(np.isnan(beyond), np.inf, beyond)
+
+
+def parse_limits(most: Limits | None, least: Limits | None, teacher: Mapping[str, Any]) -> tuple[Limit, ...]:
+    """Limits from what was typed: upper ones (`most`) then lower ones (`least`).
+
+    Each is a sequence of "metric=value", or a mapping metric -> value. A value may have a suffix (k, M, G, %)
+    or be "0.5x": that many times the teacher's.
+
+    Raises:
+        InputError: no "=", an unknown metric, no number, the same limit twice, or "x" on a metric that the
+            teacher has no value for.
+    """
+    found: dict[tuple[str, str], Limit] = {}
+    ops: tuple[tuple[Limits | None, Literal["<=", ">="], str], ...] = (
+        (most, "<=", "max"),
+        (least, ">=", "min"),
+    )
+    for items, op, option in ops:
+        for key, text in _pairs(items, option):
+            metric = metric_name(key)
+            value, relative = parse_value(text)
+            if relative:
+                value *= _of_teacher(teacher, metric, f"{option} {key}={text}")
+            if (metric, op) in found:
+                raise InputError(f"{option} {key}={text}: there is already the limit {found[metric, op]}")
+            found[metric, op] = Limit(metric, op, value, text)
+    return tuple(found.values())
+
+
+def _pairs(items: Limits | None, option: str) -> list[tuple[str, str]]:
+    if items is None:
+        return []
+    if isinstance(items, Mapping):
+        return [(key, str(value)) for key, value in items.items()]
+    if isinstance(items, str):
+        items = [items]
+    pairs = []
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip() or not text.strip():
+            raise InputError(
+                f"{option} {item!r}: expected metric=value, such as flops=40M or latency_ms=0.5x"
+            )
+        pairs.append((key.strip(), text.strip()))
+    return pairs
+
+
+def _of_teacher(teacher: Mapping[str, Any], metric: str, where: str) -> float:
+    value = teacher.get("latency_ms" if metric == "measured_latency_ms" else metric)
+    if not isinstance(value, int | float):
+        raise InputError(f"{where}: the teacher has no {metric} to take a share of")
+    return float(value)

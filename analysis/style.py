@@ -1,0 +1,172 @@
+"""How figures look: one palette, one size that stays legible on a phone, labels that keep apart.
+
+The palette follows Okabe and Ito's colour-blind safe set. Figures inlined in the HTML page swap it for CSS
+variables, so that they follow the reader's light or dark theme.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
+
+from analysis.metrics import axis_label, show_count
+
+INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
+BLUE, RED, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
+CSS_NAMES = {
+    **{INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"},
+    **{BLUE: "blue", RED: "red", GREEN: "green", GREY: "grey"},
+}
+WIDTH = 5.2  # inches: on a phone 9 pt text is then about 9 px high
+DPI = 150
+RC: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": PAPER,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ama-search",
+}
+
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of the common width and its axes in reading order."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **kwargs).flat)
+
+
+def width_colours(widths: Sequence[float]) -> dict[float, str]:
+    """A colour for every width, dark for narrow to light for wide, on a scale that all eyes can order."""
+    scale, last = colormaps["cividis"], max(len(widths) - 1, 1)
+    return {width: to_hex(scale(0.2 + 0.75 * i / last)) for i, width in enumerate(sorted(widths))}
+
+
+def text_on(colour: str) -> str:
+    """Black or white, whichever reads on `colour`. Not part of the palette: the theme must not swap it."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "#fefefe"
+
+
+def label_axis(axes: Axes, which: str, metric: str) -> None:
+    """Label the "x" or "y" axis with `metric`, its ticks in percent or with k, M, G."""
+    axis = getattr(axes, f"{which}axis")
+    axis.set_label_text(axis_label(metric))
+    if metric == "val_accuracy":
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    elif metric in ("flops", "params"):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: show_count(value)))
+
+
+def place_labels(
+    axes: Axes, labels: Sequence[tuple[float, float, str, str]], avoid: Sequence[tuple[float, float]]
+) -> None:
+    """Write (x, y, text, colour) beside their points where they cover no other label and few `avoid` points.
+
+    Tries places round each point, nearest first, and takes the first that is free and inside the axes, else
+    the one that covers least. A line leads from labels that had to move away.
+    """
+    figure: Any = axes.figure
+    figure.canvas.draw()  # fixes the layout, which text extents depend on
+    figure.set_layout_engine("none")
+    renderer = figure.canvas.get_renderer()
+    frame = axes.get_window_extent(renderer)
+    dots = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in (axes.transData.transform(p) for p in avoid)]
+    taken: list[Bbox] = []
+    for x, y, text, colour in labels:
+        best: tuple[float, Any, Bbox] | None = None
+        for distance in (8, 16, 28, 44):
+            for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1.3), (0, -1.3), (1.3, 0), (-1.3, 0)):
+                note = axes.annotate(
+                    text,
+                    (x, y),
+                    xytext=(dx * distance, dy * distance),
+                    textcoords="offset points",
+                    ha=["right", "center", "left"][1 + (dx > 0) - (dx < 0)],
+                    va=["top", "center", "bottom"][1 + (dy > 0) - (dy < 0)],
+                    color=colour,
+                    fontsize=8.5,
+                    fontweight="bold",
+                    arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8} if distance > 8 else None,
+                    zorder=10,
+                )
+                extent = note.get_window_extent(renderer).padded(1)
+                words = Bbox.union([extent]) if distance == 8 else _text_extent(note, renderer)
+                outside = not (frame.x0 <= words.x0 and words.x1 <= frame.x1 + 2 and frame.y0 <= words.y0)
+                cost = 100.0 * outside + 100.0 * (words.y1 > frame.y1 + 8)
+                cost += 50.0 * words.count_overlaps(taken) + words.count_overlaps(dots) + distance / 1000
+                if best is None or cost < best[0]:
+                    if best is not None:
+                        best[1].remove()
+                    best = (cost, note, words)
+                else:
+                    note.remove()
+            if best is not None and best[0] < 1:
+                break
+        if best is not None:
+            taken.append(best[2])
+
+
+def _text_extent(note: Any, renderer: Any) -> Bbox:
+    """Extent of an annotation's words alone, without its leading line."""
+    arrow, note.arrow_patch = note.arrow_patch, None
+    try:
+        extent: Bbox = note.get_window_extent(renderer).padded(1)
+        return extent
+    finally:
+        note.arrow_patch = arrow
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as the text of an SVG element with a transparent background."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, dpi=DPI, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def standalone_svg(svg: str) -> str:
+    """An SVG file of it, on white."""
+    head, rest = svg.split(">", 1)
+    white = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}>{white}{rest}'
+
+
+def themed_svg(svg: str, slug: str, title: str) -> str:
+    """`svg` to be inlined in a page: scales with it, palette as CSS variables, ids unique by `slug`."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{slug}-', svg)
+    svg = re.sub(r'(href="|url\()#', rf"\g<1>#{slug}-", svg)
+    for colour, name in CSS_NAMES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{title}">{rest}'

@@ -1,0 +1,205 @@
+"""The numbers behind every figure and table of the report: pure functions from a run to a DataFrame."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import InputError
+from analysis.importance import importances
+from analysis.metrics import COST_METRICS
+from analysis.pareto import hypervolume_history
+from analysis.trials import Run
+
+MAX_CURVES = 300
+_SHOWN = ("val_accuracy", "val_loss", *COST_METRICS, "measured_latency_ms", "epochs")
+
+
+def ran(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a frame without the proposals that were refused before training."""
+    return table[table["refused"] == ""]
+
+
+def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
+    """The teacher and every trial with metrics, for scatter plots.
+
+    Returns:
+        number (-1 for the teacher), role (teacher, front, dominated or "stopped early", whose metrics are its
+        last), picked, and the metrics. Trials that run, failed or were refused are left out.
+    """
+    table = ran(run.frame())
+    table = table[table["state"].isin(["COMPLETE", "PRUNED"]) & table["val_accuracy"].notna()]
+    roles = np.where(table["state"] == "PRUNED", "stopped early", "dominated")
+    roles = np.where(table["on_front"], "front", roles)
+    shown = table[["number", *_SHOWN]].copy()
+    shown.insert(1, "role", roles)
+    shown.insert(2, "picked", shown["number"].isin(list(picks)))
+    teacher = {name: run.teacher.get(name) for name in _SHOWN}
+    first = pd.DataFrame([{"number": -1, "role": "teacher", "picked": False, **teacher}])
+    first = first.astype(dict.fromkeys(_SHOWN, "float64"))
+    shown = shown.astype(dict.fromkeys(_SHOWN, "float64"))
+    return pd.concat([first, shown], ignore_index=True) if len(shown) else first
+
+
+def history(run: Run) -> pd.DataFrame:
+    """Hypervolume after each trial that ended, in the order in which they ended.
+
+    Returns:
+        trials (ended so far), number, state, hours (since the first trial started), epochs and train_hours
+        (of all ended so far, early-stopped and failed ones included), hypervolume (0..1), front (its size).
+    """
+    table = ran(run.frame())
+    start = table["started"].min()
+    table = table[table["ended"].notna()].sort_values(["ended", "number"], kind="stable")
+    values = run.points(table)
+    values[(table["state"] != "COMPLETE").to_numpy()] = np.nan
+    volumes, sizes = hypervolume_history(values, run.box)
+    return pd.DataFrame(
+        {
+            "trials": np.arange(1, len(table) + 1),
+            "number": table["number"].to_numpy(),
+            "state": table["state"].to_numpy(),
+            "hours": (table["ended"] - start).dt.total_seconds().to_numpy() / 3600,
+            "epochs": table["epochs"].fillna(0).astype("int64").cumsum().to_numpy(),
+            "train_hours": table["seconds"].fillna(0).cumsum().to_numpy() / 3600,
+            "hypervolume": volumes,
+            "front": sizes,
+        }
+    )
+
+
+def importance(run: Run) -> pd.DataFrame:
+    """Importances, one row an objective and parameter: metric, parameter, importance (0..1), note.
+
+    An objective without importances has one row, with parameter "" and the reason as its note.
+    """
+    rows: list[dict[str, Any]] = []
+    for found in importances(run):
+        rows += [
+            {"metric": found.metric, "parameter": name, "importance": value, "note": found.note}
+            for name, value in (found.values or {"": float("nan")}).items()
+        ]
+    return pd.DataFrame(rows, columns=["metric", "parameter", "importance", "note"])
+
+
+def block_map(run: Run, limit: int | None = None) -> pd.DataFrame:
+    """Which blocks the front's students replace: one row a student and block, in order of the front.
+
+    Args:
+        limit: at most that many students, evenly spaced along the front.
+
+    Returns:
+        rank (0 for the best first objective), number, block, width (NaN for kept) and span: blocks of one
+        student with the same span are replaced by one module together; -1 for kept.
+    """
+    table = run.frame()
+    numbers = run.front()["number"].tolist() if table["on_front"].any() else []
+    if limit is not None and len(numbers) > limit:
+        numbers = [numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, limit)]
+    rows = []
+    for rank, number in enumerate(numbers):
+        spans = run.trial(number).user_attrs.get("replaced") or []
+        placed = {block: (span["width"], i) for i, span in enumerate(spans) for block in span["span"]}
+        for block in run.blocks:
+            width, span = placed.get(block["name"], (float("nan"), -1))
+            rows.append((rank, number, block["name"], width, span))
+    return pd.DataFrame(rows, columns=["rank", "number", "block", "width", "span"])
+
+
+def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
+    """`run.curves()` of the front and of at most `limit` others, evenly chosen, with their role."""
+    table = run.frame()
+    front = table.loc[table["on_front"], "number"].tolist()
+    found = run.curves()
+    others = sorted(set(found["number"]) - set(front))
+    if len(others) > limit:
+        others = [others[round(i)] for i in np.linspace(0, len(others) - 1, limit)]
+    found = found[found["number"].isin([*front, *others])].reset_index(drop=True)
+    roles = {"PRUNED": "stopped early", "COMPLETE": "dominated", "FAIL": "failed"}
+    found["role"] = found["state"].map(roles).fillna("running")
+    found.loc[found["number"].isin(front), "role"] = "front"
+    return found
+
+
+def settings(run: Run) -> pd.DataFrame:
+    """Parameters other than levels, of the fully trained: number, on_front, val_accuracy, the parameters."""
+    table = run.frame()
+    table = table[table["state"] == "COMPLETE"]
+    names = [n for n in _parameters(run) if not n.startswith("level/") and table[n].nunique() > 1]
+    return table[["number", "on_front", "val_accuracy", *names]].reset_index(drop=True)
+
+
+def log_parameters(run: Run) -> set[str]:
+    """Parameters that are searched on a logarithmic scale."""
+    spread = (item for trial in run.trials for item in trial.distributions.items())
+    return {name for name, distribution in spread if getattr(distribution, "log", False)}
+
+
+def _parameters(run: Run) -> list[str]:
+    searched = {name for trial in run.trials for name in trial.params}
+    return [name for name in run.frame().columns if name in searched]
+
+
+def states(run: Run) -> pd.DataFrame:
+    """Trials, epochs and training hours by state: state, trials, epochs, train_hours; refused ones apart."""
+    table = run.frame()
+    state = table["state"].where(table["refused"] == "", "refused")
+    grouped = table.assign(state=state).groupby("state")
+    out = grouped.agg(trials=("number", "size"), epochs=("epochs", "sum"), train_hours=("seconds", "sum"))
+    order = ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING", "refused"]
+    out = out.reindex([name for name in order if name in out.index]).reset_index()
+    return out.assign(train_hours=out["train_hours"] / 3600)
+
+
+def failures(run: Run) -> pd.DataFrame:
+    """Failed trials by reason, whatever numbers that holds: reason, trials, numbers, train_hours."""
+    table = run.frame()
+    table = table[table["state"] == "FAIL"].copy()
+    table["reason"] = table["reason"].replace("", "no reason recorded").str.split("\n").str[0]
+    table["kind"] = [re.sub(r"\d+(\.\d+)?", "#", text) for text in table["reason"]]
+    out = table.groupby("kind", sort=False).agg(
+        reason=("reason", "first"),
+        trials=("number", "size"),
+        numbers=("number", lambda column: ", ".join(map(str, column))),
+        train_hours=("seconds", "sum"),
+    )
+    out = out.sort_values("trials", ascending=False, kind="stable").reset_index(drop=True)
+    return out.assign(train_hours=out["train_hours"] / 3600)
+
+
+def retrained(run: Run) -> pd.DataFrame:
+    """Retrained students, mean and deviation over seeds, from `retrained/results.json` of the run directory.
+
+    Returns:
+        number, kind, seeds, test_accuracy, test_accuracy_sd, test_loss, test_loss_sd (NaN for one seed),
+        params, flops, latency_ms; no rows where nothing was retrained.
+
+    Raises:
+        InputError: the file is not a list of results.
+    """
+    columns = ["number", "kind", "seeds"]
+    columns += ["test_accuracy", "test_accuracy_sd", "test_loss", "test_loss_sd", *COST_METRICS]
+    path = run.path / "retrained" / "results.json" if run.path else None
+    if path is None or not path.is_file():
+        return pd.DataFrame(columns=columns)
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        rows = pd.DataFrame([{"number": r["number"], "kind": r["kind"], **r} for r in results])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: expected a list of results with number and kind: {error!r}") from None
+    wanted = ["number", "kind", "seed", "test_accuracy", "test_loss", *COST_METRICS]
+    rows = rows.reindex(columns=wanted)
+    out = rows.groupby(["number", "kind"], sort=False).agg(
+        seeds=("kind", "size"),
+        test_accuracy=("test_accuracy", "mean"),
+        test_accuracy_sd=("test_accuracy", "std"),
+        test_loss=("test_loss", "mean"),
+        test_loss_sd=("test_loss", "std"),
+        **{name: (name, "first") for name in COST_METRICS},
+    )
+    return out.reset_index()[columns]
