@@ -1,0 +1,188 @@
+"""The stages that all commands share: data, teacher, blocks, cost table. Each leaves a file for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from search.experiment import Experiment
+from search.goals import COSTS
+from search.proposer import Limit
+from trainables.blocks import Block, find_blocks
+from trainables.cost import CostTable, load_costs, measure_costs
+from trainables.data import ImageData, load_data
+from trainables.errors import InputError
+from trainables.models import build_model
+from trainables.runtime import Runtime, resolve
+from trainables.teacher_record import TeacherRecord
+from trainables.teachers import Teacher, load_teacher, train_teacher
+
+TEACHER_FILE = "teacher.safetensors"
+COSTS_FILE = "costs.json"
+EXPERIMENT_FILE = "experiment.yaml"
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a search needs before it starts."""
+
+    experiment: Experiment
+    run_dir: Path
+    runtime: Runtime
+    data: ImageData
+    teacher: Teacher
+    blocks: tuple[Block, ...]
+    costs: CostTable
+
+
+def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> Setup:
+    """Run every stage up to the search; a teacher that is not there yet is trained.
+
+    Args:
+        experiment: what to do.
+        test: read the test data too (for the teacher's and the retrained students' record).
+        progress: called as work goes on.
+    """
+    runtime = resolve(experiment.runtime)
+    run_dir = Path(experiment.run.dir)
+    data = load_data(experiment.data, test=test, progress=progress)
+    teacher = get_teacher(experiment, data, runtime, progress)
+    blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
+    costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress)
+    return Setup(experiment, run_dir, runtime, data, teacher, blocks, costs)
+
+
+def get_teacher(
+    experiment: Experiment, data: ImageData, runtime: Runtime, progress: Progress | None = None
+) -> Teacher:
+    """The teacher given, the one trained before into the run directory, or one trained now."""
+    run_dir = Path(experiment.run.dir)
+    path = run_dir / TEACHER_FILE
+    if experiment.teacher.checkpoint is not None or path.exists():
+        return load_teacher(experiment.teacher, data, runtime, run_dir, seed=experiment.seed)
+    if data.test is None:
+        data = load_data(experiment.data, test=True)  # the teacher's record holds its test accuracy
+    total = experiment.teacher.epochs
+
+    def report(metrics: dict[str, Any]) -> None:
+        if progress is not None:
+            progress(
+                f"training the teacher, validation accuracy {metrics['val_accuracy']:.4f}",
+                int(metrics["epoch"]),
+                total,
+            )
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return train_teacher(experiment.teacher, data, runtime, path, seed=experiment.seed, report=report)
+
+
+def teacher_blocks(
+    experiment: Experiment, model: torch.nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[Block, ...]:
+    """The blocks that the experiment may replace, in execution order."""
+    device = next(model.parameters()).device
+    return find_blocks(model, torch.zeros(1, *image_shape, device=device), experiment.space.blocks)
+
+
+def get_costs(
+    experiment: Experiment,
+    teacher: Teacher,
+    blocks: tuple[Block, ...],
+    image_shape: tuple[int, int, int],
+    runtime: Runtime,
+    progress: Progress | None = None,
+) -> CostTable:
+    """The cost table of the run directory, or one measured now and written there."""
+    path = Path(experiment.run.dir) / COSTS_FILE
+    fuse = experiment.space.fuse is not False
+    if path.exists():
+        return load_costs(
+            path,
+            teacher_hash=teacher.record.hash,
+            image_shape=image_shape,
+            blocks=blocks,
+            widths=experiment.space.widths,
+            fuse=fuse,
+            batch_size=experiment.costs.batch_size,
+        )
+    table = _measure(experiment, teacher.model, blocks, image_shape, runtime, progress)
+    table.save(path)
+    return table
+
+
+def _measure(
+    experiment: Experiment,
+    model: torch.nn.Module,
+    blocks: tuple[Block, ...],
+    image_shape: tuple[int, int, int],
+    runtime: Runtime,
+    progress: Progress | None,
+) -> CostTable:
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("measuring the cost table", done, total)
+
+    return measure_costs(
+        model,
+        blocks,
+        experiment.space.widths,
+        experiment.space.fuse is not False,
+        image_shape,
+        runtime,
+        experiment.costs.batch_size,
+        progress=report,
+    )
+
+
+def profile(
+    experiment: Experiment, data: ImageData, progress: Progress | None = None
+) -> tuple[TeacherRecord | None, tuple[Block, ...], CostTable]:
+    """Blocks and cost table for `ama profile` and `--dry-run`, which need no trained teacher.
+
+    Costs do not depend on the weights: where no teacher is there yet, random ones are profiled, and nothing
+    is written, because a cost table belongs to one teacher.
+
+    Returns:
+        The teacher's record, None for random weights; its blocks; its cost table.
+    """
+    runtime = resolve(experiment.runtime)
+    config = experiment.teacher
+    if config.checkpoint is not None or (Path(experiment.run.dir) / TEACHER_FILE).exists():
+        teacher = get_teacher(experiment, data, runtime, progress)
+        blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
+        costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress)
+        return teacher.record, blocks, costs
+    model = build_model(config.arch, data.num_classes, data.image_shape, config.small_stem)
+    model = model.to(runtime.device).eval()
+    blocks = teacher_blocks(experiment, model, data.image_shape)
+    return None, blocks, _measure(experiment, model, blocks, data.image_shape, runtime, progress)
+
+
+def absolute_limits(experiment: Experiment, teacher: TeacherRecord | None, costs: CostTable) -> list[Limit]:
+    """The experiment's constraints in the metrics' own units; an untrained teacher's scores count as NaN.
+
+    Raises:
+        InputError: no student can keep a limit on a cost; the message names the cheapest student.
+    """
+    reference = {
+        **costs.teacher.as_dict(),
+        "val_accuracy": teacher.val_accuracy if teacher else float("nan"),
+        "val_loss": teacher.val_loss if teacher else float("nan"),
+    }
+    limits = [Limit(c.metric, c.op, c.limit(reference[c.metric]), c.text) for c in experiment.constraints]
+    for limit in limits:
+        if limit.metric in COSTS and limit.op == "<=":
+            spec, price = costs.cheapest(limit.metric)
+            least = price.as_dict()[limit.metric]
+            if limit.violation(least) > 0:
+                raise InputError(
+                    f"constraints: no student keeps {limit.text} (that is {limit.limit:,.6g}): the cheapest, "
+                    f"{len(spec.widths)} blocks replaced at their narrowest, has {limit.metric} {least:,.6g}"
+                )
+    return limits

@@ -1,0 +1,312 @@
+"""Run a search: study, cluster, Ray Tune, and a record that is true whenever and however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune import Stopper
+from ray.tune.experiment import Trial
+
+from search.cluster import connected, slots
+from search.experiment import Experiment, difference, dump_yaml, resolved
+from search.pipeline import EXPERIMENT_FILE, Progress, Setup, absolute_limits, prepare
+from search.proposer import Limit, Proposer
+from search.scheduler import RungScheduler
+from search.searcher import Board, StudyCallback, StudySearcher, ran
+from search.space import SearchSpace
+from search.storage_url import study_url
+from search.study import StudyRecord, now
+from trainables.config import StudentSpec
+from trainables.cost import measure_many
+from trainables.errors import InputError
+from trainables.runtime import device_name
+from trainables.student import build_student
+from trainables.trial import CHECKPOINT_FILE, DistillTrial, TrialContext
+
+FORMAT = 1
+TRIALS = "trials"  # folder of the run directory where Ray keeps checkpoints and logs
+MAX_FAILURES = 2  # a trial is tried again this often, from its last checkpoint
+
+Watch = Callable[[Board], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a search ended: why, and the numbers of the rows that a `--resume` would take up."""
+
+    run_dir: Path
+    reason: str
+    interrupted: tuple[int, ...]
+    failed: bool = False
+
+
+def search(
+    experiment: Experiment,
+    *,
+    address: str | None = None,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Search, from a trained teacher to a study whose every row has its true state.
+
+    Args:
+        experiment: what to do.
+        address: of a Ray cluster; None: start Ray on this machine.
+        resume: continue the run that the run directory holds.
+        command: as typed, for the record.
+        progress: called by the stages before the search.
+        watch: called whenever a trial starts, reports or ends.
+
+    Raises:
+        InputError: something in the experiment, run directory, database or cluster cannot be used.
+    """
+    run_dir = Path(experiment.run.dir)
+    url = study_url(experiment, run_dir)
+    _check_run_dir(experiment, run_dir, url, resume)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with locked(run_dir), connected(address):
+        concurrent = slots(experiment.resources)
+        setup = prepare(experiment, progress=progress)
+        limits = absolute_limits(experiment, setup.teacher.record, setup.costs)
+        if resume:
+            record = StudyRecord.load(url, experiment.name)
+            record.interrupt()  # rows of a driver that was killed
+            if sum(ran(t) and t.state.is_finished() for t in record.trials()) >= experiment.budget.trials:
+                return Outcome(run_dir, f"all {experiment.budget.trials} trials are done already", ())
+        else:
+            record = StudyRecord.create(url, experiment.name, [o.direction for o in experiment.objectives])
+            record.set_attrs(_study_attrs(setup, limits, command))
+        dump_yaml(experiment, run_dir / EXPERIMENT_FILE)
+        return _run(setup, record, limits, concurrent, watch)
+
+
+def _check_run_dir(experiment: Experiment, run_dir: Path, url: str, resume: bool) -> None:
+    """Refuse a new run where one is, and a resumed one where none is or that was another experiment."""
+    there = (run_dir / EXPERIMENT_FILE).exists()
+    if there and not resume:
+        raise InputError(
+            f"run.dir: {run_dir} already holds a run; continue it with --resume, or choose another place "
+            "with --out"
+        )
+    if resume and not there:
+        raise InputError(f"--resume: {run_dir} holds no run (no {EXPERIMENT_FILE} in it)")
+    if resume:
+        before = StudyRecord.load(url, experiment.name).attrs["experiment"]
+        changes = difference(before, experiment)
+        if changes:
+            raise InputError(
+                f"--resume: the run in {run_dir} was another experiment; only budget.trials, budget.hours, "
+                "resources and runtime may change:\n  " + "\n  ".join(changes)
+            )
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"run.dir: another `ama search` is running in {run_dir}") from None
+        yield
+
+
+def _study_attrs(setup: Setup, limits: list[Limit], command: str) -> dict[str, Any]:
+    experiment, table, data = setup.experiment, setup.costs, setup.data
+    record = setup.teacher.record
+    profile = table.to_profile()
+    return {
+        "format": FORMAT,
+        "experiment": resolved(experiment),
+        "objectives": [{"metric": o.metric, "direction": o.direction} for o in experiment.objectives],
+        "constraints": [vars(limit) for limit in limits],
+        "teacher": {
+            "arch": record.arch,
+            "hash": record.hash,
+            "val_accuracy": record.val_accuracy,
+            "val_loss": record.val_loss,
+            "test_accuracy": record.test_accuracy,
+            **table.teacher.as_dict(),
+        },
+        "data": {
+            "name": data.name,
+            "classes": data.num_classes,
+            "train": len(data.train),
+            "val": len(data.val),
+            "image_shape": list(data.image_shape),
+            "hash": data.hash,
+        },
+        "blocks": profile["blocks"],
+        "widths": list(experiment.space.widths),
+        "versions": versions(),
+        "command": command,
+        "device": device_name(setup.runtime.device),
+        "budget": experiment.budget.model_dump(mode="json"),
+        "started": now(),
+        "sessions": 0,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    packages = ("ama-search", "torch", "torchvision", "ray", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+class _Deadline(Stopper):  # type: ignore[misc]
+    """Ends the whole search when its wall time is over."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self._deadline = deadline
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+
+def _run(
+    setup: Setup, record: StudyRecord, limits: list[Limit], concurrent: int, watch: Watch | None
+) -> Outcome:
+    experiment, run_dir = setup.experiment, setup.run_dir
+    past = record.trials()
+    session = int(record.attrs["sessions"]) + 1
+    record.set_attrs({"sessions": session, "budget": experiment.budget.model_dump(mode="json")})
+    hours = experiment.budget.hours
+    deadline = None if hours is None else time.monotonic() + hours * 3600 - _spent(record)
+    scheduler = RungScheduler(
+        {o.metric: o.direction for o in experiment.objectives},
+        max_epochs=experiment.budget.epochs,
+        grace_epochs=experiment.budget.grace_epochs,
+        reduction_factor=experiment.budget.reduction_factor,
+    )
+    scheduler.replay(past)
+    space = SearchSpace.from_experiment(experiment, [block.name for block in setup.blocks])
+    searcher = StudySearcher(
+        experiment,
+        record,
+        Proposer(experiment, space, setup.costs.price, limits, past),
+        setup.blocks,
+        checkpoints={t.number: _checkpoints(run_dir, t) for t in past if t.state == TrialState.WAITING},
+        scheduler=scheduler,
+        deadline=deadline,
+        watch=watch,
+    )
+    began = time.monotonic()
+    try:
+        _tuner(setup, searcher, scheduler, concurrent, session, deadline).fit()
+    finally:
+        interrupted = tuple(record.interrupt())
+        record.set_attrs({"elapsed_seconds": _spent(record) + time.monotonic() - began})
+    outcome = _outcome(run_dir, searcher, interrupted, deadline)
+    if not interrupted:
+        record.set_attrs({"ended": now()})
+        _measure_front(setup, record)
+    return outcome
+
+
+def _spent(record: StudyRecord) -> float:
+    return float(record.attrs.get("elapsed_seconds", 0.0))
+
+
+def _tuner(
+    setup: Setup,
+    searcher: StudySearcher,
+    scheduler: RungScheduler,
+    concurrent: int,
+    session: int,
+    deadline: float | None,
+) -> tune.Tuner:
+    resources = setup.experiment.resources
+    # What a trial computes with follows from the CPUs it was given, not from the machine's.
+    threads = setup.experiment.runtime.threads or max(1, int(resources.cpu))
+    context = TrialContext(
+        data=setup.data.to_arrays(),
+        teacher=setup.teacher.model.cpu(),
+        blocks=setup.blocks,
+        runtime=setup.experiment.runtime.model_copy(update={"threads": threads}),
+    )
+    trainable = tune.with_resources(
+        tune.with_parameters(DistillTrial, context=context), {"cpu": resources.cpu, "gpu": resources.gpu}
+    )
+
+    def dirname(trial: Trial) -> str:
+        # A row taken up again by a later session gets a folder of its own: Ray counts checkpoints from 0.
+        return f"{trial.config['number']:05d}-{session}"
+
+    storage = setup.run_dir.absolute()
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            # Without it a searcher gets one pending trial, and an autoscaler never sees the demand.
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=dirname,
+        ),
+        run_config=tune.RunConfig(
+            name=TRIALS,
+            storage_path=str(storage),
+            verbose=0,
+            stop=_Deadline(deadline),
+            callbacks=[StudyCallback(searcher, str(storage))],
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
+        ),
+    )
+
+
+def _checkpoints(run_dir: Path, row: FrozenTrial) -> list[str]:
+    """Checkpoint folders of an interrupted row, newest first: a later session's before an earlier one's."""
+    found = (run_dir / TRIALS).glob(f"{row.number:05d}-*/checkpoint_*/{CHECKPOINT_FILE}")
+    return [str(f.parent.absolute()) for f in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)]
+
+
+def _outcome(
+    run_dir: Path, searcher: StudySearcher, interrupted: tuple[int, ...], deadline: float | None
+) -> Outcome:
+    if searcher.exhausted:
+        return Outcome(run_dir, searcher.exhausted, interrupted, failed=searcher.hopeless)
+    if deadline is not None and time.monotonic() > deadline:
+        return Outcome(run_dir, "the wall time of budget.hours is over", interrupted)
+    if interrupted:
+        return Outcome(run_dir, "interrupted; continue with --resume", interrupted)
+    return Outcome(run_dir, "the budget is used", ())
+
+
+def _measure_front(setup: Setup, record: StudyRecord) -> None:
+    """Measure the front's students end to end, now that no trial loads the device."""
+    rows = record.front()
+    if not rows:
+        return
+    students = {
+        str(row.number): build_student(
+            setup.teacher.model,
+            setup.blocks,
+            StudentSpec.model_validate(row.user_attrs["config"]["student"]),
+        )
+        for row in rows
+    }
+    example = torch.zeros(setup.costs.batch_size, *setup.data.image_shape)
+    measured = measure_many(students, example, setup.runtime)
+    record.set_attrs({"measured": {n: {"latency_ms": latency.median_ms} for n, latency in measured.items()}})

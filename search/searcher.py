@@ -1,0 +1,294 @@
+"""Optuna behind Ray Tune: proposals in, results out, and a true state for every row.
+
+Ray's own `OptunaSearch` tells an early-stopped trial as COMPLETE, leaves rows RUNNING after a stopper or a
+time limit, and pickles the storage URL into the run directory; this one does none of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune import Callback, Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from search.experiment import Experiment
+from search.proposer import Proposal, Proposer, SpaceExhaustedError
+from search.scheduler import RungScheduler
+from search.storage_url import redact
+from search.study import StudyRecord
+from trainables.blocks import Block
+from trainables.distill import EpochMetrics
+from trainables.student import spans_of
+
+METRICS = tuple(metric.name for metric in fields(EpochMetrics))
+
+# The search gives up when this many trials failed and none came through: the fault is not the config's.
+HOPELESS = 5
+
+
+def ran(trial: FrozenTrial) -> bool:
+    """Whether a row stands for a trial that took a slot (not a proposal refused before training)."""
+    return "refused" not in trial.user_attrs
+
+
+@dataclass
+class Board:
+    """The live state of a search, for whoever watches it."""
+
+    trials: int  # budget
+    epochs: int  # of a full trial
+    states: dict[int, str] = field(default_factory=dict)
+    done_epochs: dict[int, int] = field(default_factory=dict)
+    values: dict[int, tuple[float, ...]] = field(default_factory=dict)  # of complete trials
+    refused: int = 0
+
+    def counts(self) -> Counter[str]:
+        """Trials by state."""
+        return Counter(self.states.values())
+
+
+class StudySearcher(Searcher):  # type: ignore[misc]
+    """Ray Tune's side of a search.
+
+    Args:
+        experiment: objectives, budget, seed.
+        record: the study's rows.
+        proposer: what to try next.
+        blocks: the teacher's blocks.
+        scheduler: knows whom the early-stopping rule stopped; is told the costs of every trial.
+        checkpoints: checkpoint folders, newest first, by number of the rows that an earlier session left
+            unfinished; they are taken up before anything new is proposed.
+        deadline: `time.monotonic()` after which nothing new starts; None: no limit.
+        watch: called with the board whenever it changes.
+
+    Attributes:
+        board: the live state.
+        exhausted: why the search ended before its budget was used, or None.
+        hopeless: it ended because trials only fail.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        record: StudyRecord,
+        proposer: Proposer,
+        blocks: Sequence[Block],
+        *,
+        scheduler: RungScheduler,
+        checkpoints: Mapping[int, Sequence[str]] | None = None,
+        deadline: float | None = None,
+        watch: Callable[[Board], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._experiment = experiment
+        self._record = record
+        self._proposer = proposer
+        self._blocks = blocks
+        self._scheduler = scheduler
+        self._resumable = dict(checkpoints or {})
+        self._deadline = deadline
+        self._watch = watch
+        self._numbers: dict[str, int] = {}
+        self._costs: dict[int, dict[str, float]] = {}
+        self._last: dict[int, dict[str, Any]] = {}
+        scheduler.costs = self._costs
+        self.exhausted: str | None = None
+        self.hopeless = False
+        self.board = Board(experiment.budget.trials, experiment.budget.epochs)
+        for row in record.trials():
+            self._recall(row)
+
+    def _recall(self, row: FrozenTrial) -> None:
+        if not ran(row):
+            self.board.refused += 1
+        elif row.number not in self._resumable:
+            self.board.states[row.number] = row.state.name
+            self.board.done_epochs[row.number] = row.user_attrs.get("epochs", 0)
+            if row.state == TrialState.COMPLETE:
+                self.board.values[row.number] = tuple(row.values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles the searcher into the run directory: the study is the record, and its URL is secret.
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's config, or FINISHED when the budget is used or nothing is left to try."""
+        if self._over():
+            return str(Searcher.FINISHED)
+        if self._resumable:
+            return self._take_up(trial_id)
+        try:
+            number, proposal = self._next()
+        except SpaceExhaustedError as reason:
+            self.exhausted = str(reason)
+            return str(Searcher.FINISHED)
+        self._register(trial_id, number, proposal.costs.as_dict())
+        return self._config(number, proposal.config.model_dump_json())
+
+    def _over(self) -> bool:
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        used = not self._resumable and len(self.board.states) >= self._experiment.budget.trials
+        return late or used or self.exhausted is not None
+
+    def _take_up(self, trial_id: str) -> dict[str, Any]:
+        number = min(self._resumable)
+        checkpoints = self._resumable.pop(number)
+        row = self._record.trials()[number]
+        self._record.resume(number)
+        self._register(trial_id, number, row.user_attrs["costs"])
+        return self._config(number, json.dumps(row.user_attrs["config"]), checkpoints)
+
+    @staticmethod
+    def _config(number: int, distill: str, checkpoints: Sequence[str] = ()) -> dict[str, Any]:
+        # As JSON: Ray flattens nested dictionaries, and block names are keys in this one.
+        return {"number": number, "distill": distill, "resume": list(checkpoints)}
+
+    def _register(self, trial_id: str, number: int, costs: Mapping[str, float]) -> None:
+        self._numbers[trial_id] = number
+        self._costs[number] = dict(costs)
+        self._record.annotate(number, ray_id=trial_id)
+        self._changed(number, "RUNNING")
+
+    def _changed(self, number: int, state: str) -> None:
+        self.board.states[number] = state
+        if self._watch is not None:
+            self._watch(self.board)
+
+    def _next(self) -> tuple[int, Proposal]:
+        for proposal in self._proposer.propose(seed=self._experiment.seed):
+            number = self._record.add(
+                proposal.params,
+                proposal.distributions,
+                self._attrs(proposal),
+                refused=proposal.refused,
+                constraints=proposal.violations,
+            )
+            if proposal.refused is None:
+                self._proposer.accepted(number)
+                return number, proposal
+            self.board.refused += 1
+        raise AssertionError("propose() ends with a proposal to train or raises")
+
+    def _attrs(self, proposal: Proposal) -> dict[str, Any]:
+        return {
+            "config": proposal.config.model_dump(mode="json"),
+            "costs": proposal.costs.as_dict(),
+            "replaced": [
+                {"span": list(span.blocks), "width": span.width}
+                for span in spans_of(self._blocks, proposal.config.student)
+            ],
+            "seed": proposal.config.seed,
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An epoch was trained: its metrics go to the row."""
+        number = self._numbers[trial_id]
+        metrics = {name: result[name] for name in METRICS}
+        self._last[number] = metrics
+        self._record.epoch(number, metrics)
+        self.board.done_epochs[number] = metrics["epoch"]
+        self._changed(number, "RUNNING")
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """A trial ended, one way or another: its row gets the state that is true."""
+        if error:
+            return  # `StudyCallback` is told next, with the cause
+        number = self._numbers[trial_id]
+        if result and "failure" in result:
+            self.fail(trial_id, result["failure"])
+            return
+        if result and "val_accuracy" in result:
+            self.on_trial_result(trial_id, result)  # a result that ends a trial comes here alone
+        if number in self._last:
+            self._end(trial_id, number, self._last[number])
+        # else: stopped before its first epoch was done; the runner leaves the row to be resumed.
+
+    def _end(self, trial_id: str, number: int, metrics: dict[str, Any]) -> None:
+        objectives = self._experiment.objectives
+        values = [float({**metrics, **self._costs[number]}[o.metric]) for o in objectives]
+        if not all(math.isfinite(v) for v in values):
+            self.fail(trial_id, f"objective values are not finite: {values}")
+        elif metrics["epoch"] >= self._experiment.budget.epochs:
+            self._record.complete(number, values)
+            self._proposer.completed(number, values, metrics)
+            self.board.values[number] = tuple(values)
+            self._changed(number, "COMPLETE")
+        elif number in self._scheduler.stopped:
+            self._record.prune(number, f"early stopping: behind at the rung of epoch {metrics['epoch']}")
+            self._proposer.ended(number, TrialState.PRUNED)
+            self._changed(number, "PRUNED")
+        # else: the wall time is over or somebody pressed Ctrl-C; the runner leaves the row to be resumed.
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        """End a trial's row as FAIL."""
+        number = self._numbers[trial_id]
+        self._record.fail(number, reason)
+        self._proposer.ended(number, TrialState.FAIL)
+        self._changed(number, "FAIL")
+        counts = self.board.counts()
+        if counts["FAIL"] >= HOPELESS and not counts["COMPLETE"] + counts["PRUNED"]:
+            self.exhausted = f"the first {counts['FAIL']} trials all failed, the last with: {redact(reason)}"
+            self.hopeless = True
+
+    def retried(self, trial_id: str, retries: int, reason: str) -> None:
+        """Note in the row that the trial broke and goes on from its last checkpoint."""
+        self._record.annotate(self._numbers[trial_id], retries=retries, retry_reason=redact(reason))
+
+    def checkpointed(self, trial_id: str, path: str) -> None:
+        """Note in the row where its newest checkpoint is."""
+        number = self._numbers[trial_id]
+        if self.board.states[number] == "RUNNING":
+            self._record.annotate(number, checkpoint=path)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the record."""
+
+
+class StudyCallback(Callback):  # type: ignore[misc]
+    """Tells the searcher what Ray tells callbacks alone: causes of failures, retries, checkpoints.
+
+    Args:
+        searcher: keeps the rows.
+        root: the run directory; checkpoint paths in the rows are relative to it.
+    """
+
+    def __init__(self, searcher: StudySearcher, root: str) -> None:
+        self._searcher = searcher
+        self._root = root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # pickled into the run directory with the Tuner; holds nothing worth restoring
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial failed for good."""
+        self._searcher.fail(trial.trial_id, cause(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial failed and is tried again."""
+        self._searcher.retried(trial.trial_id, trial.num_failures, cause(trial))
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Checkpoint, **info: Any
+    ) -> None:
+        """A checkpoint reached the storage."""
+        path = str(checkpoint.path).removeprefix(self._root).lstrip("/")
+        self._searcher.checkpointed(trial.trial_id, path)
+
+
+def cause(trial: Trial) -> str:
+    """Last line of a failed trial's error: the exception itself, without the traceback."""
+    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "the trial's process ended without saying why"

@@ -1,0 +1,202 @@
+"""The record of a search: one Optuna study, one row a trial, in any storage Optuna knows.
+
+Proposals are made elsewhere (`search.proposer`); here rows are written, each in as few transactions as the
+storage allows, and read back when a search is resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from search.goals import Direction
+from search.storage_url import redact
+from trainables.errors import InputError
+
+CURVE = ("epoch", "val_accuracy", "val_loss", "train_loss", "seconds")
+_CONSTRAINT_ATTR = "constraints"  # where Optuna's samplers look for constraint values
+
+
+def open_storage(url: str) -> RDBStorage:
+    """The storage behind a SQLAlchemy URL; SQLite runs in WAL mode, which makes a write 5 times cheaper.
+
+    Raises:
+        InputError: the database cannot be opened; the message shows the URL without its password.
+    """
+    try:
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as fault:
+        reason = redact(str(fault.__cause__ or fault)).splitlines()[0]
+        raise InputError(f"storage.study: cannot open the database {redact(url)}: {reason}") from None
+    if storage.engine.dialect.name == "sqlite":
+        event.listen(storage.engine, "connect", _wal)
+        storage.engine.dispose()  # connections made before the listener was there
+    return storage
+
+
+def _wal(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.close()
+
+
+class StudyRecord:
+    """Rows of one study, by trial number."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._storage = study._storage
+        self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+        self._curves: dict[int, dict[str, list[float]]] = {}
+
+    @classmethod
+    def create(cls, url: str, name: str, directions: Sequence[Direction]) -> StudyRecord:
+        """A new study.
+
+        Raises:
+            InputError: the database cannot be opened, or holds a study of this name.
+        """
+        try:
+            return cls(
+                optuna.create_study(storage=open_storage(url), study_name=name, directions=list(directions))
+            )
+        except optuna.exceptions.DuplicatedStudyError:
+            raise InputError(
+                f"storage.study: {redact(url)} already holds a study {name!r}; "
+                "resume it with --resume or give the experiment another name"
+            ) from None
+
+    @classmethod
+    def load(cls, url: str, name: str) -> StudyRecord:
+        """The study that is there.
+
+        Raises:
+            InputError: the database cannot be opened, or holds no such study.
+        """
+        try:
+            return cls(optuna.load_study(storage=open_storage(url), study_name=name))
+        except KeyError:
+            raise InputError(f"storage.study: {redact(url)} holds no study {name!r}") from None
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The study's own attributes."""
+        return self._study.user_attrs
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Write attributes of the study."""
+        for key, value in attrs.items():
+            self._study.set_user_attr(key, value)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All rows, by number."""
+        return self._study.get_trials(deepcopy=False)
+
+    def front(self) -> list[FrozenTrial]:
+        """The non-dominated fully trained rows, those that break a limit left out."""
+        return self._study.best_trials
+
+    def add(
+        self,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attrs: Mapping[str, Any],
+        *,
+        refused: str | None = None,
+        constraints: Sequence[float] = (),
+    ) -> int:
+        """Write a new row in one transaction and return its number.
+
+        Args:
+            params: the proposal, by parameter name.
+            distributions: the distribution of every parameter.
+            attrs: user attributes of the row.
+            refused: why the proposal is not trained; None makes a RUNNING row.
+            constraints: violations, > 0 where a limit is broken.
+        """
+        state = TrialState.RUNNING if refused is None else TrialState.PRUNED
+        if refused is not None:
+            attrs = {**attrs, "refused": refused, "epochs": 0}
+        row = create_trial(
+            state=state,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs=dict(attrs),
+            system_attrs={_CONSTRAINT_ATTR: list(constraints)} if constraints else {},
+        )
+        now = datetime.now()
+        row.datetime_start = now
+        row.datetime_complete = now if refused is not None else None
+        trial_id = self._storage.create_new_trial(self._study._study_id, template_trial=row)
+        number = self._storage.get_trial_number_from_id(trial_id)
+        self._ids[number] = trial_id
+        return number
+
+    def annotate(self, number: int, **attrs: Any) -> None:
+        """Write user attributes of a row."""
+        for key, value in attrs.items():
+            self._storage.set_trial_user_attr(self._ids[number], key, value)
+
+    def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Append an epoch's metrics to a running row; one told again after a restore replaces itself."""
+        curve = self._curves.setdefault(number, self._stored_curve(number))
+        keep = [i for i, epoch in enumerate(curve["epoch"]) if epoch < metrics["epoch"]]
+        for column in CURVE:
+            value = metrics[column]
+            kept = [curve[column][i] for i in keep]
+            curve[column] = [*kept, round(value, 5) if isinstance(value, float) else value]
+        self.annotate(
+            number,
+            curve=curve,
+            metrics=dict(metrics),
+            epochs=metrics["epoch"],
+            seconds=round(sum(curve["seconds"]), 3),
+        )
+
+    def _stored_curve(self, number: int) -> dict[str, list[float]]:
+        stored = self._storage.get_trial(self._ids[number]).user_attrs.get("curve", {})
+        return {column: list(stored.get(column, [])) for column in CURVE}
+
+    def complete(self, number: int, values: Sequence[float]) -> None:
+        """End a row that was trained to its last epoch."""
+        self._end(number, TrialState.COMPLETE, values)
+
+    def prune(self, number: int, reason: str) -> None:
+        """End a row that was stopped early."""
+        self.annotate(number, reason=reason)
+        self._end(number, TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """End a row that broke."""
+        self.annotate(number, reason=redact(reason))
+        self._end(number, TrialState.FAIL)
+
+    def _end(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        self._curves.pop(number, None)
+        self._storage.set_trial_state_values(self._ids[number], state, values)
+
+    def interrupt(self) -> list[int]:
+        """Set every RUNNING row to WAITING, from where `resume` takes it up; returns their numbers."""
+        running = [t.number for t in self.trials() if t.state == TrialState.RUNNING]
+        for number in running:
+            self._storage.set_trial_state_values(self._ids[number], TrialState.WAITING)
+        return running
+
+    def resume(self, number: int) -> None:
+        """Take up an interrupted row again."""
+        self._storage.set_trial_state_values(self._ids[number], TrialState.RUNNING)
+
+
+def now() -> str:
+    """The current time, ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

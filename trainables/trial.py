@@ -1,0 +1,111 @@
+"""One trial as Ray Tune runs it: a class Trainable around the training loop. The only Ray import here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from torch import nn
+
+from trainables.blocks import Block
+from trainables.checkpoint import load_checkpoint, save_checkpoint
+from trainables.config import DistillConfig, RuntimeConfig
+from trainables.data import ImageData
+from trainables.distill import Distiller, TrainingDiverged
+from trainables.errors import InputError
+from trainables.runtime import resolve
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FILE = "distiller.pt"
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a search share: put into Ray's object store once, loaded once an actor.
+
+    Args:
+        data: `ImageData.to_arrays()`: NumPy arrays, so that every actor of a node maps the same memory.
+        teacher: the trained teacher in eval mode.
+        blocks: the teacher's blocks that may be replaced.
+        runtime: how the workers compute.
+        modules: pre-distilled module weights by span key, or None.
+    """
+
+    data: Mapping[str, Any]
+    teacher: nn.Module
+    blocks: tuple[Block, ...]
+    runtime: RuntimeConfig
+    modules: Mapping[str, Any] | None = None
+
+
+class DistillTrial(tune.Trainable):  # type: ignore[misc]
+    """A full distillation job; one step is one epoch.
+
+    The trial's config has `number` (of the study's row), `distill` (a `DistillConfig` as JSON) and,
+    for a trial that an earlier session left unfinished, `resume` (its checkpoint folders, newest first).
+    """
+
+    def setup(self, config: dict[str, Any], *, context: TrialContext) -> None:
+        """Load what outlives a trial: data, teacher, blocks; then start the first one."""
+        self._context = context
+        self._runtime = resolve(context.runtime)
+        self._data = ImageData.from_arrays(context.data)
+        self._teacher = context.teacher.to(self._runtime.device).eval()
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Drop everything of the last trial and start the next in this actor."""
+        self._start(new_config)
+        return True
+
+    def _start(self, config: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        self._number = int(config["number"])
+        distill = DistillConfig.model_validate_json(config["distill"])
+        self._distiller = Distiller(
+            distill,
+            self._teacher,
+            self._context.blocks,
+            self._data,
+            self._runtime,
+            modules=self._context.modules,
+        )
+        self._take_up(config.get("resume") or ())
+        self._startup_seconds = time.perf_counter() - started
+
+    def _take_up(self, checkpoints: Sequence[str]) -> None:
+        """Continue from the first of `checkpoints` that can be read; from the beginning where none can."""
+        for path in checkpoints:
+            try:
+                with tune.Checkpoint(path).as_directory() as folder:
+                    self.load_checkpoint(folder)
+                return
+            except (InputError, OSError) as fault:
+                logger.warning("trial %d: checkpoint passed over: %s", self._number, fault)
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch and report it; a diverged trial ends with its reason instead of an error."""
+        try:
+            metrics = self._distiller.run_epoch()
+        except TrainingDiverged as fault:
+            return {"number": self._number, "failure": str(fault), "done": True}
+        return {
+            **metrics.as_dict(),
+            "number": self._number,
+            "startup_seconds": self._startup_seconds,
+            "done": self._distiller.finished,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write everything an exact resume needs into `checkpoint_dir`."""
+        save_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, self._distiller.state_dict())
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Continue from what `save_checkpoint` wrote."""
+        self._distiller.load_state_dict(load_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE))
