@@ -12,9 +12,8 @@ from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from search.goals import COSTS
 from search.moasha import Decision, MoAsha
-
-COSTS = ("params", "flops", "latency_ms")  # exact before training starts
 
 logger = logging.getLogger(__name__)
 
