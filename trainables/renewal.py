@@ -19,8 +19,8 @@ def reset_parameters(model: nn.Module, seed: int) -> None:
     by fan-in, torch's default being too small for deep networks without norms. Parameters that a module
     without such a method holds itself (class tokens, position tables, layer scales) are set by their kind:
     tables to a truncated normal of deviation 0.02, scales (`scale`, `gamma`, `weight` in the name) to one,
-    anything else to zero. That is not always the architecture's own recipe, but trains; to have the recipe, build the
-    model anew and make the student from that.
+    anything else to zero. That is not always the architecture's own recipe, but trains; to have the recipe,
+    build the model anew and make the student from that.
 
     Args:
         model: any module, on any device; buffers stay, but for those their module's reset touches.

@@ -16,9 +16,9 @@ from trainables.adaptation import make_module
 from trainables.blocks import Block
 from trainables.config import StudentSpec, hash_json
 from trainables.errors import InputError
+from trainables.renewal import recalibrate_batchnorm, reset_parameters
 from trainables.runtime import seeded
 from trainables.surgery import Skip, put
-from trainables.renewal import recalibrate_batchnorm, reset_parameters
 
 __all__ = [
     "Span",

@@ -10,10 +10,10 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from trainables.blocks import count_flops, count_params, find_blocks, select_names
 from trainables.errors import InputError
+from trainables.models import build_model
 from trainables.tracing import activation_of, trace
 
 
@@ -100,20 +100,24 @@ def test_families(name: str, count: int, first: str, last: str, layout: str, end
 
 
 def cifar_resnet(blocks: int) -> nn.Module:
-    model = ResNet(BasicBlock, [blocks] * 3 + [1], num_classes=10)
-    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()  # type: ignore[assignment]
-    model.layer4, model.fc = nn.Identity(), nn.Linear(256, 10)  # type: ignore[assignment]
-    return model
+    return build_model(f"cifar_resnet{6 * blocks + 2}", 10, (3, 32, 32))
+
+
+@pytest.mark.parametrize(("arch", "per_stage"), [("cifar_resnet8", 1), ("cifar_resnet20", 3), ("wrn16_2", 2)])
+def test_blocks_of_small_resnets(arch: str, per_stage: int) -> None:
+    blocks = find_blocks(build_model(arch, 10, (3, 8, 8)), torch.randn(1, 3, 8, 8))
+    assert [b.name for b in blocks] == [f"layer{stage}.{i}" for stage in (1, 2, 3) for i in range(per_stage)]
+    assert [b.follows for b in blocks] == [None, *(b.name for b in blocks[:-1])]
+    assert {b.activation for b in blocks} == {"relu"}
 
 
 def test_block_of_a_cifar_resnet_in_numbers() -> None:
     blocks = {block.name: block for block in find_blocks(cifar_resnet(3), torch.randn(1, 3, 32, 32))}
-    assert list(blocks) == [f"layer{stage}.{i}" for stage in (1, 2, 3) for i in range(3)]
     block = blocks["layer2.0"]
-    assert block.in_shape == (64, 32, 32) and block.out_shape == (128, 16, 16)
+    assert block.in_shape == (16, 32, 32) and block.out_shape == (32, 16, 16)
     assert block.members == ("layer2.0",) and block.follows == "layer1.2"
-    kernels = 64 * 128 * 9 + 128 * 128 * 9 + 64 * 128
-    assert block.params == kernels + 3 * 2 * 128
+    kernels = 16 * 32 * 9 + 32 * 32 * 9 + 16 * 32
+    assert block.params == kernels + 3 * 2 * 32
     assert block.flops == 2 * kernels * 16 * 16
     assert blocks["layer1.0"].follows is None  # its input is the stem's, which is no block
 
