@@ -13,22 +13,20 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.decoding import Failure, Job, decode_job, unreadable
+from trainables.decodepool import run_jobs
+from trainables.decoding import Failure, Job, unreadable
 from trainables.errors import InputError
 from trainables.sources import Images, Labels, Progress
 
 FORMAT = 1
 CHUNK = 128  # images a job
-SERIAL_BELOW = 512  # fewer images than this are decoded before a pool has started
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,34 +123,11 @@ def _results(
         for start in range(0, total, CHUNK)
     ]
     done = 0
-    for job, results in _run(jobs, total):
+    for job, results in run_jobs(jobs):
         yield from zip(job.files, results)
         done += len(results)
         if progress:
             progress(f"decoding {listing.folder.name} images", done, total)
-
-
-def _run(jobs: list[Job], total: int) -> Iterator[tuple[Job, list[str | Failure]]]:
-    """Every job with its results, as they get done."""
-    workers = min(_cores(), len(jobs))
-    if workers < 2 or total < SERIAL_BELOW:
-        yield from ((job, decode_job(job)) for job in jobs)
-        return
-    # Not forked: the parent may run torch's and Ray's threads, whose locks a fork would copy as they are.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(decode_job, job): job for job in jobs}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores this process may use; a container often has fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _keep_rows(array: Path, kept: NDArray[np.bool_]) -> None:
