@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -38,7 +36,7 @@ def load_weights(model: nn.Module, path: Path, what: str = "the model") -> None:
     """
     state = _read_state(path)
     expected = model.state_dict()
-    for prefix in PREFIXES:
+    for prefix in 2 * PREFIXES:  # in either order
         if state and all(name.startswith(prefix) for name in state) and not state.keys() & expected.keys():
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     _check_fit(state, expected, path, what)
@@ -82,13 +80,14 @@ def _read_state(path: Path) -> State:
     try:
         if head[8:] == b"{":  # safetensors: 8 bytes of length, then JSON
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its name torch would take a `.safetensors` for what it need not be
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: expected a safetensors file or a torch file of tensors alone, but it is damaged or "
             "holds other Python objects; save model.state_dict() instead of the model"
         ) from error
-    except (SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes make the parsers fail in every possible way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not a readable safetensors file or torch state dict: {reason}") from error
     return _unwrap(content, path)
