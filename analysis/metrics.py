@@ -80,7 +80,7 @@ def show(metric: str, value: float | None) -> str:
         return show_count(value)
     if metric in ("latency_ms", "measured_latency_ms"):
         return f"{value:.3g} ms" if abs(value) < 1000 else f"{value:.0f} ms"
-    return f"{value:.0f}" if metric == "epochs" else f"{value:.4g}"
+    return f"{value:.0f}" if metric == "epochs" else f"{value:.4f}"
 
 
 def show_count(value: float) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from analysis.metrics import METRICS, show
+from analysis.metrics import axis_label, show
 from analysis.pareto import Objective, front_mask, minimised
 from analysis.style import (
     BLUE,
@@ -67,7 +67,8 @@ def draw_scatter(points: pd.DataFrame, x: str, y: str, objectives: Sequence[Obje
         *_without_count(axes), loc="outside upper left", ncols=4, columnspacing=1, handletextpad=0.3
     )
     labels = [(row[x], row[y], f"pick {row['number']}", GREEN) for _, row in picked.iterrows()]
-    place_labels(axes, labels, list(zip(front[x], front[y], strict=True)))
+    avoid = shown if len(shown) < _CLOUD else pd.concat([front, picked])
+    place_labels(axes, labels, list(zip(avoid[x], avoid[y], strict=True)))
     return figure
 
 
@@ -209,7 +210,7 @@ def draw_effects(effects: pd.DataFrame, cost: str) -> Figure:
     figure, panels = new_figure(1.2 + 0.24 * len(blocks), columns=2, sharey=True)
     rows = effects[effects["width"].notna()]
     colours = width_colours(sorted(set(rows["width"])))
-    units = {"val_accuracy": (100, "accuracy (points)"), cost: (1, METRICS[cost].label)}
+    units = {"val_accuracy": (100, "accuracy (points)"), cost: (1, axis_label(cost))}
     for axes, (metric, (scale, label)) in zip(panels, units.items(), strict=True):
         for width, part in rows.groupby("width"):
             y = [blocks.index(block) for block in part["block"]]

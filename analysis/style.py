@@ -66,8 +66,8 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs: Any) ->
 
 def width_colours(widths: Sequence[float]) -> dict[float, str]:
     """A colour for every width, dark for narrow to light for wide, on a scale that all eyes can order."""
-    scale, last = colormaps["cividis"], max(len(widths) - 1, 1)
-    return {width: to_hex(scale(0.2 + 0.75 * i / last)) for i, width in enumerate(sorted(widths))}
+    scale, last = colormaps["viridis"], max(len(widths) - 1, 1)
+    return {width: to_hex(scale(0.22 + 0.7 * i / last)) for i, width in enumerate(sorted(widths))}
 
 
 def text_on(colour: str) -> str:
@@ -116,6 +116,7 @@ def place_labels(
                     fontsize=8.5,
                     fontweight="bold",
                     arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8} if distance > 8 else None,
+                    bbox={"facecolor": PAPER, "alpha": 0.75, "lw": 0, "pad": 0.8},
                     zorder=10,
                 )
                 extent = note.get_window_extent(renderer).padded(1)

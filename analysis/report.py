@@ -1,0 +1,187 @@
+"""Write the report of a run: `write_report("runs/digits", "runs/digits/report")`.
+
+One self-contained HTML page, a Markdown summary, every figure as PNG and SVG, its numbers as CSV. Works while
+the search still runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from analysis import html, tables, texts
+from analysis.errors import InputError
+from analysis.figures import Plot, save_plots
+from analysis.metrics import show
+from analysis.pick import Pick, read_pick
+from analysis.status import status
+from analysis.style import themed_svg
+from analysis.trials import Run, describe_unfinished
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and where."""
+
+    out: Path
+    index: Path
+    summary: Path
+    figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+
+
+def write_report(
+    run: str | Path | optuna.Study | Run, out: str | Path, picks: Sequence[Pick] | None = None
+) -> Report:
+    """Write the report of `run` into the folder `out`, over an earlier one.
+
+    Args:
+        run: run directory, storage URL, Optuna study, or an open Run.
+        out: folder, made where it is missing.
+        picks: marked in the figures and tables; by default those of the run's `pick.yaml`, if there is one.
+
+    Raises:
+        InputError: no run there, a study without trials, or a pick or retraining file that cannot be read.
+    """
+    opened, out = Run.open(run), Path(out)
+    if not opened.trials:
+        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    if picks is None:
+        written = opened.path / "pick.yaml" if opened.path else None
+        picks = read_pick(written).picks if written and written.is_file() else ()
+    out.mkdir(parents=True, exist_ok=True)
+    plots = save_plots(opened, out, [p.number for p in picks])
+    table = opened.frame()
+    frames: dict[str, pd.DataFrame] = {
+        "trials": table,
+        "front": opened.front() if table["on_front"].any() else table.iloc[:0],
+        "states": tables.states(opened),
+        "failures": tables.failures(opened),
+        "retrained": tables.retrained(opened),
+    }
+    for name, frame in frames.items():
+        frame.to_csv(out / f"{name}.csv", index=False)
+    facts, suggestions = status(opened), texts.suggest(opened)
+    index, summary = out / "index.html", out / "summary.md"
+    body = "\n".join(_sections(opened, facts, frames, plots, picks, suggestions))
+    index.write_text(html.page(f"{opened.name}: search report", body), encoding="utf-8")
+    summary.write_text(texts.markdown(opened, facts, frames, plots, suggestions), encoding="utf-8")
+    drawn = [out / f"{p.slug}{suffix}" for p in plots if p.svg for suffix in (".png", ".svg")]
+    numbers = [out / f"{name}.csv" for name in [*frames, *(p.slug for p in plots)]]
+    return Report(out, index, summary, tuple(drawn), tuple(numbers))
+
+
+def _sections(
+    run: Run,
+    facts: dict[str, Any],
+    frames: dict[str, pd.DataFrame],
+    plots: Sequence[Plot],
+    picks: Sequence[Pick],
+    suggestions: Sequence[texts.Suggestion],
+) -> list[str]:
+    def figures(name: str) -> str:
+        drawn = [
+            html.figure(
+                themed_svg(p.svg, p.slug, escape(p.title)) if p.svg else "", p.title, p.note, f"{p.slug}.csv"
+            )
+            for p in plots
+            if p.section == name
+        ]
+        return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
+
+    unfinished = "" if facts["front"] else f"{describe_unfinished(frames['trials']).capitalize()}."
+    return [
+        _header(run, facts),
+        html.tiles(texts.headline(run, facts)),
+        html.section(
+            "front",
+            "The front",
+            html.paragraph(unfinished) if unfinished else "",
+            figures("front"),
+            _front_table(run, picks),
+        ),
+        html.section("next", "What next", *_next_steps(run, suggestions)),
+        _retrained(run, frames["retrained"]),
+        html.section("progress", "How it went", _states(frames["states"]), figures("progress")),
+        html.section("matters", "What matters", figures("matters")),
+        html.section("costs", "Accuracy against the other costs", figures("costs")),
+        _failures(frames["failures"]),
+        html.section("searched", "What was searched", html.facts(texts.describe(run))),
+    ]
+
+
+def _header(run: Run, facts: dict[str, Any]) -> str:
+    going = not facts["ended"]
+    badge = '<span class="badge open">not ended</span>' if going else '<span class="badge">ended</span>'
+    names = {"front": "Front", "next": "What next", "progress": "How it went", "matters": "What matters"}
+    names |= {"costs": "Costs", "searched": "What was searched"}
+    links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in names.items())
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    teacher = f"Students of {run.teacher.get('arch', 'the teacher')} on {run.data.get('name', 'its data')}"
+    return (
+        f"<header><h1>{escape(run.name)} {badge}</h1>"
+        f'<p class="muted">{escape(teacher)}. Report of {escape(made)}.</p><nav>{links}</nav></header>'
+    )
+
+
+def _front_table(run: Run, picks: Sequence[Pick]) -> str:
+    headers, rows = texts.front_rows(run)
+    chosen = {str(p.number) for p in picks}
+    marks = ["teacher" if r[0] == "teacher" else "picked" if r[0] in chosen else "" for r in rows]
+    note = "Accuracy and loss on validation data, of one seed each; the picks are green. All: front.csv."
+    words = f"<h3>Students of the front</h3>{html.paragraph(note, 'note muted')}"
+    return words + html.table(headers, rows, marks)
+
+
+def _next_steps(run: Run, suggestions: Sequence[texts.Suggestion]) -> list[str]:
+    if not suggestions:
+        return [html.paragraph("Nothing to pick yet: no trial is fully trained.")]
+    parts = []
+    for s in suggestions:
+        values = ", ".join(show(m, s.pick.values.get(m)) for m in run.metrics)
+        parts.append(f"<h3>{escape(s.title)}: trial {s.pick.number} ({escape(values)})</h3>")
+        parts += [html.paragraph(f"Why: {s.pick.reason}.", "note muted"), html.code(texts.commands(run, s))]
+    return parts
+
+
+def _states(states: pd.DataFrame) -> str:
+    words = {"COMPLETE": "fully trained", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
+    words |= {"WAITING": "waiting", "refused": "refused before training"}
+    rows = [
+        [words[r["state"]], str(r["trials"]), str(r["epochs"]), f"{r['train_hours']:.2f}"]
+        for _, r in states.iterrows()
+    ]
+    return html.table(["trials", "number", "epochs", "training hours"], rows)
+
+
+def _failures(failures: pd.DataFrame) -> str:
+    if failures.empty:
+        return ""
+    rows = [
+        [r["reason"], str(r["trials"]), f"{r['train_hours']:.2f}", _shorten(r["numbers"])]
+        for _, r in failures.iterrows()
+    ]
+    headers = ["reason", "trials", "training hours lost", "which"]
+    return html.section("failures", "Failures", html.table(headers, rows, text=(0, 3)))
+
+
+def _shorten(numbers: str, limit: int = 40) -> str:
+    return numbers if len(numbers) <= limit else numbers[:limit].rpartition(",")[0] + ", …"
+
+
+def _retrained(run: Run, retrained: pd.DataFrame) -> str:
+    if retrained.empty:
+        return ""
+    headers, rows = texts.retrained_rows(run, retrained)
+    note = html.paragraph(
+        "Test data, mean ± standard deviation over seeds. All: retrained.csv.", "note muted"
+    )
+    marks = ["teacher", *[""] * (len(rows) - 1)]
+    return html.section("retrained", "Retrained", note, html.table(headers, rows, marks, text=(0, 1)))

@@ -1,0 +1,191 @@
+"""What a report says in words and tables of text, the same for the HTML page and the Markdown summary."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import InputError
+from analysis.figures import Plot
+from analysis.metrics import COST_METRICS, METRICS, show
+from analysis.pick import Pick, pick
+from analysis.trials import Run, describe_unfinished
+
+MAX_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A pick worth retraining, with the command that makes it."""
+
+    pick: Pick
+    title: str
+    command: str
+
+
+def suggest(run: Run) -> list[Suggestion]:
+    """Picks to consider next: the knee, and the best at half the teacher's cost; none without a front."""
+    place = shlex.quote(str(run.path or run.label))
+    half = next((m for m in run.metrics if m in COST_METRICS), None)
+    asked: list[tuple[str, str, dict[str, Any]]] = [("The knee of the front", "--knee", {"knee": True})]
+    if half:
+        title = f"The best at half the teacher's {METRICS[half].label}"
+        asked.append((title, f"--max {half}=0.5x", {"max": {half: "0.5x"}}))
+    found: list[Suggestion] = []
+    for title, option, arguments in asked:
+        try:
+            (chosen,) = pick(run, **arguments)
+        except InputError:  # nothing finished, or nothing within the limit
+            continue
+        if chosen.number not in [s.pick.number for s in found]:
+            found.append(Suggestion(chosen, title, f"ama pick {place} {option}"))
+    return found
+
+
+def commands(run: Run, suggestion: Suggestion) -> str:
+    target = shlex.quote(str(run.path / "pick.yaml" if run.path else "pick.yaml"))
+    return f"{suggestion.command} --out {target}\nama retrain {target} --seeds 3 --baselines"
+
+
+def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    trials, front = facts["trials"], facts["front"]
+    first = run.metrics[0]
+    best = front[0]["values"].get(first) if front else None
+    return [
+        ("trials fully trained", str(trials["COMPLETE"])),
+        ("students on the front", str(len(front))),
+        ("hypervolume", f"{facts['hypervolume']:.3f}"),
+        (f"best {METRICS[first].label}", show(first, best)),
+        ("of the teacher", show(first, run.teacher.get(first))),
+        ("hours of training, all trials", f"{facts['seconds'] / 3600:.2f}"),
+    ]
+
+
+def describe(run: Run) -> list[tuple[str, str]]:
+    """What was searched, as names and texts: objectives, limits, teacher, data, space, budget, versions."""
+    teacher, data, attrs = run.teacher, run.data, run.attrs
+    costs = ", ".join(f"{METRICS[m].label} {show(m, teacher.get(m))}" for m in COST_METRICS)
+    images = f"{data.get('train')} training and {data.get('val')} validation images"
+    shape = "×".join(map(str, data.get("image_shape") or []))
+    budget = {key: value for key, value in (attrs.get("budget") or {}).items() if value is not None}
+    widths = ", ".join(f"{width:g}" for width in run.widths)
+    other = [n for n in run.frame().columns if any(n in t.params for t in run.trials) and "level/" not in n]
+    return [
+        ("Command", str(attrs.get("command", ""))),
+        ("Run", run.label),
+        ("Objectives", ", ".join(f"{o.direction} {METRICS[o.metric].label}" for o in run.objectives)),
+        ("Limits", ", ".join(str(c.get("text", "")) for c in run.constraints)),
+        ("Teacher", f"{teacher.get('arch')}: {show('val_accuracy', teacher.get('val_accuracy'))}, {costs}"),
+        ("Teacher's hash", str(teacher.get("hash", ""))),
+        (
+            "Data",
+            f"{data.get('name')}: {images}, {data.get('classes')} classes, {shape} (hash {data.get('hash')})",
+        ),
+        ("Space", f"{len(run.blocks)} blocks, each kept or replaced at width {widths}"),
+        ("Also searched", ", ".join(other)),
+        ("Budget", ", ".join(f"{key} {value}" for key, value in budget.items())),
+        ("Device", str(attrs.get("device", ""))),
+        ("Started", str(attrs.get("started", ""))),
+        ("Ended", str(attrs.get("ended") or "not yet")),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in (attrs.get("versions") or {}).items())),
+    ]
+
+
+def front_rows(run: Run, limit: int = MAX_ROWS) -> tuple[list[str], list[list[str]]]:
+    """Headers and texts of the front's table, teacher first; costs as predicted, measured and relative."""
+    first = run.metrics[0]
+    columns = ["val_accuracy", "val_loss", *COST_METRICS]
+    headers = [
+        "trial",
+        *(METRICS[m].label for m in columns),
+        "latency measured",
+        "of the teacher's",
+        "replaced",
+    ]
+    share = next((m for m in run.metrics if m in COST_METRICS), first)
+    headers[-2] = f"{METRICS[share].label} of teacher's"
+    teacher = run.teacher
+    latency = show("latency_ms", teacher.get("latency_ms"))
+    rows = [["teacher", *(show(m, teacher.get(m)) for m in columns), latency, "100 %", "–"]]
+    front = run.front() if run.frame()["on_front"].any() else run.frame().iloc[:0]
+    for _, row in front.head(limit).iterrows():
+        part = row[share] / teacher[share] if teacher.get(share) else float("nan")
+        rows.append(
+            [
+                str(row["number"]),
+                *(show(m, row[m]) for m in columns),
+                show("measured_latency_ms", row["measured_latency_ms"]),
+                f"{100 * part:.1f} %" if part == part else "–",
+                f"{row['replaced']:.0f} of {len(run.blocks)}" if pd.notna(row["replaced"]) else "–",
+            ]
+        )
+    return headers, rows
+
+
+def retrained_rows(run: Run, retrained: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headers and texts of the retrained students' table: mean ± deviation over seeds, beside the teacher."""
+    headers = [
+        "trial",
+        "trained",
+        "seeds",
+        "test accuracy",
+        "test loss",
+        *(METRICS[m].label for m in COST_METRICS),
+    ]
+    teacher = run.teacher
+    costs = [show(m, teacher.get(m)) for m in COST_METRICS]
+    tested = [show("test_accuracy", teacher.get("test_accuracy")), show("val_loss", teacher.get("test_loss"))]
+    rows = [["teacher", "–", "1", *tested, *costs]]
+    for _, r in retrained.iterrows():
+        several = pd.notna(r["test_accuracy_sd"])
+        accuracy, loss = show("test_accuracy", r["test_accuracy"]), show("val_loss", r["test_loss"])
+        if several:
+            accuracy = f"{100 * r['test_accuracy']:.2f} ± {100 * r['test_accuracy_sd']:.2f} %"
+            loss += f" ± {r['test_loss_sd']:.2g}"
+        shown = [show(m, r[m]) for m in COST_METRICS]
+        rows.append([str(r["number"]), str(r["kind"]), str(r["seeds"]), accuracy, loss, *shown])
+    return headers, rows
+
+
+def markdown(
+    run: Run,
+    facts: Mapping[str, Any],
+    frames: dict[str, pd.DataFrame],
+    plots: Sequence[Plot],
+    suggestions: Sequence[Suggestion],
+) -> str:
+    lines = [f"# {_cell(run.name)}", ""]
+    if not facts["front"]:
+        lines += [f"**{describe_unfinished(frames['trials']).capitalize()}.**", ""]
+    lines += [f"- {name}: {value}" for name, value in headline(run, facts)]
+    lines += ["", "## Front", "", *_pipe_table(*front_rows(run)), ""]
+    lines += [f"![{p.title}]({p.slug}.png)" for p in plots if p.svg and p.section == "front"]
+    if not frames["retrained"].empty:
+        lines += ["", "## Retrained (test data)", "", *_pipe_table(*retrained_rows(run, frames["retrained"]))]
+    if suggestions:
+        lines += ["", "## What next"]
+    for s in suggestions:
+        lines += [
+            "",
+            f"{s.title}: trial {s.pick.number}. {s.pick.reason}.",
+            "",
+            "```",
+            commands(run, s),
+            "```",
+        ]
+    lines += ["", "## What was searched", ""]
+    lines += [f"- {name}: {_cell(value)}" for name, value in describe(run) if value]
+    return "\n".join(lines) + "\n"
+
+
+def _pipe_table(headers: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [headers, ["---"] + ["---:"] * (len(headers) - 1), *rows]
+    return ["| " + " | ".join(_cell(value) for value in line) + " |" for line in lines]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
