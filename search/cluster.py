@@ -12,8 +12,8 @@ import ray
 from search.experiment import Resources
 from trainables.errors import InputError
 
-# Ray writes its state and every result to disk under this many seconds at least; and keeps quiet.
-_QUIET = {
+# Keeps Ray quiet, and its older and newer output styles from mixing with ours.
+QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -36,7 +36,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():  # someone else's connection: use it and leave it open
         yield
         return
-    for key, value in _QUIET.items():
+    for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     options = {"include_dashboard": False, "num_cpus": cpus} if address is None else {"address": address}
     try:
