@@ -247,6 +247,66 @@ def test_stages_are_taken_apart_residual_blocks_are_not() -> None:
     assert names(model) == ["1.layers.0", "2.layers.0", "2.layers.1"]
 
 
+class Gate(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+def test_stem_of_its_own_kind_is_no_block_where_there_are_others() -> None:
+    assert names(nn.Sequential(Separable(3), nn.Conv2d(3, 8, 1), Residual(8), Residual(8), *head(8))) == [
+        "2",
+        "3",
+    ]
+
+
+def test_small_composites_do_not_hide_the_bulk() -> None:
+    model = nn.Sequential(*conv(3, 8), *conv(8, 8), Gate(8), *conv(8, 8), Gate(8), *head(8))
+    assert names(model) == ["0-5", "6", "7-9", "10"]
+
+
+class Windows(nn.Module):
+    """Takes (N, C, H, W), works on windows (N, tokens, windows, C) inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.one, self.two = (
+            nn.LayerNorm(channels),
+            nn.Linear(channels, channels),
+            nn.Linear(channels, channels),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        windows = F.unfold(x, 2, stride=2).view(x.shape[0], x.shape[1], 4, -1).permute(0, 2, 3, 1)
+        windows = self.two(self.one(self.norm(windows))).permute(0, 3, 1, 2).flatten(1, 2)
+        return F.fold(windows, x.shape[2:], 2, stride=2)
+
+
+def test_layout_is_the_blocks_own_not_that_of_windows_inside() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Windows(8), Windows(8), *head(8))
+    blocks = find_blocks(model, torch.randn(1, 3, 8, 8))
+    assert [(b.name, b.layout, b.in_shape) for b in blocks] == [
+        ("1", "nchw", (8, 8, 8)),
+        ("2", "nchw", (8, 8, 8)),
+    ]
+
+
+class Noisy(Chained):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + torch.rand_like(x))
+
+
+def test_random_models_leave_the_generator_alone() -> None:
+    model = Noisy()
+    before = torch.get_rng_state()
+    blocks = find_blocks(model, torch.zeros(1, 3, 8, 8))
+    count_flops(model, torch.zeros(1, 3, 8, 8))
+    assert torch.equal(torch.get_rng_state(), before) and len(blocks) == 3
+
+
 class Backbone(Custom):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.c(self.b(self.a(x)))
