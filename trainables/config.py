@@ -116,6 +116,18 @@ class DistillConfig(Config):
     warm_start: Literal["library", "teacher", "none"] = "teacher"
 
 
+class LibraryConfig(Config):
+    """How the module library is distilled."""
+
+    epochs: PositiveFloat = Field(1.0, description="passes in which each module learns its own block")
+    student_epochs: float = Field(
+        1.0, ge=0.0, description="passes in which modules are trained on in randomly sampled students"
+    )
+    lr: PositiveFloat = Field(2e-3, description="peak learning rate (Adam)")
+    batch_size: PositiveInt = Field(256, description="images a step")
+    dir: str | None = Field(None, description="where libraries are kept; null: ~/.cache/ama-search/library")
+
+
 class RuntimeConfig(Config):
     """How this machine computes: nothing here changes what is computed beyond rounding."""
 
