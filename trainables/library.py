@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from trainables.blocks import Block
@@ -67,7 +67,7 @@ class Library:
         draft = root / f".{self.key}.{time.time_ns()}"
         draft.mkdir(parents=True)
         flat = {f"{key}/{name}": t for key, state in self.modules.items() for name, t in state.items()}
-        save_file(flat, draft / WEIGHTS)
+        (draft / WEIGHTS).write_bytes(save(flat))  # `save_file` would make it readable to its owner alone
         meta = {k: v for k, v in asdict(self).items() if k != "modules"}
         (draft / META).write_text(json.dumps({"format": FORMAT, **meta}, indent=2) + "\n")
         try:
