@@ -82,7 +82,8 @@ def _scatters(run: Run, points: pd.DataFrame) -> Iterator[Drawn]:
     pairs += [(cost, "val_accuracy") for cost in COST_METRICS if (cost, "val_accuracy") not in pairs]
     for x, y in pairs:
         front = x in run.metrics and y in run.metrics
-        title = f"{METRICS[y].label} against {METRICS[x].label}".capitalize()
+        title = f"{METRICS[y].label} against {METRICS[x].label}"
+        title = title[0].upper() + title[1:]
         columns = ["number", "role", "picked", x, y]
         note = "" if front else "Not a pair of objectives: the front need not look like one here."
         slug = f"{'front' if front else 'accuracy'}-{y}-{x}" if front else f"accuracy-{x}"

@@ -27,7 +27,8 @@ nav { font-size: .9rem; margin: .8rem 0; } nav a { margin-right: .9rem; white-sp
 .tile { background: var(--panel); border: 1px solid var(--grid); border-radius: 8px; padding: .6rem .8rem; }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.3; }
 .tile span { color: var(--muted); font-size: .85rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 1rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 1rem;
+  align-items: start; margin: 1rem 0; }
 figure { margin: 0; background: var(--panel); border: 1px solid var(--grid); border-radius: 8px;
   padding: .8rem; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; max-width: 640px; margin: .4rem auto 0; }

@@ -79,16 +79,21 @@ def show(metric: str, value: float | None) -> str:
     if metric in ("flops", "params"):
         return show_count(value)
     if metric in ("latency_ms", "measured_latency_ms"):
-        return f"{value:.3g} ms" if abs(value) < 1000 else f"{value:.0f} ms"
+        return f"{value:.{decimals(value)}f} ms"
     return f"{value:.0f}" if metric == "epochs" else f"{value:.4f}"
+
+
+def decimals(value: float, digits: int = 3) -> int:
+    """Decimals that write `value` with so many significant digits: 6.25 -> 2, 0.04 -> 4, 1234 -> 0."""
+    rounded = abs(float(f"{value:.{digits - 1}e}"))  # 0.9999 is written as 1.00
+    return max(0, digits - 1 - math.floor(math.log10(rounded))) if value else 0
 
 
 def show_count(value: float) -> str:
     """Three digits and a suffix: 271_117 -> "271 k", 40_812_544 -> "40.8 M"."""
     for scale, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= 0.9995 * scale:
-            scaled = value / scale
-            return f"{scaled:.0f}{suffix}" if abs(scaled) >= 99.95 else f"{scaled:.3g}{suffix}"
+            return f"{value / scale:.{decimals(value / scale)}f}{suffix}"
     return f"{value:.3g}" if value != int(value) else f"{value:.0f}"
 
 

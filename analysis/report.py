@@ -122,7 +122,7 @@ def _header(run: Run, facts: dict[str, Any]) -> str:
     badge = '<span class="badge open">not ended</span>' if going else '<span class="badge">ended</span>'
     names = {"front": "Front", "next": "What next", "progress": "How it went", "matters": "What matters"}
     names |= {"costs": "Costs", "searched": "What was searched"}
-    links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in names.items())
+    links = " ".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in names.items())
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     teacher = f"Students of {run.teacher.get('arch', 'the teacher')} on {run.data.get('name', 'its data')}"
     return (

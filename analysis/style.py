@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import Bbox
 
-from analysis.metrics import axis_label, show_count
+from analysis.metrics import axis_label
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 BLUE, RED, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
@@ -83,7 +84,7 @@ def label_axis(axes: Axes, which: str, metric: str) -> None:
     if metric == "val_accuracy":
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
     elif metric in ("flops", "params"):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: show_count(value)))
+        axis.set_major_formatter(EngFormatter())
 
 
 def place_labels(
@@ -119,8 +120,7 @@ def place_labels(
                     bbox={"facecolor": PAPER, "alpha": 0.75, "lw": 0, "pad": 0.8},
                     zorder=10,
                 )
-                extent = note.get_window_extent(renderer).padded(1)
-                words = Bbox.union([extent]) if distance == 8 else _text_extent(note, renderer)
+                words = _text_extent(note, renderer)
                 outside = not (frame.x0 <= words.x0 and words.x1 <= frame.x1 + 2 and frame.y0 <= words.y0)
                 cost = 100.0 * outside + 100.0 * (words.y1 > frame.y1 + 8)
                 cost += 50.0 * words.count_overlaps(taken) + words.count_overlaps(dots) + distance / 1000
@@ -136,14 +136,11 @@ def place_labels(
             taken.append(best[2])
 
 
-def _text_extent(note: Any, renderer: Any) -> Bbox:
+def _text_extent(note: Annotation, renderer: Any) -> Bbox:
     """Extent of an annotation's words alone, without its leading line."""
-    arrow, note.arrow_patch = note.arrow_patch, None
-    try:
-        extent: Bbox = note.get_window_extent(renderer).padded(1)
-        return extent
-    finally:
-        note.arrow_patch = arrow
+    note.update_positions(renderer)
+    extent: Bbox = Text.get_window_extent(note, renderer).padded(1)
+    return extent
 
 
 def svg_text(figure: Figure) -> str:

@@ -47,11 +47,13 @@ def suggest(run: Run) -> list[Suggestion]:
 
 
 def commands(run: Run, suggestion: Suggestion) -> str:
+    """The commands that pick and retrain `suggestion`."""
     target = shlex.quote(str(run.path / "pick.yaml" if run.path else "pick.yaml"))
     return f"{suggestion.command} --out {target}\nama retrain {target} --seeds 3 --baselines"
 
 
 def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few figures that tell how the run stands, as names and texts; `facts` is its status."""
     trials, front = facts["trials"], facts["front"]
     first = run.metrics[0]
     best = front[0]["values"].get(first) if front else None
@@ -60,7 +62,7 @@ def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("students on the front", str(len(front))),
         ("hypervolume", f"{facts['hypervolume']:.3f}"),
         (f"best {METRICS[first].label}", show(first, best)),
-        ("of the teacher", show(first, run.teacher.get(first))),
+        ("the same of the teacher", show(first, run.teacher.get(first))),
         ("hours of training, all trials", f"{facts['seconds'] / 3600:.2f}"),
     ]
 
@@ -145,7 +147,7 @@ def retrained_rows(run: Run, retrained: pd.DataFrame) -> tuple[list[str], list[l
         accuracy, loss = show("test_accuracy", r["test_accuracy"]), show("val_loss", r["test_loss"])
         if several:
             accuracy = f"{100 * r['test_accuracy']:.2f} ± {100 * r['test_accuracy_sd']:.2f} %"
-            loss += f" ± {r['test_loss_sd']:.2g}"
+            loss += f" ± {r['test_loss_sd']:.4f}"
         shown = [show(m, r[m]) for m in COST_METRICS]
         rows.append([str(r["number"]), str(r["kind"]), str(r["seeds"]), accuracy, loss, *shown])
     return headers, rows
@@ -158,6 +160,7 @@ def markdown(
     plots: Sequence[Plot],
     suggestions: Sequence[Suggestion],
 ) -> str:
+    """The summary in Markdown."""
     lines = [f"# {_cell(run.name)}", ""]
     if not facts["front"]:
         lines += [f"**{describe_unfinished(frames['trials']).capitalize()}.**", ""]

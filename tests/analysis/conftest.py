@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy as sa
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -121,7 +122,9 @@ def curve_of(levels: list[int], params: dict[str, Any], rng: np.random.Generator
     final = 0.925 - damage - 0.03 * abs(np.log10(params["lr"] / 0.05)) - 0.02 * (params["alpha"] - 0.6) ** 2
     final += rng.normal(0, 0.004)
     epochs = np.arange(1, EPOCHS + 1)
-    accuracy = np.clip(final - (final - 0.3) * np.exp(-0.9 * epochs) + rng.normal(0, 0.004, EPOCHS), 0.05, 0.99)
+    accuracy = np.clip(
+        final - (final - 0.3) * np.exp(-0.9 * epochs) + rng.normal(0, 0.004, EPOCHS), 0.05, 0.99
+    )
     loss = 2.3 * (1 - accuracy) + 0.1
     return {
         "epoch": [int(e) for e in epochs],
@@ -218,19 +221,7 @@ def fill(
     return study
 
 
-@pytest.fixture
-def objectives() -> list[dict[str, str]]:
-    """The default pair of objectives."""
-    return OBJECTIVES
-
-
-@pytest.fixture
-def make_trial() -> Callable[..., FrozenTrial]:
-    """`make_trial(number, state, objectives, rng, refused=None, **attrs)`."""
-    return trial_of
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_study() -> Callable[..., optuna.Study]:
     """`make_study(objectives=..., complete=30, ...)`: a study in memory."""
 
@@ -242,28 +233,30 @@ def make_study() -> Callable[..., optuna.Study]:
     return make
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`make_run(name="run", ...)`: a run directory with experiment.yaml and study.db."""
 
     def make(name: str = "run", objectives: list[dict[str, str]] | None = None, **counts: int) -> Path:
         chosen = objectives or OBJECTIVES
-        folder = tmp_path / name
+        folder = tmp_path_factory.mktemp("runs") / name
         folder.mkdir()
         (folder / "experiment.yaml").write_text(yaml.safe_dump({"name": "demo", "storage": {"study": None}}))
-        study = optuna.create_study(
-            study_name="demo",
-            storage=f"sqlite:///{folder / 'study.db'}",
-            directions=[o["direction"] for o in chosen],
-        )
-        fill(study, chosen, **counts)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+        sa.event.listen(storage.engine, "connect", lambda c, _: c.execute("pragma synchronous=off"))
+        storage.engine.dispose()  # a crash may lose a test's data: writing it is ten times as fast
+        directions = [o["direction"] for o in chosen]
+        fill(optuna.create_study(study_name="demo", storage=storage, directions=directions), chosen, **counts)
+        storage.engine.dispose()
         return folder
 
     return make
 
 
-@pytest.fixture(autouse=True)
-def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def quiet_environment() -> Iterator[None]:
     """No study of the machine's own, and Optuna's log quiet."""
-    monkeypatch.delenv("AMA_STUDY_URL", raising=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("AMA_STUDY_URL", raising=False)
+        yield

@@ -1,0 +1,90 @@
+from collections.abc import Callable
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
+
+from analysis import importance
+from analysis.importance import block_effects, importances
+from analysis.trials import Run
+
+Make = Callable[..., optuna.Study]
+NOTHING = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "refused": 0}
+
+
+def add(study: optuna.Study, n: int, value: Callable[[float, float], list[float]]) -> Run:
+    rng = np.random.default_rng(0)
+    space = {"lr": FloatDistribution(0, 1), "alpha": FloatDistribution(0, 1)}
+    for _ in range(n):
+        a, b = rng.random(2)
+        study.add_trial(
+            create_trial(params={"lr": a, "alpha": b}, distributions=space, values=value(float(a), float(b)))
+        )
+    return Run.open(study)
+
+
+def test_the_parameter_that_decides_is_found_for_each_objective(make_study: Make) -> None:
+    run = add(make_study(**NOTHING), 60, lambda a, b: [a + 0.01 * b, b])
+    first, second = importances(run)
+    assert first.metric == "val_accuracy"
+    assert max(first.values, key=lambda name: first.values[name]) == "lr"
+    assert first.values["lr"] > 0.8
+    assert second.values["alpha"] > 0.8
+    assert sum(first.values.values()) == pytest.approx(1.0)
+    assert first.note == "fANOVA over 60 of 60 fully trained trials"
+
+
+def test_same_study_same_importances(make_study: Make) -> None:
+    study = make_study(complete=20)
+    assert importances(Run.open(study)) == importances(Run.open(study))
+
+
+def test_a_long_study_is_sampled(make_study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "MAX_TRIALS", 20)
+    run = add(make_study(**NOTHING), 90, lambda a, b: [a, b])
+    assert importances(run)[0].note == "fANOVA over 20 of 90 fully trained trials"
+    assert importances(run)[0].values["lr"] > 0.7
+
+
+def test_too_little_to_say_is_a_reason_not_a_crash(make_study: Make) -> None:
+    few = importances(Run.open(make_study(complete=9)))
+    assert [(f.values, f.note) for f in few] == [({}, "needs 10 fully trained trials, there are 9")] * 2
+    assert importances(Run.open(make_study(**NOTHING)))[0].note.endswith("there are 0")
+    level = importances(add(make_study(**NOTHING), 12, lambda a, b: [0.5, b]))
+    assert (level[0].values, level[0].note) == ({}, "has the same value in every trial")
+    assert level[1].values
+
+
+def test_nothing_varied(make_study: Make) -> None:
+    study = make_study(**NOTHING)
+    for i in range(12):
+        study.add_trial(create_trial(values=[0.5 + i / 100, 1.0 + i]))
+    assert importances(Run.open(study))[0].note == "no parameter varied"
+
+
+def test_block_effects_recover_additive_costs(make_study: Make) -> None:
+    study = make_study(complete=150)
+    effects = block_effects(Run.open(study))
+    assert len(effects) == 9 * 4
+    assert effects["trials"].groupby(effects["block"]).sum().tolist() == [150] * 9
+    kept = effects[effects["width"].isna()]
+    assert (kept["params_effect"] == 0).all()
+    block = next(b for b in study.user_attrs["blocks"] if b["name"] == "layer3.0")
+    row = effects[(effects["block"] == "layer3.0") & (effects["width"] == 0.25)].iloc[0]
+    truth = -block["params"] * (1 - 0.05 - 0.8 * 0.25)  # as the synthetic prices are made
+    assert row["params_effect"] == pytest.approx(truth, rel=0.05)
+    levels = [t.params["level/layer3.0"] for t in study.trials if t.values]
+    values = [t.user_attrs["costs"]["params"] for t in study.trials if t.values]
+    mean = np.mean([v for v, level in zip(values, levels, strict=True) if level == 1])
+    assert row["params"] == pytest.approx(mean)
+
+
+def test_block_effects_of_levels_nobody_tried_are_unknown(make_study: Make) -> None:
+    effects = block_effects(Run.open(make_study(complete=1)))
+    untried = effects[effects["trials"] == 0]
+    assert len(untried) == 27
+    assert untried["val_accuracy_effect"].isna().all()
+    assert untried["val_accuracy"].isna().all()
+    assert block_effects(Run.open(make_study(**NOTHING))).empty

@@ -1,0 +1,62 @@
+import pytest
+
+from analysis.errors import InputError
+from analysis.metrics import axis_label, metric_name, parse_value, show
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("40M", (40e6, False)),
+        ("1.5g", (1.5e9, False)),
+        ("100k", (1e5, False)),
+        ("92%", (0.92, False)),
+        ("3.5 ms", (3.5, False)),
+        ("1e-3", (1e-3, False)),
+        (".5x", (0.5, True)),
+        ("0.5X", (0.5, True)),
+    ],
+)
+def test_numbers_are_read_as_people_type_them(text: str, expected: tuple[float, bool]) -> None:
+    value, relative = parse_value(text)
+    assert (pytest.approx(value), relative) == expected
+
+
+@pytest.mark.parametrize("text", ["", "abc", "4Q", "1.2.3", "x", "nan"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="is no number"):
+        parse_value(text)
+
+
+def test_metric_names_aliases_and_the_nearest() -> None:
+    assert metric_name("accuracy") == "val_accuracy"
+    assert metric_name(" flops ") == "flops"
+    with pytest.raises(InputError, match="did you mean 'flops'"):
+        metric_name("flop")
+    with pytest.raises(InputError, match=r"unknown metric 'zzz': expected one of val_accuracy"):
+        metric_name("zzz")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "expected"),
+    [
+        ("val_accuracy", 0.91344, "91.34 %"),
+        ("latency_ms", 6.0, "6.00 ms"),
+        ("latency_ms", 1234.5, "1234 ms"),
+        ("flops", 40_812_544, "40.8 M"),
+        ("params", 271_117, "271 k"),
+        ("params", 999_990, "1.00 M"),
+        ("params", 12, "12"),
+        ("epochs", 8.0, "8"),
+        ("val_loss", 0.30001, "0.3000"),
+        ("flops", None, "–"),
+        ("flops", float("nan"), "–"),
+    ],
+)
+def test_values_are_shown_with_unit_and_sensible_digits(metric: str, value: float, expected: str) -> None:
+    assert show(metric, value) == expected
+
+
+def test_axes_name_their_unit() -> None:
+    assert axis_label("latency_ms") == "latency (ms)"
+    assert axis_label("flops") == "FLOPs"

@@ -1,0 +1,138 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from analysis import tables
+from analysis.errors import InputError
+from analysis.pareto import hypervolume
+from analysis.trials import Run
+
+Make = Callable[..., optuna.Study]
+
+
+def test_points_hold_teacher_and_every_trial_with_metrics(make_study: Make) -> None:
+    run = Run.open(make_study())
+    table = tables.points(run, picks=[int(run.front()["number"].iloc[0])])
+    assert table["role"].value_counts().to_dict() == {
+        "teacher": 1,
+        "front": len(run.front()),
+        "dominated": 30 - len(run.front()),
+        "stopped early": 8,
+    }
+    assert table["picked"].sum() == 1
+    assert table.iloc[0]["number"] == -1
+    assert table.iloc[0]["val_accuracy"] == 0.92
+
+
+def test_history_ends_at_the_hypervolume_of_the_front(make_study: Make) -> None:
+    run = Run.open(make_study())
+    table = tables.history(run)
+    assert len(table) == 41  # 30 complete, 8 stopped, 3 failed; neither refused nor running ones
+    assert table["hypervolume"].iloc[-1] == pytest.approx(hypervolume(run.points(run.front()), run.box))
+    assert table["hypervolume"].is_monotonic_increasing
+    assert table["hours"].is_monotonic_increasing
+    assert table["front"].iloc[-1] == len(run.front())
+    frame = run.frame()
+    ended = frame[frame["ended"].notna() & (frame["refused"] == "")]
+    assert table["epochs"].iloc[-1] == ended["epochs"].sum() == 30 * 8 + 11 * 2
+    assert table["train_hours"].iloc[-1] == pytest.approx(ended["seconds"].sum() / 3600)
+    assert (table["trials"] == np.arange(1, 42)).all()
+    flat = table[table["state"] != "COMPLETE"].index
+    assert (table["hypervolume"].diff().loc[flat[flat > 0]] == 0).all()
+
+
+def test_block_map_says_width_and_span_of_every_block(make_study: Make) -> None:
+    study = make_study(complete=0, pruned=0, failed=0, running=0, waiting=0, refused=0)
+    replaced = [{"span": ["layer1.1", "layer1.2"], "width": 0.25}, {"span": ["layer3.0"], "width": 0.5}]
+    study.add_trial(create_trial(values=[0.9, 3.0], user_attrs={"replaced": replaced}))
+    cells = tables.block_map(Run.open(study)).set_index("block")
+    assert len(cells) == 9
+    assert cells.loc["layer1.1", "span"] == cells.loc["layer1.2", "span"] == 0
+    assert cells.loc["layer3.0", ["width", "span"]].tolist() == [0.5, 1]
+    assert np.isnan(cells.loc["layer2.0", "width"])
+
+
+def test_long_fronts_are_thinned_from_end_to_end(make_study: Make) -> None:
+    run = Run.open(make_study(complete=200))
+    numbers = run.front()["number"].tolist()
+    assert len(numbers) > 5
+    cells = tables.block_map(run, limit=5)
+    shown = list(dict.fromkeys(cells["number"]))
+    assert len(shown) == 5
+    assert [shown[0], shown[-1]] == [numbers[0], numbers[-1]]
+
+
+def test_curves_keep_the_front_and_sample_the_rest(make_study: Make) -> None:
+    run = Run.open(make_study(complete=60))
+    table = tables.curves(run, limit=10)
+    roles = table.groupby("number")["role"].first()
+    assert set(roles[roles == "front"].index) == set(run.front()["number"])
+    assert (roles != "front").sum() == 10
+    everyone = tables.curves(run).groupby("number")["role"].first().value_counts()
+    assert everyone["stopped early"] == 8
+    assert everyone["failed"] == 3
+    assert everyone["running"] == 2
+
+
+def test_settings_are_the_searched_parameters_that_are_no_levels(make_study: Make) -> None:
+    run = Run.open(make_study())
+    assert list(tables.settings(run).columns[3:]) == ["alpha", "beta", "lr", "supervision"]
+    assert len(tables.settings(run)) == 30
+    assert tables.log_parameters(run) == {"beta", "lr"}
+
+
+def test_states_count_refused_apart_and_failures_group_by_reason(make_study: Make) -> None:
+    study = make_study()
+    for epoch in (1, 7):
+        study.add_trial(
+            create_trial(state=TrialState.FAIL, user_attrs={"reason": f"no memory at {epoch}.5 s\ntrace"})
+        )
+    study.add_trial(create_trial(state=TrialState.FAIL))
+    run = Run.open(study)
+    states = tables.states(run).set_index("state")["trials"].to_dict()
+    assert states == {"COMPLETE": 30, "PRUNED": 8, "FAIL": 6, "RUNNING": 2, "WAITING": 1, "refused": 4}
+    failures = tables.failures(run)
+    assert failures["trials"].sum() == 6
+    row = failures[failures["reason"] == "no memory at 1.5 s"].iloc[0]
+    assert (row["trials"], row["numbers"]) == (2, "48, 49")
+    assert "no reason recorded" in failures["reason"].tolist()
+
+
+def test_importance_table_says_why_it_is_empty(make_study: Make) -> None:
+    table = tables.importance(Run.open(make_study(complete=3)))
+    assert table["metric"].tolist() == ["val_accuracy", "latency_ms"]
+    assert table["parameter"].tolist() == ["", ""]
+    assert table["note"].iloc[0] == "needs 10 fully trained trials, there are 3"
+
+
+def test_retrained_students_mean_and_deviation(make_run: Callable[..., Path]) -> None:
+    folder = make_run(complete=2)
+    assert tables.retrained(Run.open(folder)).empty
+    (folder / "retrained").mkdir()
+    file = folder / "retrained" / "results.json"
+    rows = [
+        {"number": 1, "kind": "ama", "seed": s, "test_accuracy": a, "test_loss": 0.3, "params": 5}
+        for s, a in enumerate([0.90, 0.91, 0.92])
+    ]
+    rows.append({"number": 1, "kind": "scratch", "seed": 0, "test_accuracy": 0.8, "test_loss": 0.5})
+    file.write_text(json.dumps(rows))
+    table = tables.retrained(Run.open(folder)).set_index("kind")
+    assert table.loc["ama", "test_accuracy"] == pytest.approx(0.91)
+    assert table.loc["ama", "test_accuracy_sd"] == pytest.approx(0.01)
+    assert table.loc["ama", "seeds"] == 3
+    assert table.loc["ama", "params"] == 5
+    assert np.isnan(table.loc["scratch", "test_accuracy_sd"])
+
+
+@pytest.mark.parametrize("text", ["{", '[{"kind": "ama"}]', "[3]", "7"])
+def test_a_broken_results_file_is_named(make_run: Callable[..., Path], text: str) -> None:
+    folder = make_run(complete=2)
+    (folder / "retrained").mkdir()
+    (folder / "retrained" / "results.json").write_text(text)
+    with pytest.raises(InputError, match=r"results\.json: expected a list of results"):
+        tables.retrained(Run.open(folder))
