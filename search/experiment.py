@@ -30,7 +30,7 @@ from search.sections import (
 )
 from search.storage_url import redact, study_url
 from search.yaml_io import apply_overrides, describe_value, read_yaml, to_yaml
-from trainables.config import Config, DataConfig, RuntimeConfig, TeacherConfig
+from trainables.config import Config, DataConfig, LibraryConfig, RuntimeConfig, TeacherConfig
 from trainables.errors import InputError
 
 __all__ = [
@@ -93,6 +93,7 @@ class Experiment(Config):
     resources: Resources = Field(Resources(), description="what one trial is given")
     runtime: RuntimeConfig = Field(RuntimeConfig(), description="how the machine computes")
     costs: CostsConfig = Field(CostsConfig(), description="how the cost table is measured")
+    library: LibraryConfig = Field(LibraryConfig(), description="how the module library is distilled")
     storage: StorageConfig = Field(StorageConfig(), description="where the study is")
 
     @model_validator(mode="before")

@@ -165,6 +165,13 @@ class BudgetConfig(Config):
         le=100.0,
         description="about one in so many trials goes on at each rung; rungs lie this factor apart",
     )
+    first_share: float = Field(
+        0.25,
+        ge=0.0,
+        le=1.0,
+        description="with `warm_start: library`: share of the trials that come first: the best students "
+        "by proxy at even distances along the cost axis; the sampler proposes the rest",
+    )
     hours: float | None = Field(
         None,
         gt=0.0,
@@ -215,6 +222,9 @@ class CostsConfig(Config):
     """How the cost table is measured."""
 
     batch_size: PositiveInt = Field(32, description="images a batch when latency is measured")
+    seconds: PositiveFloat = Field(
+        20.0, description="how long latencies are measured (less where that is plenty, longer for slow models)"
+    )
 
 
 class StorageConfig(Config):

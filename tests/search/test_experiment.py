@@ -515,6 +515,7 @@ def test_every_key_is_in_the_schema_with_a_description():
         "resources",
         "runtime",
         "costs",
+        "library",
         "storage",
     )
     inner = {"low", "high", "log", "choices", "op", "amount", "metric", "direction"}
