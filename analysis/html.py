@@ -22,7 +22,7 @@ h3 { font-size: 1rem; margin: 0 0 .2rem; }
 p { margin: .3rem 0 .8rem; } .muted { color: var(--muted); } small, .note { font-size: .875rem; }
 a { color: var(--blue); }
 nav { font-size: .9rem; margin: .8rem 0; } nav a { margin-right: .9rem; white-space: nowrap; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .7rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: .7rem;
   margin: 1rem 0; }
 .tile { background: var(--panel); border: 1px solid var(--grid); border-radius: 8px; padding: .6rem .8rem; }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.3; }
@@ -47,6 +47,9 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; min-width: 
 pre { background: var(--panel); border: 1px solid var(--grid); border-radius: 8px; padding: .6rem .8rem;
   overflow-x: auto; font-size: .85rem; margin: .3rem 0 .9rem; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+@media (max-width: 600px) { main { padding: .8rem .5rem 3rem; } figure { padding: .6rem .3rem; }
+  figure > * { margin-left: .3rem; } figure svg { margin-left: 0; } }
+figure small { display: block; }
 .badge { display: inline-block; border: 1px solid currentColor; border-radius: 999px; padding: 0 .6rem;
   font-size: .8rem; vertical-align: middle; color: var(--green); } .badge.open { color: var(--red); }
 """
