@@ -1,13 +1,12 @@
-"""What a search starts from: the teacher's module library, made once and kept by its content, and first proposals."""
+"""What a search starts from: the teacher's module library, kept by its content, and the first proposals."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from search.experiment import Experiment
+from search.goals import COSTS
 from search.pipeline import Progress, Setup
 from search.proposals import Candidate, best_by_proxy, price_of, spread
-from trainables.config import DistillConfig
 from trainables.library import Library, build_library, library_key
 
 DEFAULT_FOLDER = Path("~/.cache/ama-search/library")
@@ -52,10 +51,10 @@ def get_library(setup: Setup, progress: Progress | None = None) -> Library:
 
 
 def first_candidates(setup: Setup, library: Library) -> list[Candidate]:
-    """The students to try first: best by proxy, spread along the price axis, as many as the budget's share."""
+    """The students to try first: best by proxy, spread along the price axis; the budget says how many."""
     experiment = setup.experiment
     count = round(experiment.budget.first_share * experiment.budget.trials)
-    cost = next((o.metric for o in experiment.objectives if o.metric in setup.costs.teacher.as_dict()), "flops")
+    cost = next((o.metric for o in experiment.objectives if o.metric in COSTS), "flops")
     found = best_by_proxy(
         setup.blocks,
         experiment.space.widths,
