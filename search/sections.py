@@ -225,9 +225,6 @@ class CostsConfig(Config):
     seconds: PositiveFloat = Field(
         20.0, description="how long latencies are measured (less where that is plenty, longer for slow models)"
     )
-    seconds: PositiveFloat = Field(
-        20.0, description="how long latencies are measured (less where that is plenty, longer for slow models)"
-    )
 
 
 class StorageConfig(Config):
