@@ -38,7 +38,9 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         return
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    options = {"include_dashboard": False, "num_cpus": cpus} if address is None else {"address": address}
+    # "local", not None: with None Ray would connect to the cluster of the environment's RAY_ADDRESS.
+    here = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+    options = here if address is None else {"address": address}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as fault:

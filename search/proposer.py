@@ -6,8 +6,9 @@ be saved: it knows every past proposal and does not repeat one.
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.experiment import Experiment
 from search.goals import COSTS
-from search.space import SearchSpace
+from search.space import LEVEL, SearchSpace
 from trainables.config import DistillConfig, StudentSpec
 from trainables.cost import Costs
 from trainables.errors import InputError
@@ -28,6 +29,8 @@ from trainables.errors import InputError
 PATIENCE = 50
 # Random proposals refused in a row before the search says that there is nothing left to try.
 RANDOM_PATIENCE = 2000
+# Then so many more, each moved towards the limits.
+REPAIRS = 100
 
 Price = Callable[[StudentSpec], Costs]
 
@@ -55,7 +58,7 @@ class Proposal:
     distributions: Mapping[str, BaseDistribution]
     config: DistillConfig
     costs: Costs
-    violations: tuple[float, ...]
+    violations: Mapping[str, float]  # by the limit's text; > 0 where it is broken
     refused: str | None
 
 
@@ -109,11 +112,17 @@ class Proposer:
         # A resumed sampler must not draw the random numbers of the first session again.
         seed = experiment.seed + len(past)
         self._random = RandomSampler(seed=seed + 1)
+        self._shuffle = random.Random(seed + 2)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             directions=[o.direction for o in experiment.objectives],
             sampler=make_sampler(experiment.sampler.name, seed, experiment.sampler.startup_trials),
         )
+        # NSGA-II draws its first generation itself; the others' models need random trials to begin with.
+        models = experiment.sampler.name in ("tpe", "gp")
+        self._startup = experiment.sampler.startup_trials if models else 0
+        self._ran = 0
+        self._completed = 0
         self._open: dict[int, optuna.Trial] = {}
         self._pending: optuna.Trial | None = None
         self._seen: set[str] = set()
@@ -121,68 +130,126 @@ class Proposer:
             self._remember(row)
 
     def _remember(self, row: FrozenTrial) -> None:
-        if "config" in row.user_attrs and row.user_attrs.get("refused") is None:
+        """Rebuild what the sampler knows of a row of the record."""
+        if "config" not in row.user_attrs:
+            return  # not a row of ours
+        if "refused" not in row.user_attrs:
+            self._ran += 1
             self._seen.add(self._space.student_key(DistillConfig.model_validate(row.user_attrs["config"])))
         state = TrialState.RUNNING if row.state == TrialState.WAITING else row.state
+        attrs = {k: v for k, v in row.system_attrs.items() if k.startswith("constraints")}
+        if state == TrialState.COMPLETE and isinstance(self._study.sampler, NSGAIISampler):
+            # The record knows no generations; in the order of completion they were about these.
+            generation = self._completed // (self._study.sampler.population_size or 1)
+            attrs[NSGAIISampler._get_generation_key()] = generation
+            self._completed += 1
         copy = create_trial(
             state=state,
             params=row.params,
             distributions=row.distributions,
             values=row.values if state == TrialState.COMPLETE else None,
-            system_attrs={k: v for k, v in row.system_attrs.items() if k.startswith("constraints")},
+            system_attrs=attrs,
         )
         self._study.add_trial(copy)
         if state == TrialState.RUNNING:
             stored = self._study.get_trials(deepcopy=False)[-1]
             self._open[row.number] = optuna.Trial(self._study, stored._trial_id)
 
-    def propose(self, seed: int) -> Iterable[Proposal]:
+    def propose(self, seed: int) -> Iterator[Proposal]:
         """Refused proposals as they come, and last one to train.
 
         Args:
             seed: of the trial's training.
 
         Raises:
-            SpaceExhaustedError: after `RANDOM_PATIENCE` refusals of random proposals in a row.
+            SpaceExhaustedError: the sampler only repeats itself or breaks limits, and so do random proposals.
         """
-        sampler = self._study.sampler
-        for attempt in range(PATIENCE + RANDOM_PATIENCE):
-            # Random proposals fill in once the sampler only repeats itself.
-            self._study.sampler = sampler if attempt < PATIENCE else self._random
-            try:
-                trial = self._study.ask()
-                params = self._space.suggest(trial)
-            finally:
-                self._study.sampler = sampler
-            proposal = self._judge(params, trial.distributions, seed)
+        for _ in range(PATIENCE):
+            proposal = self._ask(seed)
+            yield proposal
             if proposal.refused is None:
-                self._seen.add(self._space.student_key(proposal.config))
-                self._pending = trial
-                yield proposal
                 return
-            for limit, violation in zip(self._cost_limits, proposal.violations, strict=True):
-                trial.set_constraint(limit.text, violation)
-            self._study.tell(trial, state=TrialState.PRUNED)
-            # A row for every random miss would swell the record and teach the sampler nothing new.
-            if attempt < PATIENCE:
-                yield proposal
+        self._study.enqueue_trial(dict(self._draw(seed)))
+        proposal = self._ask(seed)
+        assert proposal.refused is None, "drawn to be accepted"
+        yield proposal
+
+    def _ask(self, seed: int) -> Proposal:
+        """One proposal of the sampler; a refused one is told to it at once."""
+        sampler = self._study.sampler
+        try:
+            # Refused proposals are no start: a sampler that counts them models the space after one trial.
+            if self._ran < self._startup:
+                self._study.sampler = self._random
+            trial = self._study.ask()
+            params = self._space.suggest(trial)
+        finally:
+            self._study.sampler = sampler
+        proposal = self._judge(params, seed)
+        if proposal.refused is None:
+            self._ran += 1
+            self._seen.add(self._space.student_key(proposal.config))
+            self._pending = trial
+            return proposal
+        for text, violation in proposal.violations.items():
+            trial.set_constraint(text, violation)
+        self._study.tell(trial, state=TrialState.PRUNED)
+        return proposal
+
+    def _draw(self, seed: int) -> Mapping[str, Any]:
+        """A random point that is new and within the limits; misses are not recorded, they teach nothing."""
+        dummy = create_trial(state=TrialState.RUNNING)
+        for attempt in range(RANDOM_PATIENCE + REPAIRS):
+            params = {
+                name: self._random.sample_independent(self._study, dummy, name, distribution)
+                for name, distribution in self._space.distributions.items()
+            }
+            if attempt >= RANDOM_PATIENCE:
+                params = self._repaired(params, seed)
+            if self._judge(params, seed).refused is None:
+                return params
         raise SpaceExhaustedError(
             f"none of {RANDOM_PATIENCE} random proposals was new and within the limits "
             f"({', '.join(limit.text for limit in self._cost_limits) or 'no limits'})"
         )
 
-    def _judge(
-        self, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution], seed: int
-    ) -> Proposal:
+    def _repaired(self, params: dict[str, Any], seed: int) -> dict[str, Any]:
+        """`params` with levels moved one by one, in random order, while that lowers what limits are exceeded.
+
+        Reaches the corners of the space that random points miss where limits leave next to nothing of it.
+        """
+        excess = self._excess(params, seed)
+        moves = [
+            (name, level)
+            for name in params
+            if name.startswith(LEVEL)
+            for level in range(self._space.keep + 1)
+        ]
+        improved = True
+        while excess > 0 and improved:
+            improved = False
+            self._shuffle.shuffle(moves)
+            for name, level in moves:
+                moved = {**params, name: level}
+                if (now := self._excess(moved, seed)) < excess:
+                    params, excess, improved = moved, now, True
+        return params
+
+    def _excess(self, params: Mapping[str, Any], seed: int) -> float:
+        return sum(max(0.0, v) for v in self._judge(params, seed).violations.values())
+
+    def _judge(self, params: Mapping[str, Any], seed: int) -> Proposal:
         config = self._space.to_config(params, seed)
         costs = self._price(config.student)
-        violations = tuple(limit.violation(costs.as_dict()[limit.metric]) for limit in self._cost_limits)
+        violations = {
+            limit.text: limit.violation(costs.as_dict()[limit.metric]) for limit in self._cost_limits
+        }
         refused = None
-        if any(v > 0 for v in violations):
+        if any(violation > 0 for violation in violations.values()):
             refused = "infeasible"
         elif not config.student.widths or self._space.student_key(config) in self._seen:
             refused = "duplicate"  # the student without a replaced block is the teacher itself
-        return Proposal(params, distributions, config, costs, violations, refused)
+        return Proposal(params, self._space.distributions, config, costs, violations, refused)
 
     def accepted(self, number: int) -> None:
         """The last proposal became row `number` of the record."""
@@ -190,17 +257,21 @@ class Proposer:
         self._open[number] = self._pending
         self._pending = None
 
-    def completed(self, number: int, values: Sequence[float], metrics: Mapping[str, float]) -> None:
+    def violations(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """By how much `metrics` break the limits that only training shows, by the limit's text."""
+        return {limit.text: limit.violation(metrics[limit.metric]) for limit in self._trained_limits}
+
+    def completed(self, number: int, values: Sequence[float], violations: Mapping[str, float]) -> None:
         """Row `number` was trained to the end: the sampler learns its objective values.
 
         Args:
             number: of the record's row.
             values: of the objectives, in their order.
-            metrics: whatever the trial reported last, for the limits on trained metrics.
+            violations: what `violations` said about the trial's last metrics.
         """
         trial = self._open.pop(number)
-        for limit in self._trained_limits:
-            trial.set_constraint(limit.text, limit.violation(metrics[limit.metric]))
+        for text, violation in violations.items():
+            trial.set_constraint(text, violation)
         self._study.tell(trial, list(values))
 
     def ended(self, number: int, state: TrialState) -> None:

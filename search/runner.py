@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ from search.proposer import Limit, Proposer
 from search.scheduler import RungScheduler
 from search.searcher import Board, StudyCallback, StudySearcher, ran
 from search.space import SearchSpace
-from search.storage_url import study_url
-from search.study import StudyRecord, now
+from search.storage_url import redact, study_url
+from search.study import MissingStudyError, StudyRecord, now
+from search.yaml_io import read_yaml
 from trainables.config import StudentSpec
 from trainables.cost import measure_many
 from trainables.errors import InputError
@@ -35,6 +37,8 @@ from trainables.student import build_student
 from trainables.trial import CHECKPOINT_FILE, DistillTrial, TrialContext
 
 FORMAT = 1
+STARTED = "sessions"  # the attribute that a study gets last when a search begins
+INTERRUPTED = "interrupted; continue with --resume"
 TRIALS = "trials"  # folder of the run directory where Ray keeps checkpoints and logs
 MAX_FAILURES = 2  # a trial is tried again this often, from its last checkpoint
 
@@ -75,25 +79,28 @@ def search(
     """
     run_dir = Path(experiment.run.dir)
     url = study_url(experiment, run_dir)
-    _check_run_dir(experiment, run_dir, url, resume)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir), connected(address):
-        concurrent = slots(experiment.resources)
-        setup = prepare(experiment, progress=progress)
-        limits = absolute_limits(experiment, setup.teacher.record, setup.costs)
-        if resume:
-            record = StudyRecord.load(url, experiment.name)
-            record.interrupt()  # rows of a driver that was killed
-            if sum(ran(t) and t.state.is_finished() for t in record.trials()) >= experiment.budget.trials:
-                return Outcome(run_dir, f"all {experiment.budget.trials} trials are done already", ())
-        else:
-            record = StudyRecord.create(url, experiment.name, [o.direction for o in experiment.objectives])
-            record.set_attrs(_study_attrs(setup, limits, command))
-        dump_yaml(experiment, run_dir / EXPERIMENT_FILE)
-        return _run(setup, record, limits, concurrent, watch)
+    _check_run_dir(experiment, run_dir, resume)
+    with locked(run_dir):
+        record = _past_record(experiment, run_dir, url) if resume else None
+        if record is None:
+            StudyRecord.check_free(url, experiment.name)
+        elif _trials_done(record) >= experiment.budget.trials:
+            return Outcome(run_dir, f"all {experiment.budget.trials} trials are done already", ())
+        with connected(address):
+            concurrent = slots(experiment.resources)
+            setup = prepare(experiment, progress=progress)
+            limits = absolute_limits(experiment, setup.teacher.record, setup.costs)
+            dump_yaml(experiment, run_dir / EXPERIMENT_FILE)  # from now on the directory holds a run
+            if record is None:
+                directions = [o.direction for o in experiment.objectives]
+                record = StudyRecord.create(url, experiment.name, directions)
+            if STARTED not in record.attrs:
+                record.set_attrs(_study_attrs(setup, limits, redact(command, url)))
+            _check_same(record, setup)
+            return _run(setup, record, limits, concurrent, watch)
 
 
-def _check_run_dir(experiment: Experiment, run_dir: Path, url: str, resume: bool) -> None:
+def _check_run_dir(experiment: Experiment, run_dir: Path, resume: bool) -> None:
     """Refuse a new run where one is, and a resumed one where none is or that was another experiment."""
     there = (run_dir / EXPERIMENT_FILE).exists()
     if there and not resume:
@@ -104,7 +111,8 @@ def _check_run_dir(experiment: Experiment, run_dir: Path, url: str, resume: bool
     if resume and not there:
         raise InputError(f"--resume: {run_dir} holds no run (no {EXPERIMENT_FILE} in it)")
     if resume:
-        before = StudyRecord.load(url, experiment.name).attrs["experiment"]
+        # The run's own copy, which is there before the study: a search may have been cut off between them.
+        before, _ = read_yaml((run_dir / EXPERIMENT_FILE).read_text(encoding="utf-8"), EXPERIMENT_FILE)
         changes = difference(before, experiment)
         if changes:
             raise InputError(
@@ -113,14 +121,47 @@ def _check_run_dir(experiment: Experiment, run_dir: Path, url: str, resume: bool
             )
 
 
+def _past_record(experiment: Experiment, run_dir: Path, url: str) -> StudyRecord | None:
+    """The study of a run to be resumed, its rows of a killed driver set to WAITING; None: not begun yet."""
+    try:
+        record = StudyRecord.load(url, experiment.name)
+    except MissingStudyError:
+        # A wrong database must not pass for a new one: only a run that never got to a trial has no study.
+        if (run_dir / TRIALS).exists():
+            raise
+        return None
+    record.interrupt()
+    return record
+
+
+def _check_same(record: StudyRecord, setup: Setup) -> None:
+    """Refuse to go on with another teacher or other data than the study's trials had."""
+    for what, ours in (("teacher", setup.teacher.record.hash), ("data", setup.data.hash)):
+        theirs = record.attrs[what]["hash"]
+        if ours != theirs:
+            raise InputError(
+                f"--resume: the {what} is not what the run was started with: expected hash {theirs}, "
+                f"got {ours}"
+            )
+
+
+def _trials_done(record: StudyRecord) -> int:
+    return sum(ran(row) and row.state.is_finished() for row in record.trials())
+
+
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory for this process; the lock goes with the process, however it ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or the directory cannot be made or written.
     """
-    with (run_dir / ".lock").open("w") as file:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / ".lock").open("w")
+    except OSError as fault:
+        raise InputError(f"run.dir: cannot write in {run_dir}: {fault.strerror}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -160,7 +201,7 @@ def _study_attrs(setup: Setup, limits: list[Limit], command: str) -> dict[str, A
         "device": device_name(setup.runtime.device),
         "budget": experiment.budget.model_dump(mode="json"),
         "started": now(),
-        "sessions": 0,
+        STARTED: 0,
     }
 
 
@@ -170,17 +211,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-class _Deadline(Stopper):  # type: ignore[misc]
-    """Ends the whole search when its wall time is over."""
+class _End(Stopper):  # type: ignore[misc]
+    """Ends the whole search when its wall time is over or its trials only fail."""
 
-    def __init__(self, deadline: float | None) -> None:
+    def __init__(self, searcher: StudySearcher, deadline: float | None) -> None:
+        self._searcher = searcher
         self._deadline = deadline
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # pickled into the run directory with the Tuner; holds nothing worth restoring
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._deadline is not None and time.monotonic() > self._deadline
+        return self._searcher.hopeless or (self._deadline is not None and time.monotonic() > self._deadline)
 
 
 def _run(
@@ -188,8 +233,8 @@ def _run(
 ) -> Outcome:
     experiment, run_dir = setup.experiment, setup.run_dir
     past = record.trials()
-    session = int(record.attrs["sessions"]) + 1
-    record.set_attrs({"sessions": session, "budget": experiment.budget.model_dump(mode="json")})
+    session = int(record.attrs[STARTED]) + 1
+    record.set_attrs({STARTED: session, "budget": experiment.budget.model_dump(mode="json")})
     hours = experiment.budget.hours
     deadline = None if hours is None else time.monotonic() + hours * 3600 - _spent(record)
     scheduler = RungScheduler(
@@ -214,10 +259,10 @@ def _run(
     try:
         _tuner(setup, searcher, scheduler, concurrent, session, deadline).fit()
     finally:
-        interrupted = tuple(record.interrupt())
+        record.interrupt()
         record.set_attrs({"elapsed_seconds": _spent(record) + time.monotonic() - began})
-    outcome = _outcome(run_dir, searcher, interrupted, deadline)
-    if not interrupted:
+    outcome = _outcome(setup, record, searcher, deadline)
+    if outcome.reason != INTERRUPTED:
         record.set_attrs({"ended": now()})
         _measure_front(setup, record)
     return outcome
@@ -268,7 +313,7 @@ def _tuner(
             name=TRIALS,
             storage_path=str(storage),
             verbose=0,
-            stop=_Deadline(deadline),
+            stop=_End(searcher, deadline),
             callbacks=[StudyCallback(searcher, str(storage))],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
@@ -277,21 +322,30 @@ def _tuner(
 
 
 def _checkpoints(run_dir: Path, row: FrozenTrial) -> list[str]:
-    """Checkpoint folders of an interrupted row, newest first: a later session's before an earlier one's."""
+    """Checkpoint folders of an interrupted row, newest first: a later session's before an earlier one's.
+
+    By the numbers in their names: the files' times do not outlive a move of the run.
+    """
     found = (run_dir / TRIALS).glob(f"{row.number:05d}-*/checkpoint_*/{CHECKPOINT_FILE}")
-    return [str(f.parent.absolute()) for f in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)]
+
+    def age(folder: Path) -> tuple[int, ...]:
+        return tuple(int(re.split("[-_]", name)[-1]) for name in (folder.parent.name, folder.name))
+
+    return [str(f.absolute()) for f in sorted((f.parent for f in found), key=age, reverse=True)]
 
 
-def _outcome(
-    run_dir: Path, searcher: StudySearcher, interrupted: tuple[int, ...], deadline: float | None
-) -> Outcome:
-    if searcher.exhausted:
-        return Outcome(run_dir, searcher.exhausted, interrupted, failed=searcher.hopeless)
-    if deadline is not None and time.monotonic() > deadline:
-        return Outcome(run_dir, "the wall time of budget.hours is over", interrupted)
-    if interrupted:
-        return Outcome(run_dir, "interrupted; continue with --resume", interrupted)
-    return Outcome(run_dir, "the budget is used", ())
+def _outcome(setup: Setup, record: StudyRecord, searcher: StudySearcher, deadline: float | None) -> Outcome:
+    rows = [row for row in record.trials() if ran(row)]
+    waiting = tuple(row.number for row in rows if row.state == TrialState.WAITING)
+    if searcher.hopeless or (searcher.exhausted and not waiting):
+        reason = str(searcher.exhausted)
+    elif not waiting and len(rows) >= setup.experiment.budget.trials:
+        reason = "the budget is used"
+    elif deadline is not None and time.monotonic() > deadline:
+        reason = "the wall time of budget.hours is over"
+    else:
+        reason = INTERRUPTED
+    return Outcome(setup.run_dir, reason, waiting, failed=searcher.hopeless)
 
 
 def _measure_front(setup: Setup, record: StudyRecord) -> None:

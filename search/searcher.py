@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -30,7 +32,8 @@ from trainables.student import spans_of
 
 METRICS = tuple(metric.name for metric in fields(EpochMetrics))
 
-# The search gives up when this many trials failed and none came through: the fault is not the config's.
+# With so many failures, and most of a session's trials among them, the search gives up: the fault is not
+# the configs'.
 HOPELESS = 5
 
 
@@ -99,6 +102,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._numbers: dict[str, int] = {}
         self._costs: dict[int, dict[str, float]] = {}
         self._last: dict[int, dict[str, Any]] = {}
+        self._retries: dict[int, int] = {}  # in earlier sessions
+        self._ended: Counter[str] = Counter()  # this session's trials by state
+        self._reasons: list[str] = []
         scheduler.costs = self._costs
         self.exhausted: str | None = None
         self.hopeless = False
@@ -142,6 +148,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         number = min(self._resumable)
         checkpoints = self._resumable.pop(number)
         row = self._record.trials()[number]
+        self._retries[number] = row.user_attrs.get("retries", 0)
         self._record.resume(number)
         self._register(trial_id, number, row.user_attrs["costs"])
         return self._config(number, json.dumps(row.user_attrs["config"]), checkpoints)
@@ -211,7 +218,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self.on_trial_result(trial_id, result)  # a result that ends a trial comes here alone
         if number in self._last:
             self._end(trial_id, number, self._last[number])
-        # else: stopped before its first epoch was done; the runner leaves the row to be resumed.
+        # else: stopped before its first epoch was done; the runner leaves the row to be resumed
 
     def _end(self, trial_id: str, number: int, metrics: dict[str, Any]) -> None:
         objectives = self._experiment.objectives
@@ -219,30 +226,40 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if not all(math.isfinite(v) for v in values):
             self.fail(trial_id, f"objective values are not finite: {values}")
         elif metrics["epoch"] >= self._experiment.budget.epochs:
-            self._record.complete(number, values)
-            self._proposer.completed(number, values, metrics)
+            violations = self._proposer.violations(metrics)
+            self._record.complete(number, values, violations)
+            self._proposer.completed(number, values, violations)
             self.board.values[number] = tuple(values)
-            self._changed(number, "COMPLETE")
+            self._count(number, "COMPLETE")
         elif number in self._scheduler.stopped:
             self._record.prune(number, f"early stopping: behind at the rung of epoch {metrics['epoch']}")
             self._proposer.ended(number, TrialState.PRUNED)
-            self._changed(number, "PRUNED")
-        # else: the wall time is over or somebody pressed Ctrl-C; the runner leaves the row to be resumed.
+            self._count(number, "PRUNED")
+        # else: the wall time is over or somebody pressed Ctrl-C; the runner leaves the row to be resumed
 
     def fail(self, trial_id: str, reason: str) -> None:
-        """End a trial's row as FAIL."""
+        """End a trial's row as FAIL; one that has ended already keeps its state."""
         number = self._numbers[trial_id]
+        if self.board.states[number] != "RUNNING":
+            return
         self._record.fail(number, reason)
         self._proposer.ended(number, TrialState.FAIL)
-        self._changed(number, "FAIL")
-        counts = self.board.counts()
-        if counts["FAIL"] >= HOPELESS and not counts["COMPLETE"] + counts["PRUNED"]:
-            self.exhausted = f"the first {counts['FAIL']} trials all failed, the last with: {redact(reason)}"
+        self._reasons.append(redact(reason))
+        self._count(number, "FAIL")
+        failed, ended = self._ended["FAIL"], self._ended.total()
+        if failed >= min(HOPELESS, self._experiment.budget.trials) and failed > ended / 2:
+            self.exhausted = f"{failed} of {ended} trials failed, most with: {_most_common(self._reasons)}"
             self.hopeless = True
+
+    def _count(self, number: int, state: str) -> None:
+        self._ended[state] += 1
+        self._changed(number, state)
 
     def retried(self, trial_id: str, retries: int, reason: str) -> None:
         """Note in the row that the trial broke and goes on from its last checkpoint."""
-        self._record.annotate(self._numbers[trial_id], retries=retries, retry_reason=redact(reason))
+        number = self._numbers[trial_id]
+        retries += self._retries.get(number, 0)
+        self._record.annotate(number, retries=retries, retry_reason=redact(reason))
 
     def checkpointed(self, trial_id: str, path: str) -> None:
         """Note in the row where its newest checkpoint is."""
@@ -289,6 +306,16 @@ class StudyCallback(Callback):  # type: ignore[misc]
 
 
 def cause(trial: Trial) -> str:
-    """Last line of a failed trial's error: the exception itself, without the traceback."""
-    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    """Last line of a failed trial's newest error: the exception itself, without the traceback."""
+    # Ray's own `get_error` reads the copy in the storage, which is written only at the next snapshot.
+    file = trial.error_file
+    text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
+    lines = [line.strip() for line in text.rpartition("Failure # ")[2].splitlines() if line.strip()]
     return lines[-1][:500] if lines else "the trial's process ended without saying why"
+
+
+def _most_common(reasons: Sequence[str]) -> str:
+    """The newest of the reasons that occur most often; numbers in them do not tell them apart."""
+    kinds = [re.sub(r"[\d.]+", "#", reason) for reason in reasons]
+    most = Counter(kinds).most_common(1)[0][0]
+    return [reason for reason, kind in zip(reasons, kinds, strict=True) if kind == most][-1]

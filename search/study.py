@@ -22,7 +22,11 @@ from search.storage_url import redact
 from trainables.errors import InputError
 
 CURVE = ("epoch", "val_accuracy", "val_loss", "train_loss", "seconds")
-_CONSTRAINT_ATTR = "constraints"  # where Optuna's samplers look for constraint values
+_CONSTRAINT = "constraints:"  # before a constraint's name: where Optuna looks for its value
+
+
+class MissingStudyError(InputError):
+    """The database holds no study of this name."""
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -31,10 +35,12 @@ def open_storage(url: str) -> RDBStorage:
     Raises:
         InputError: the database cannot be opened; the message shows the URL without its password.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as fault:
-        reason = redact(str(fault.__cause__ or fault)).splitlines()[0]
+    except (SQLAlchemyError, ImportError, RuntimeError, ValueError, TypeError) as fault:
+        # TypeError: a database driver that does not know a setting in the URL.
+        reason = (redact(str(fault.__cause__ or fault), url).splitlines() or [type(fault).__name__])[0]
         raise InputError(f"storage.study: cannot open the database {redact(url)}: {reason}") from None
     if storage.engine.dialect.name == "sqlite":
         event.listen(storage.engine, "connect", _wal)
@@ -59,6 +65,16 @@ class StudyRecord:
         self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
         self._curves: dict[int, dict[str, list[float]]] = {}
 
+    @staticmethod
+    def check_free(url: str, name: str) -> None:
+        """Check that a study of this name can be created, without creating it.
+
+        Raises:
+            InputError: the database cannot be opened, or holds a study of this name.
+        """
+        if name in optuna.get_all_study_names(open_storage(url)):
+            raise _taken(url, name)
+
     @classmethod
     def create(cls, url: str, name: str, directions: Sequence[Direction]) -> StudyRecord:
         """A new study.
@@ -71,22 +87,19 @@ class StudyRecord:
                 optuna.create_study(storage=open_storage(url), study_name=name, directions=list(directions))
             )
         except optuna.exceptions.DuplicatedStudyError:
-            raise InputError(
-                f"storage.study: {redact(url)} already holds a study {name!r}; "
-                "resume it with --resume or give the experiment another name"
-            ) from None
+            raise _taken(url, name) from None
 
     @classmethod
     def load(cls, url: str, name: str) -> StudyRecord:
         """The study that is there.
 
         Raises:
-            InputError: the database cannot be opened, or holds no such study.
+            InputError: the database cannot be opened; `MissingStudyError`: it holds no such study.
         """
         try:
             return cls(optuna.load_study(storage=open_storage(url), study_name=name))
         except KeyError:
-            raise InputError(f"storage.study: {redact(url)} holds no study {name!r}") from None
+            raise MissingStudyError(f"storage.study: {redact(url)} holds no study {name!r}") from None
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -113,7 +126,7 @@ class StudyRecord:
         attrs: Mapping[str, Any],
         *,
         refused: str | None = None,
-        constraints: Sequence[float] = (),
+        constraints: Mapping[str, float] | None = None,
     ) -> int:
         """Write a new row in one transaction and return its number.
 
@@ -122,7 +135,7 @@ class StudyRecord:
             distributions: the distribution of every parameter.
             attrs: user attributes of the row.
             refused: why the proposal is not trained; None makes a RUNNING row.
-            constraints: violations, > 0 where a limit is broken.
+            constraints: violations by the limit's text, > 0 where it is broken.
         """
         state = TrialState.RUNNING if refused is None else TrialState.PRUNED
         if refused is not None:
@@ -132,7 +145,7 @@ class StudyRecord:
             params=dict(params),
             distributions=dict(distributions),
             user_attrs=dict(attrs),
-            system_attrs={_CONSTRAINT_ATTR: list(constraints)} if constraints else {},
+            constraints=dict(constraints or {}),
         )
         now = datetime.now()
         row.datetime_start = now
@@ -149,7 +162,9 @@ class StudyRecord:
 
     def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
         """Append an epoch's metrics to a running row; one told again after a restore replaces itself."""
-        curve = self._curves.setdefault(number, self._stored_curve(number))
+        if number not in self._curves:
+            self._curves[number] = self._stored_curve(number)
+        curve = self._curves[number]
         keep = [i for i, epoch in enumerate(curve["epoch"]) if epoch < metrics["epoch"]]
         for column in CURVE:
             value = metrics[column]
@@ -167,8 +182,18 @@ class StudyRecord:
         stored = self._storage.get_trial(self._ids[number]).user_attrs.get("curve", {})
         return {column: list(stored.get(column, [])) for column in CURVE}
 
-    def complete(self, number: int, values: Sequence[float]) -> None:
-        """End a row that was trained to its last epoch."""
+    def complete(
+        self, number: int, values: Sequence[float], constraints: Mapping[str, float] | None = None
+    ) -> None:
+        """End a row that was trained to its last epoch.
+
+        Args:
+            number: of the row.
+            values: of the objectives, in their order.
+            constraints: violations, by the limit's text, of the limits that only training shows.
+        """
+        for text, violation in (constraints or {}).items():
+            self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT + text, violation)
         self._end(number, TrialState.COMPLETE, values)
 
     def prune(self, number: int, reason: str) -> None:
@@ -195,6 +220,13 @@ class StudyRecord:
     def resume(self, number: int) -> None:
         """Take up an interrupted row again."""
         self._storage.set_trial_state_values(self._ids[number], TrialState.RUNNING)
+
+
+def _taken(url: str, name: str) -> InputError:
+    return InputError(
+        f"storage.study: {redact(url)} already holds a study {name!r}; "
+        "resume it with --resume or give the experiment another name"
+    )
 
 
 def now() -> str:

@@ -84,7 +84,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         for path in checkpoints:
             try:
                 with tune.Checkpoint(path).as_directory() as folder:
-                    self.load_checkpoint(folder)
+                    self._distiller.load_state_dict(load_checkpoint(Path(folder) / CHECKPOINT_FILE))
                 return
             except (InputError, OSError) as fault:
                 logger.warning("trial %d: checkpoint passed over: %s", self._number, fault)
@@ -92,7 +92,9 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Train one epoch and report it; a diverged trial ends with its reason instead of an error."""
         try:
-            metrics = self._distiller.run_epoch()
+            # A trial cut off between its last checkpoint and its end is taken up with nothing left to train.
+            done = self._distiller.finished
+            metrics = self._distiller.history[-1] if done else self._distiller.run_epoch()
         except TrainingDiverged as fault:
             return {"number": self._number, "failure": str(fault), "done": True}
         return {
@@ -107,5 +109,10 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         save_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, self._distiller.state_dict())
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Continue from what `save_checkpoint` wrote."""
-        self._distiller.load_state_dict(load_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE))
+        """Continue from what `save_checkpoint` wrote; where it is damaged, from the checkpoint before it.
+
+        A trial whose checkpoints are all damaged starts again: epochs are lost, the trial is not.
+        """
+        newest = Path(checkpoint_dir)
+        older = sorted(newest.parent.glob("checkpoint_*"), reverse=True)
+        self._take_up([str(newest), *(str(f) for f in older if f.name < newest.name)])
