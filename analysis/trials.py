@@ -109,7 +109,10 @@ class Run:
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
-        table = pd.DataFrame([_row(trial, self.metrics) for trial in self.trials])
+        # Beside the study, not in the rows: Optuna lets nothing be added to a row that has ended.
+        measured = self.attrs.get("measured", {})
+        rows = [_row(trial, self.metrics, measured.get(str(trial.number), {})) for trial in self.trials]
+        table = pd.DataFrame(rows)
         front = ["number", "state", "refused", "on_front"]
         fixed = [*front, *self.metrics, *_NUMBERS, *_COUNTS, *_TEXTS, *_TIMES]
         fixed = list(dict.fromkeys(fixed))
@@ -217,7 +220,7 @@ def describe_unfinished(table: pd.DataFrame) -> str:
     return f"no trial has finished yet: {', '.join(parts) or 'none was started'}"
 
 
-def _row(trial: FrozenTrial, metrics: list[str]) -> dict[str, Any]:
+def _row(trial: FrozenTrial, metrics: list[str], measured: Mapping[str, float]) -> dict[str, Any]:
     attrs = trial.user_attrs
     last, costs = attrs.get("metrics") or {}, attrs.get("costs") or {}
     row = {
@@ -228,7 +231,7 @@ def _row(trial: FrozenTrial, metrics: list[str]) -> dict[str, Any]:
         "val_accuracy": last.get("val_accuracy"),
         "val_loss": last.get("val_loss"),
         **{name: costs.get(name) for name in COST_METRICS},
-        "measured_latency_ms": attrs.get("measured_latency_ms"),
+        "measured_latency_ms": measured.get("latency_ms"),
         "replaced": _replaced(attrs),
         "seconds": attrs.get("seconds"),
         **{name: attrs.get(name) for name in (*_COUNTS, *_TEXTS)},

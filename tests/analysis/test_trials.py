@@ -167,3 +167,12 @@ def test_analysis_loads_neither_torch_nor_ray() -> None:
     count, found = out.split(maxsplit=1)
     assert int(count) > 10
     assert found.strip() == "[]"
+
+
+def test_measured_latencies_stand_beside_the_study(make_study: Make) -> None:
+    study = make_study()
+    assert load(study)["measured_latency_ms"].isna().all()
+    study.set_user_attr("measured", {"3": {"latency_ms": 1.25}})
+    table = load(study).set_index("number")
+    assert table.loc[3, "measured_latency_ms"] == 1.25
+    assert table["measured_latency_ms"].notna().sum() == 1
