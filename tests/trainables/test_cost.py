@@ -85,7 +85,7 @@ def test_the_table_holds_every_candidate_and_its_conditions(teacher: nn.Module, 
     assert set(table.spread.modules) == set(table.modules) and set(table.spread.blocks) == set(table.blocks)
     assert all(cost.latency_ms > 0 for cost in (*table.blocks.values(), *table.modules.values()))
     assert (table.batch_size, table.threads, table.precision, table.image_shape) == (1, 1, "fp32", (3, 8, 8))
-    assert table.device == device_name(torch.device("cpu")) and table.runs >= 15
+    assert table.device == device_name(torch.device("cpu")) and table.runs >= 9
     assert table.teacher_hash == weights_hash(teacher)
     assert sum(cost.latency_ms for cost in table.blocks.values()) < 1.2 * table.teacher.latency_ms
 
