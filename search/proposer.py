@@ -25,8 +25,9 @@ from trainables.cost import Costs
 from trainables.errors import InputError
 
 # Proposals refused in a row before a random one is taken instead: a sampler that has converged on a place it
-# knows would propose it for ever.
-PATIENCE = 50
+# knows would propose it for ever. Each costs a row of the record (about 10 ms), and a proposal of GP, which
+# learns nothing from refused ones, costs seconds.
+PATIENCE = {"tpe": 20, "nsga2": 20, "gp": 3, "random": 20}
 # Random proposals refused in a row before the search says that there is nothing left to try.
 RANDOM_PATIENCE = 2000
 # Then so many more, each moved towards the limits.
@@ -164,7 +165,7 @@ class Proposer:
         Raises:
             SpaceExhaustedError: the sampler only repeats itself or breaks limits, and so do random proposals.
         """
-        for _ in range(PATIENCE):
+        for _ in range(PATIENCE[self._experiment.sampler.name]):
             proposal = self._ask(seed)
             yield proposal
             if proposal.refused is None:
@@ -186,14 +187,14 @@ class Proposer:
         finally:
             self._study.sampler = sampler
         proposal = self._judge(params, seed)
+        for text, violation in proposal.violations.items():
+            trial.set_constraint(text, violation)
         if proposal.refused is None:
             self._ran += 1
             self._seen.add(self._space.student_key(proposal.config))
             self._pending = trial
-            return proposal
-        for text, violation in proposal.violations.items():
-            trial.set_constraint(text, violation)
-        self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, state=TrialState.PRUNED)
         return proposal
 
     def _draw(self, seed: int) -> Mapping[str, Any]:
