@@ -6,21 +6,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from analysis.errors import InputError as AnalysisInputError
 from analysis.metrics import show
-from search.console import console, front_table, live_board, stages
+from search.boards import count_words, front_table, profile_tables
+from search.console import answers, console, search_view, stages
+from search.errors import FailedError
 from trainables.errors import InputError
+
+if TYPE_CHECKING:  # `ama --help` waits for neither torch nor Ray
+    from analysis.pick import Pick
+    from search.experiment import Experiment
+    from search.searcher import Board
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,21 +49,44 @@ Json = Annotated[bool, typer.Option("--json", help="print the answer as JSON on 
 Address = Annotated[
     str | None,
     typer.Option(
-        "--address", metavar="A", help="of a Ray cluster, `auto` for this machine's; none: start one"
+        "--address", metavar="A", help="a Ray cluster's, or auto for the running one; none: start one"
     ),
 ]
 
 
 def main() -> None:
-    """Entry point of the command: the user's mistakes are one message and exit code 2, no traceback."""
+    """Entry point of the command: one message and no traceback for what people can mend.
+
+    Exits with 2 for the user's mistakes and 1 for work that failed.
+    """
     try:
         app()
     except (InputError, AnalysisInputError) as fault:
-        console.print(f"[bold red]error:[/] {escape(str(fault))}", soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        sys.exit(130)
+        _end(str(fault), 2)
+    except FailedError as fault:
+        _end(str(fault), 1)
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as fault:
+        _end(f"{fault.filename}: {fault.strerror}", 2)  # of --out and run.dir: all else is checked before
+
+
+def _end(message: str, code: int) -> NoReturn:
+    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    sys.exit(code)
+
+
+def _load(experiment: str, overrides: list[str] | None, out: str | None) -> Experiment:
+    """The experiment with absolute paths: its run is to be understood from any directory."""
+    from search.experiment import load_experiment
+
+    loaded = load_experiment(experiment, overrides or [], out)
+    paths = {"data": ("root", "cache"), "teacher": ("checkpoint",), "library": ("dir",)}
+    changed = {}
+    for section, keys in paths.items():
+        config = getattr(loaded, section)
+        given = {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
+        here = {key: str(Path(path).expanduser().absolute()) for key, path in given.items()}
+        changed[section] = config.model_copy(update=here)
+    return loaded.model_copy(update=changed)
 
 
 def _emit(value: Any) -> None:
@@ -86,21 +114,21 @@ def teacher(
     experiment: ExperimentArg, override: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
     """Train the teacher, or evaluate the one given (teacher.checkpoint)."""
-    from search.experiment import load_experiment
-    from search.pipeline import get_teacher
+    from search.pipeline import TEACHER_FILE, get_teacher
     from trainables.data import load_data
     from trainables.runtime import resolve
 
-    loaded = load_experiment(experiment, override or [], out)
+    loaded = _load(experiment, override, out)
     with stages() as progress:
         data = load_data(loaded.data, test=True, progress=progress)
         record = get_teacher(loaded, data, resolve(loaded.runtime), progress).record
     if as_json:
         _emit(asdict(record))
         return
-    console.print(
-        f"teacher {record.arch}: test accuracy {record.test_accuracy:.4f}, validation accuracy "
-        f"{record.val_accuracy:.4f}, source {record.source}, hash {record.hash}"
+    test, val = (show("test_accuracy", accuracy) for accuracy in (record.test_accuracy, record.val_accuracy))
+    place = loaded.teacher.checkpoint or Path(loaded.run.dir) / TEACHER_FILE
+    answers.print(
+        f"teacher {record.arch}: test accuracy {test}, validation accuracy {val}\n{place}", soft_wrap=True
     )
 
 
@@ -109,36 +137,21 @@ def profile(
     experiment: ExperimentArg, override: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
     """Show the teacher's blocks and the cost table: what every block and every AMA module costs."""
-    from search.experiment import load_experiment
     from search.pipeline import profile as measure
     from trainables.data import load_data
 
-    loaded = load_experiment(experiment, override or [], out)
+    loaded = _load(experiment, override, out)
     with stages() as progress:
         data = load_data(loaded.data, progress=progress)
-        _, _, table = measure(loaded, data, progress)
+        record, _, table = measure(loaded, data, progress)
     if as_json:
         _emit(table.to_profile())
         return
-    _print_profile(table.to_profile())
-
-
-def _print_profile(costs: dict[str, Any]) -> None:
-    for title, name, rows in (("blocks", "name", costs["blocks"]), ("AMA modules", "span", costs["modules"])):
-        table = Table(title=title, title_justify="left")
-        for column in (name, "width", "shape", "params", "flops", "latency"):
-            if not (name == "name" and column == "width") and not (name == "span" and column == "shape"):
-                table.add_column(column, justify="left" if column in (name, "shape") else "right")
-        for row in rows:
-            figures = [show(m, row[m]) for m in ("params", "flops", "latency_ms")]
-            if name == "name":
-                shape = "×".join(map(str, row["in_shape"])) + " → " + "×".join(map(str, row["out_shape"]))
-                table.add_row(row["name"], shape, *figures)
-            else:
-                table.add_row(" + ".join(row["span"]), f"{row['width']:g}", *figures)
-        console.print(table)
-    whole = ", ".join(f"{m} {show(m, costs['teacher'][m])}" for m in ("params", "flops", "latency_ms"))
-    console.print(f"teacher: {whole} (latency of a batch of {costs['batch_size']} on {costs['device']})")
+    for drawn in profile_tables(table.to_profile()):
+        answers.print(drawn)
+    answers.print(f"Latency of a batch of {table.batch_size} on {table.device}, threads: {table.threads}.")
+    if record is None:
+        answers.print("No teacher is trained yet: random weights, which cost the same.")
 
 
 @app.command(epilog=_example("ama search cifar10-resnet20 --trials 100 -o resources.concurrent=4"))
@@ -152,10 +165,8 @@ def search(
     out: Out = None,
 ) -> None:
     """Search students on Ray with Optuna; the run directory holds the study and the checkpoints."""
-    from search.experiment import load_experiment
-
     overrides = [*(override or []), *([f"budget.trials={trials}"] if trials is not None else [])]
-    loaded = load_experiment(experiment, overrides, out)
+    loaded = _load(experiment, overrides, out)
     if dry_run:
         from search.plan import plan
 
@@ -166,17 +177,17 @@ def search(
     run_search(loaded, address=address, resume=resume)
 
 
-def run_search(experiment: Any, *, address: str | None = None, resume: bool = False) -> None:
+def run_search(experiment: Experiment, *, address: str | None = None, resume: bool = False) -> None:
     """Search with a live view; exits with 1 where the search failed as a whole."""
     from search import runner
 
     objectives: list[tuple[str, str]] = [(o.metric, o.direction) for o in experiment.objectives]
-    boards: list[Any] = []
-    with stages() as progress, live_board(objectives) as watch:
+    boards: list[Board] = []
+    with search_view(objectives) as (progress, show_board):
 
-        def keep(board: Any) -> None:
+        def watch(board: Board) -> None:
             boards[:] = [board]
-            watch(board)
+            show_board(board)
 
         outcome = runner.search(
             experiment,
@@ -184,16 +195,12 @@ def run_search(experiment: Any, *, address: str | None = None, resume: bool = Fa
             resume=resume,
             command=shlex.join(["ama", *sys.argv[1:]]),
             progress=progress,
-            watch=keep,
+            watch=watch,
         )
-    if boards:
-        counts = boards[0].counts()
-        console.print(front_table(boards[0].values, objectives))
-        console.print(
-            f"{counts['COMPLETE']} trials complete, {counts['PRUNED']} stopped early, {counts['FAIL']} "
-            f"failed, {boards[0].refused} proposals refused before training"
-        )
-    console.print(f"search over: {escape(outcome.reason)}\nrun: {outcome.run_dir}", soft_wrap=True)
+    for board in boards:
+        answers.print(front_table(board.values, objectives))
+        answers.print(count_words(board.counts(), board.refused))
+    answers.print(f"search over: {escape(outcome.reason)}\nrun: {outcome.run_dir}", soft_wrap=True)
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -201,8 +208,7 @@ def run_search(experiment: Any, *, address: str | None = None, resume: bool = Fa
 @app.command(epilog=_example("ama status runs/digits --json"))
 def status(run: RunArg, as_json: Json = False) -> None:
     """Count a run's trials by state and show its front; works while the search runs."""
-    from analysis.report import status as read_status
-
+    from analysis.status import status as read_status
     from analysis.trials import Run
 
     opened = Run.open(run)
@@ -210,11 +216,13 @@ def status(run: RunArg, as_json: Json = False) -> None:
     if as_json:
         _emit(answer)
         return
-    counts = ", ".join(f"{n} {state.lower()}" for state, n in answer["trials"].items())
-    console.print(f"trials: {counts}; hypervolume {answer['hypervolume']:.4f}")
-    objectives = [(o.metric, o.direction) for o in opened.objectives]
-    values = {row["number"]: [row["values"][m] for m, _ in objectives] for row in answer["front"]}
-    console.print(front_table(values, objectives))
+    trials = answer["trials"]
+    answers.print(f"trials: {count_words(trials, trials['refused'])}", soft_wrap=True)
+    if answer["front"]:
+        objectives = [(o.metric, o.direction) for o in opened.objectives]
+        values = {row["number"]: [row["values"][m] for m, _ in objectives] for row in answer["front"]}
+        answers.print(front_table(values, objectives))
+    answers.print(f"hypervolume: {answer['hypervolume']:.4f}")
 
 
 @app.command(epilog=_example("ama report runs/digits"))
@@ -224,12 +232,11 @@ def report(
 ) -> None:
     """Write pictures (PNG, SVG), their numbers (CSV), one HTML page and a Markdown summary."""
     from analysis.report import write_report
-
     from analysis.trials import Run
 
     with console.status("drawing"):
         written = write_report(Run.open(run), Path(out) if out else Path(run) / "report")
-    console.print(f"report: {written.html}", soft_wrap=True)
+    answers.print(f"report: {written.index}", soft_wrap=True)
 
 
 @app.command(epilog=_example("ama pick runs/digits --max flops=0.5x --out pick.yaml"))
@@ -259,10 +266,15 @@ def pick(
     if as_json:
         _emit([asdict(p) for p in picks])
         return
+    say_picks(picks, path)
+
+
+def say_picks(picks: list[Pick], path: Path) -> None:
+    """What was picked, why, and where it was written."""
     for chosen in picks:
-        figures = ", ".join(f"{m} {show(m, v)}" for m, v in chosen.values.items())
-        console.print(f"trial {chosen.number}: {figures}\n  {escape(chosen.reason)}", soft_wrap=True)
-    console.print(f"pick: {path}", soft_wrap=True)
+        figures = ", ".join(f"{metric} {show(metric, value)}" for metric, value in chosen.values.items())
+        answers.print(f"trial {chosen.number}: {figures}\n  {escape(chosen.reason)}", soft_wrap=True)
+    answers.print(f"pick: {path}", soft_wrap=True)
 
 
 @app.command(epilog=_example("ama retrain runs/digits/pick.yaml --seeds 3 --baselines"))
@@ -296,18 +308,20 @@ def retrain(
     if as_json:
         _emit(done.as_dict())
         return
-    console.print(done.table())
-    console.print(f"models and table: {done.folder}", soft_wrap=True)
+    answers.print(done.table())
+    answers.print(f"models and table: {done.folder}", soft_wrap=True)
 
 
-@app.command(epilog=_example("ama evaluate runs/digits/retrained/trial-12/distilled/seed-0"))
+@app.command(epilog=_example("ama evaluate runs/digits/retrained/trial-12/student/seed-1"))
 def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="a folder with model.safetensors and model.json")
     ],
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="an image folder; default: the data of its training"),
+        typer.Option(
+            "--data", metavar="DIR", help="a folder with test/<class>/* or <class>/*; default: its own data"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -319,10 +333,14 @@ def evaluate(
     if as_json:
         _emit(answer)
         return
-    console.print(f"test accuracy {answer['accuracy']:.4f}, test loss {answer['loss']:.4f}, n {answer['n']}")
+    skipped = f", {answer['skipped']} skipped" if answer["skipped"] else ""
+    answers.print(
+        f"test accuracy {show('test_accuracy', answer['accuracy'])}, test loss {answer['loss']:.4f}, "
+        f"{answer['n']:,} images{skipped}"
+    )
 
 
-@app.command(epilog=_example("ama export runs/digits/retrained/trial-12/distilled/seed-0 --format onnx"))
+@app.command(epilog=_example("ama export runs/digits/retrained/trial-12/student/seed-1 --format onnx"))
 def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="a folder with model.safetensors and model.json")
@@ -342,10 +360,12 @@ def export(
         _emit(answer)
         return
     console.print(
-        f"{answer['path']}: {answer['bytes']:,} bytes, largest difference {answer['max_abs_difference']:.2g}",
+        f"{answer['path']}: {answer['bytes']:,} bytes; logits differ from PyTorch's by at most "
+        f"{answer['max_abs_difference']:.1e} on {answer['checked_on']}; one image takes "
+        f"{answer['latency_ms']:.3g} ms, in PyTorch {answer['eager_latency_ms']:.3g} ms; to use it:",
         soft_wrap=True,
     )
-    print(answer["snippet"])
+    print(answer["snippet"], end="")
 
 
 @app.command(epilog=_example("ama schema > experiment-keys.md"))
@@ -357,5 +377,4 @@ def schema() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     main()

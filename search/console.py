@@ -1,30 +1,49 @@
-"""What the `ama` command shows: progress of the stages, the live board of a search, small tables."""
+"""Where the `ama` command writes: two consoles, progress of the stages, the live view of a search."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from analysis.metrics import show
+from search.boards import ENDED, Objectives, draw
 
-if TYPE_CHECKING:  # both import torch, which `ama --help` need not wait for
+if TYPE_CHECKING:  # imports torch, which `ama --help` need not wait for
     from search.searcher import Board
 
-# Everything for people goes to stderr, so that `--json` on stdout is nothing but JSON.
-console = Console(stderr=True, highlight=False)
+Stage = Callable[[str, int, int], None]  # what, done, of how many
+
+LOG_WIDTH = 160  # columns of a file or pipe
+LOG_SECONDS = 20.0  # between two lines of one stage in a log
+
+
+def _width(stream: TextIO) -> int | None:
+    return None if stream.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
+
+
+# Progress and errors go to stderr: stdout holds the answer, with `--json` nothing but JSON.
+console = Console(stderr=True, highlight=False, width=_width(sys.stderr))
+answers = Console(highlight=False, width=_width(sys.stdout))
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar a stage, as `progress` callables of the pipeline want it."""
+def stages() -> Iterator[Stage]:
+    """Progress of the stages: a bar each on a terminal, now and then a line elsewhere.
+
+    Yields:
+        What the pipeline calls as work goes on. The part of its text before a comma names the stage.
+    """
+    if not console.is_terminal:
+        yield _StageLog()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -32,10 +51,12 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        starting = bars.add_task("starting", total=None)
+        tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
             stage = what.split(",")[0]
+            bars.update(starting, visible=False)
             if stage not in tasks:
                 tasks[stage] = bars.add_task(what, total=total)
             bars.update(tasks[stage], description=what, completed=done, total=total)
@@ -43,8 +64,47 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
+class _StageLog:
+    """A line when a stage begins, when it ends, and every `LOG_SECONDS` between."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._last = ("", -1)
+        self._due = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        stage, now = what.split(",")[0], time.monotonic()
+        if (stage == self._stage and now < self._due and done < total) or self._last == (stage, done):
+            return
+        self._stage, self._last, self._due = stage, (stage, done), now + LOG_SECONDS
+        console.print(f"{what}: {done}/{total}", markup=False, soft_wrap=True)
+
+
 @contextmanager
-def live_board(objectives: Sequence[tuple[str, str]]) -> Iterator[Any]:
+def search_view(objectives: Objectives) -> Iterator[tuple[Stage, Callable[[Board], None]]]:
+    """Progress of the stages before a search, which make room for the live board when it begins.
+
+    Args:
+        objectives: metric and direction, in the study's order.
+
+    Yields:
+        The `progress` and the `watch` callable for the runner.
+    """
+    with ExitStack() as before, ExitStack() as during:
+        progress = before.enter_context(stages())
+        board_view: list[Callable[[Board], None]] = []
+
+        def watch(board: Board) -> None:
+            if not board_view:
+                before.close()  # a console has room for one live display
+                board_view.append(during.enter_context(live_board(objectives)))
+            board_view[0](board)
+
+        yield progress, watch
+
+
+@contextmanager
+def live_board(objectives: Objectives) -> Iterator[Callable[[Board], None]]:
     """The live view of a search: a `watch` callable for the runner.
 
     On a terminal it redraws in place; elsewhere (a log) it prints one line a finished trial.
@@ -56,10 +116,12 @@ def live_board(objectives: Sequence[tuple[str, str]]) -> Iterator[Any]:
     if not console.is_terminal:
         yield _Lines(objectives)
         return
+    before: list[int] = []  # epochs that earlier sessions trained
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def watch(board: Board) -> None:
-            live.update(draw(board, objectives, time.monotonic() - began))
+            before[:] = before or [sum(board.done_epochs.values())]
+            live.update(draw(board, objectives, time.monotonic() - began, before[0]))
 
         yield watch
 
@@ -67,73 +129,21 @@ def live_board(objectives: Sequence[tuple[str, str]]) -> Iterator[Any]:
 class _Lines:
     """One line for every trial that ended."""
 
-    def __init__(self, objectives: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, objectives: Objectives) -> None:
         self._objectives = objectives
         self._seen: set[int] = set()
 
     def __call__(self, board: Board) -> None:
-        ended = [n for n, state in board.states.items() if state in ("COMPLETE", "PRUNED", "FAIL")]
+        ended = [n for n, state in board.states.items() if state in ENDED]
         for number in ended:
             if number not in self._seen:
                 self._seen.add(number)
                 values = board.values.get(number, ())
                 shown = ", ".join(show(m, v) for (m, _), v in zip(self._objectives, values, strict=False))
                 console.print(
-                    f"trial {number:>4}  {board.states[number]:<8}  "
-                    f"{board.done_epochs.get(number, 0)}/{board.epochs} epochs  {shown}"
-                    f"  [{len(ended)}/{board.trials}]"
+                    f"{f'{len(ended)}/{board.trials}':>9}  trial {number:>4}  "
+                    f"{ENDED[board.states[number]]:<13}  "
+                    f"{board.done_epochs.get(number, 0)}/{board.epochs} epochs  {shown}".rstrip(),
+                    markup=False,
+                    soft_wrap=True,
                 )
-
-
-def draw(board: Board, objectives: Sequence[tuple[str, str]], elapsed: float) -> RenderableType:
-    """The board: trials by state, time left, and the front so far."""
-    counts = board.counts()
-    ended = counts["COMPLETE"] + counts["PRUNED"] + counts["FAIL"]
-    line = (
-        f"{ended}/{board.trials} trials: {counts['COMPLETE']} complete, {counts['PRUNED']} stopped early, "
-        f"{counts['FAIL']} failed, {counts['RUNNING']} running; {board.refused} proposals refused"
-    )
-    clock = f"{duration(elapsed)} gone{_left(board, ended, elapsed)}"
-    return Group(Text(line), Text(clock), front_table(board.values, objectives))
-
-
-def _left(board: Board, ended: int, elapsed: float) -> str:
-    """Time left, from the epochs done so far; trials stopped early make the rest shorter in proportion."""
-    done = sum(board.done_epochs.get(n, 0) for n in board.states)
-    if not ended or not done:
-        return ""
-    per_trial = sum(board.done_epochs.get(n, 0) for n, s in board.states.items() if s != "RUNNING") / ended
-    total = max(per_trial * board.trials, done)
-    return f", about {duration(elapsed * (total - done) / done)} left"
-
-
-def front_table(
-    values: Mapping[int, Sequence[float]], objectives: Sequence[tuple[str, str]], title: str = "front"
-) -> Table:
-    """The non-dominated trials of `values`, cheapest (by the last objective) first."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("trial", justify="right")
-    for metric, _ in objectives:
-        table.add_column(metric, justify="right")
-    signs = [-1.0 if direction == "maximize" else 1.0 for _, direction in objectives]
-    points = {n: tuple(s * v for s, v in zip(signs, row, strict=True)) for n, row in values.items()}
-    front = [n for n, p in points.items() if not any(dominates(q, p) for q in points.values())]
-    for number in sorted(front, key=lambda n: values[n][-1]):
-        table.add_row(
-            str(number), *(show(m, v) for (m, _), v in zip(objectives, values[number], strict=True))
-        )
-    return table
-
-
-def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether `a` is at least as good as `b` everywhere and better somewhere; smaller is better."""
-    return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{seconds:.0f} s"

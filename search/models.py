@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from search.pipeline import Progress
 from trainables.config import DataConfig
-from trainables.data import ImageData, load_data
+from trainables.data import DEFAULT_CACHE, Split, load_data, split_of
 from trainables.errors import InputError
 from trainables.evaluation import evaluate
 from trainables.export import export_model, snippet
+from trainables.imagecache import decode_split
+from trainables.imagefolder import class_folders, list_images
+from trainables.pixels import normalisation_constants, normalise
 from trainables.retrain import load_model
-from trainables.runtime import resolve
+from trainables.runtime import Runtime, resolve
 
+BATCH = 512
 CHECKED_IMAGES = 32  # real test images on which an exported file is compared with PyTorch
 
 
-def evaluate_model(model: Path, root: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate_model(
+    model: Path, folder: str | Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """Accuracy and loss of a retrained model on test data.
 
     Args:
         model: folder that `ama retrain` wrote.
-        root: an image folder with the same classes; None: the data of the model's manifest.
+        folder: images in `test/<class>/*`, `val/<class>/*` or `<class>/*` below it; None: the test images of
+            the model's own data.
         progress: called as images are read.
 
     Raises:
-        InputError: no model there, data missing, or data of other classes or another size.
+        InputError: no model there, data missing, or data of other classes.
     """
     module, manifest = load_model(model)
-    data = _test_data(manifest, root, progress)
+    if folder is None:
+        split, skipped = _own_images(manifest, progress), 0
+    else:
+        split, skipped = _folder_images(manifest, Path(folder).expanduser(), progress)
     runtime = resolve()
-    score = evaluate(module.to(runtime.device), data.eval_batches("test", runtime), runtime)
-    return {"model": str(model), "data": root or manifest["data"]["name"], **asdict(score)}
+    score = evaluate(module.to(runtime.device), _batches(split, manifest, runtime, BATCH), runtime)
+    data = manifest["data"]["name"] if folder is None else str(folder)
+    return {"model": str(model), "data": data, **asdict(score), "skipped": skipped}
 
 
 def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[str, Any]:
@@ -43,40 +57,63 @@ def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[
         InputError: no model there, an unknown format, or outputs that differ from PyTorch's.
     """
     _, manifest = load_model(model)
-    runtime = resolve()
     try:
-        data: ImageData | None = _test_data(manifest)
+        split: Split | None = _own_images(manifest)
     except InputError:
-        data = None  # the model was moved away from its data: random images have to do
-    images = None if data is None else next(data.eval_batches("test", runtime, CHECKED_IMAGES))[0]
+        split = None  # the model was moved away from its data: random images have to do
+    images = None if split is None else next(_batches(split, manifest, resolve(), CHECKED_IMAGES))[0]
     result = export_model(model, format, out, images=images)
-    checked = "random inputs" if images is None else f"{len(images)} test images"
+    checked = "random images" if images is None else f"{len(images)} test images"
     return {**asdict(result), "path": str(result.path), "checked_on": checked, "snippet": snippet(result)}
 
 
-def _test_data(
-    manifest: dict[str, Any], root: str | None = None, progress: Progress | None = None
-) -> ImageData:
-    """The test images of a model's manifest, or those of the image folder `root` prepared in the same way."""
-    made_of = manifest["data"]
-    config = DataConfig.model_validate(made_of["config"])
-    if root is not None:
-        size = manifest["teacher"]["image_shape"][-1]
-        config = config.model_copy(
-            update={
-                "name": "imagefolder",
-                "root": root,
-                "size": size,
-                "train_limit": None,
-                "mean": tuple(made_of["mean"]),
-                "std": tuple(made_of["std"]),
-            }
-        )
+def _own_images(manifest: Mapping[str, Any], progress: Progress | None = None) -> Split:
+    """The test images of the data that the model was trained on."""
+    if manifest["data"]["config"] is None:
+        raise InputError("the model does not say what data it was trained on; name a folder with --data")
+    config = DataConfig.model_validate(manifest["data"]["config"])
     data = load_data(config, test=True, progress=progress)
-    if list(data.classes) != made_of["classes"]:
+    assert data.test is not None, "asked for"
+    _check_classes(manifest, data.classes, config.root or config.name)
+    return data.test
+
+
+def _folder_images(manifest: Mapping[str, Any], root: Path, progress: Progress | None) -> tuple[Split, int]:
+    """The images of a folder, brought to the model's size, and how many were left out as unreadable."""
+    config = DataConfig.model_validate(manifest["data"]["config"] or {})
+    if not root.is_dir():
+        raise InputError(f"--data: no such folder: {root}")
+    folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+    classes = class_folders(folder)
+    _check_classes(manifest, classes, str(folder))
+    decoded = decode_split(
+        list_images(folder, classes),
+        manifest["teacher"]["image_shape"][-1],
+        False,
+        Path(config.cache or DEFAULT_CACHE).expanduser(),
+        config.skip_unreadable,
+        progress,
+    )
+    return split_of(decoded.images, decoded.labels), decoded.skipped
+
+
+def _check_classes(manifest: Mapping[str, Any], found: tuple[str, ...], where: str) -> None:
+    known = manifest["data"]["classes"]
+    if list(found) != known:
         raise InputError(
-            f"{root or config.name}: the model knows the classes {', '.join(made_of['classes'])}, "
-            f"but the data has {', '.join(data.classes)}"
+            f"{where}: the model knows the classes {', '.join(known)}, but the data has "
+            f"{', '.join(found) or 'none'}"
         )
-    # The manifest's normalisation, not one computed anew: it is a part of the model.
-    return replace(data, mean=tuple(made_of["mean"]), std=tuple(made_of["std"]))
+
+
+def _batches(
+    split: Split, manifest: Mapping[str, Any], runtime: Runtime, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches as the model takes them: its own normalisation is a part of it, whatever the data."""
+    data = manifest["data"]
+    constants = normalisation_constants(tuple(data["mean"]), tuple(data["std"]), runtime.device)
+    for images, labels in zip(torch.split(split.images, size), torch.split(split.labels, size), strict=True):
+        yield (
+            normalise(images.to(runtime.device), constants, runtime.memory_format),
+            labels.to(runtime.device),
+        )

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from analysis.metrics import show
 from search.experiment import Experiment
 from search.goals import COSTS
 from search.proposer import Limit
 from trainables.blocks import Block, find_blocks
-from trainables.cost import CostTable, load_costs, measure_costs
+from trainables.cost import Costs, CostTable, load_costs, measure_costs
 from trainables.data import ImageData, load_data
 from trainables.errors import InputError
 from trainables.models import build_model
@@ -67,7 +68,8 @@ def get_teacher(
     if experiment.teacher.checkpoint is not None or path.exists():
         return load_teacher(experiment.teacher, data, runtime, run_dir, seed=experiment.seed)
     if data.test is None:
-        data = load_data(experiment.data, test=True)  # the teacher's record holds its test accuracy
+        # The teacher's record holds its test accuracy.
+        data = load_data(experiment.data, test=True, progress=progress)
     total = experiment.teacher.epochs
 
     def report(metrics: dict[str, Any]) -> None:
@@ -136,17 +138,24 @@ def _measure(
         image_shape,
         runtime,
         experiment.costs.batch_size,
+        seconds=experiment.costs.seconds,
         progress=report,
     )
 
 
 def profile(
-    experiment: Experiment, data: ImageData, progress: Progress | None = None
+    experiment: Experiment, data: ImageData, progress: Progress | None = None, *, keep: bool = True
 ) -> tuple[TeacherRecord | None, tuple[Block, ...], CostTable]:
     """Blocks and cost table for `ama profile` and `--dry-run`, which need no trained teacher.
 
     Costs do not depend on the weights: where no teacher is there yet, random ones are profiled, and nothing
     is written, because a cost table belongs to one teacher.
+
+    Args:
+        experiment: what to profile.
+        data: gives the images' shape and the number of classes.
+        progress: called as work goes on.
+        keep: write the cost table of a real teacher into the run directory, where the search finds it.
 
     Returns:
         The teacher's record, None for random weights; its blocks; its cost table.
@@ -156,7 +165,10 @@ def profile(
     if config.checkpoint is not None or (Path(experiment.run.dir) / TEACHER_FILE).exists():
         teacher = get_teacher(experiment, data, runtime, progress)
         blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
-        costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress)
+        if keep or (Path(experiment.run.dir) / COSTS_FILE).exists():
+            costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress)
+        else:
+            costs = _measure(experiment, teacher.model, blocks, data.image_shape, runtime, progress)
         return teacher.record, blocks, costs
     model = build_model(config.arch, data.num_classes, data.image_shape, config.small_stem)
     model = model.to(runtime.device).eval()
@@ -177,12 +189,28 @@ def absolute_limits(experiment: Experiment, teacher: TeacherRecord | None, costs
     }
     limits = [Limit(c.metric, c.op, c.limit(reference[c.metric]), c.text) for c in experiment.constraints]
     for limit in limits:
-        if limit.metric in COSTS and limit.op == "<=":
-            spec, price = costs.cheapest(limit.metric)
-            least = price.as_dict()[limit.metric]
-            if limit.violation(least) > 0:
-                raise InputError(
-                    f"constraints: no student keeps {limit.text} (that is {limit.limit:,.6g}): the cheapest, "
-                    f"{len(spec.widths)} blocks replaced at their narrowest, has {limit.metric} {least:,.6g}"
-                )
+        if limit.metric in COSTS:
+            _check_reachable(limit, costs, experiment.space.fuse)
     return limits
+
+
+def _check_reachable(limit: Limit, costs: CostTable, fuse: bool | Literal["search"]) -> None:
+    fused = fuse if isinstance(fuse, bool) else None
+    spec, cheapest = costs.cheapest(limit.metric, fused)
+    least, most = costs.price_bounds(limit.metric, fused)
+    if limit.violation(least if limit.op == "<=" else most) <= 0:
+        return
+    bound = f"{limit.text} (that is {limit.op} {show(limit.metric, limit.limit)})"
+    if limit.op == "<=":
+        raise InputError(
+            f"constraints: no student keeps {bound}: the cheapest, with {len(spec.widths)} of "
+            f"{len(costs.structure)} blocks replaced, has {figures(cheapest)}"
+        )
+    raise InputError(
+        f"constraints: no student keeps {bound}: the dearest has {limit.metric} {show(limit.metric, most)}"
+    )
+
+
+def figures(costs: Costs) -> str:
+    """Params, FLOPs and latency for people."""
+    return ", ".join(f"{metric} {show(metric, value)}" for metric, value in costs.as_dict().items())

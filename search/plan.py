@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import torch
 
 from analysis.metrics import show
+from search.boards import duration
 from search.cluster import connected, slots
-from search.console import duration
 from search.experiment import Experiment, Resources, resolved_yaml
-from search.pipeline import Progress, absolute_limits, profile
+from search.goals import COSTS
+from search.pipeline import EXPERIMENT_FILE, Progress, absolute_limits, figures, profile
 from search.space import SearchSpace
-from trainables.config import StudentSpec
 from trainables.cost import Costs, CostTable
 from trainables.data import load_data
 
@@ -27,41 +28,51 @@ def plan(experiment: Experiment, *, address: str | None = None, progress: Progre
     Costs need no trained teacher: where none is there yet, random weights are profiled.
 
     Raises:
-        InputError: anything that would stop the search itself before its first trial.
+        InputError: data, blocks, limits or resources with which the search could not begin.
     """
-    concurrent = _slots(experiment.resources, address)
+    at_once = _slots(experiment.resources, address)
     data = load_data(experiment.data, progress=progress)
-    teacher, blocks, table = profile(experiment, data, progress)
+    teacher, blocks, table = profile(experiment, data, progress, keep=False)
     space = SearchSpace.from_experiment(experiment, [block.name for block in blocks])
     limits = absolute_limits(experiment, teacher, table)
-    narrowest = StudentSpec(widths={block.name: min(experiment.space.widths) for block in blocks})
-    low = _trial_seconds(table, table.price(narrowest), len(data.train), experiment)
-    high = _trial_seconds(table, table.teacher, len(data.train), experiment)
-    rounds = math.ceil(experiment.budget.trials / concurrent)
     lines = [
-        resolved_yaml(experiment).rstrip(),
-        "",
-        f"# search space: {space.size()}",
-        f"# blocks ({len(blocks)}): {', '.join(block.name for block in blocks)}",
-        f"# teacher: {_figures(table.teacher)}; cheapest student: {_figures(table.price(narrowest))}",
-        *(f"# limit: {limit.text} (that is {show(limit.metric, limit.limit)})" for limit in limits),
-        f"# one trial: {experiment.budget.epochs} epochs of {len(data.train):,} images, "
-        f"about {duration(low)} to {duration(high)} (from the measured latencies, alone on this machine)",
-        f"# at once: {concurrent} trials with {experiment.resources.cpu:g} CPUs and "
-        f"{experiment.resources.gpu:g} GPUs each; {experiment.budget.trials} trials take at most about "
-        f"{duration(rounds * high)}, less what early stopping saves",
-        "# nothing was started",
+        f"search space: {space.size()}",
+        f"blocks ({len(blocks)}): {', '.join(block.name for block in blocks)}",
+        f"teacher: {figures(table.teacher)}"
+        + ("" if teacher else f"; it is trained first, {experiment.teacher.epochs} epochs"),
+        f"cheapest student: {figures(_cheapest(experiment, table))}",
+        *(f"limit: {limit.text} (that is {limit.op} {show(limit.metric, limit.limit)})" for limit in limits),
+        *_budget_lines(experiment, table, len(data.train), at_once),
     ]
-    return "\n".join(lines)
+    if (Path(experiment.run.dir) / EXPERIMENT_FILE).exists():
+        lines.append(f"{experiment.run.dir} holds a run: --resume continues it, --out goes elsewhere")
+    lines.append("nothing was started")
+    return resolved_yaml(experiment) + "\n" + "\n".join(f"# {line}" for line in lines)
 
 
-def _figures(costs: Costs) -> str:
-    return ", ".join(f"{metric} {show(metric, value)}" for metric, value in costs.as_dict().items())
+def _budget_lines(experiment: Experiment, table: CostTable, images: int, at_once: int) -> list[str]:
+    quickest, slowest = (
+        _trial_seconds(table, latency, images, experiment) for latency in table.price_bounds("latency_ms")
+    )
+    budget, resources = experiment.budget, experiment.resources
+    total = duration(math.ceil(budget.trials / at_once) * slowest)
+    return [
+        f"one trial: {budget.epochs} epochs of {images:,} images, about {duration(quickest)} to "
+        f"{duration(slowest)} (from the latencies measured here, with nothing else running)",
+        f"at once: {at_once} trials of {resources.cpu:g} CPU and {resources.gpu:g} GPU each",
+        f"in all: {budget.trials} trials, at most about {total}, less what early stopping saves",
+    ]
 
 
-def _trial_seconds(table: CostTable, student: Costs, images: int, experiment: Experiment) -> float:
+def _cheapest(experiment: Experiment, table: CostTable) -> Costs:
+    metric = next((o.metric for o in experiment.objectives if o.metric in COSTS), "flops")
+    return table.cheapest(metric)[1]
+
+
+def _trial_seconds(table: CostTable, latency_ms: float, images: int, experiment: Experiment) -> float:
+    """Seconds of training a student of this latency a batch of the cost table."""
     batches = experiment.budget.epochs * images / table.batch_size
-    return batches * (table.teacher.latency_ms + BACKWARD * student.latency_ms) / 1e3
+    return batches * (table.teacher.latency_ms + BACKWARD * latency_ms) / 1e3
 
 
 def _slots(resources: Resources, address: str | None) -> int:

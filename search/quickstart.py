@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from analysis.report import write_report
-
-from analysis.metrics import show
 from analysis.pick import pick, write_pick
+from analysis.report import write_report
 from analysis.trials import Run
-from search.cli import run_search
+from search.boards import duration
+from search.cli import run_search, say_picks
 from search.cluster import connected
-from search.console import console, duration, stages
-from search.experiment import load_experiment
-from search.pipeline import prepare
+from search.console import answers, console, stages
+from search.experiment import Experiment, load_experiment
+from search.pipeline import EXPERIMENT_FILE, prepare
 from search.retraining import retrain_picks
+from trainables.errors import InputError
 
+PRESET = "digits"
 # The student to retrain: the most accurate that costs at most this share of the teacher.
 LIMIT = "flops=0.5x"
 SEEDS = 3
@@ -28,32 +29,43 @@ def run(out: str) -> None:
     Raises:
         InputError: `out` holds a run already.
     """
-    began = time.monotonic()
-    experiment = load_experiment("digits", [], out)
+    if (Path(out) / EXPERIMENT_FILE).exists():
+        raise InputError(f"--out: {out} already holds a run; look at {out}/report, or choose another place")
+    run_experiment(load_experiment(PRESET, [], out), PRESET)
 
-    def step(text: str) -> None:
-        console.print(f"[dim]{duration(time.monotonic() - began):>12}[/]  {text}", soft_wrap=True)
+
+def run_experiment(experiment: Experiment, name: str, seeds: int = SEEDS) -> None:
+    """Every stage in turn, each announced by the command that does it alone.
+
+    Args:
+        experiment: what to do; its run directory holds no run yet.
+        name: what the announced commands call it.
+        seeds: of the retrained student and its baselines.
+    """
+    began, out = time.monotonic(), experiment.run.dir
+
+    def step(command: str) -> None:
+        console.print(
+            f"[dim]{duration(time.monotonic() - began):>10}[/]  [bold]$ {command}[/]", soft_wrap=True
+        )
 
     with connected(None):
-        step("[bold]teacher and cost table[/]  ama teacher digits; ama profile digits")
+        step(f"ama teacher {name} --out {out}; ama profile {name} --out {out}")
         with stages() as progress:
-            setup = prepare(experiment, progress=progress)
-        record = setup.teacher.record
-        step(f"teacher {record.arch}: test accuracy {record.test_accuracy:.4f}")
-        step(f"[bold]search[/]  ama search digits: {experiment.budget.trials} trials")
+            record = prepare(experiment, progress=progress).teacher.record
+        answers.print(f"teacher {record.arch}: test accuracy {record.test_accuracy:.2%}")
+        step(f"ama search {name} --out {out}")
         run_search(experiment)
-        step("[bold]pick[/]  ama pick RUN --max " + LIMIT)
+        step(f"ama pick {out} --max {LIMIT}")
         opened = Run.open(out)
         picks = pick(opened, max=[LIMIT])
-        write_pick(Path(out) / "pick.yaml", picks, opened)
-        figures = ", ".join(f"{metric} {show(metric, value)}" for metric, value in picks[0].values.items())
-        step(f"trial {picks[0].number}: {figures}")
-        step(f"[bold]retrain[/]  ama retrain RUN/pick.yaml --seeds {SEEDS} --baselines")
+        written = write_pick(Path(out) / "pick.yaml", picks, opened)
+        say_picks(picks, written)
+        step(f"ama retrain {written} --seeds {seeds} --baselines")
         with stages() as progress:
-            retrained = retrain_picks(
-                Path(out) / "pick.yaml", seeds=SEEDS, with_baselines=True, progress=progress
-            )
-        console.print(retrained.table())
-    step("[bold]report[/]  ama report RUN")
+            retrained = retrain_picks(written, seeds=seeds, with_baselines=True, progress=progress)
+        answers.print(retrained.table())
+    step(f"ama report {out}")
     report = write_report(Run.open(out), Path(out) / "report", picks=picks)
-    step(f"open {report.html}")
+    answers.print(f"report: {report.index}", soft_wrap=True)
+    step("done")

@@ -1,33 +1,41 @@
-"""`ama retrain`: picks, their seeds and their baselines as tasks on Ray; a table with mean and deviation."""
+"""`ama retrain`: picks, their seeds and their baselines as tasks on Ray."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from rich.table import Table
+from pydantic import BaseModel, ValidationError
+from ray.exceptions import RayError, RayTaskError
 
-from analysis.metrics import show
-from analysis.pick import Pick, PickFile, read_pick
+from analysis.pick import PickFile, read_pick
 from search.cluster import connected, slots
+from search.errors import FailedError
 from search.experiment import Experiment
-from search.pipeline import EXPERIMENT_FILE, Progress, Setup, prepare
+from search.faults import fault_lines
+from search.pipeline import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, prepare
+from search.retrained import Finished, Retrained, write_results
+from search.warmstart import get_library
+from trainables.assembly import Modules
 from trainables.blocks import Block
 from trainables.config import DataConfig, DistillConfig, RuntimeConfig
 from trainables.data import ImageData
 from trainables.errors import InputError
-from trainables.retrain import RetrainResult, baselines, results_table, retrain_one
+from trainables.retrain import MANIFEST, RetrainResult, baselines, retrain_one
 from trainables.runtime import resolve
 from trainables.teachers import Teacher
 
 STUDENT = "student"
+KINDS = (STUDENT, *baselines(DistillConfig()))  # rows of the table, in this order
 # Epochs of a retrained model, in epochs of a search's trial, unless --epochs says otherwise.
 FULL_BUDGET = 3
+CRASHES = 2  # a training whose process dies is begun again this often, from its checkpoint
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -45,24 +53,31 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Retrained:
-    """All finished models and the table of their means."""
+class Shared:
+    """What all trainings need: put into Ray's object store once."""
 
-    folder: Path
-    rows: list[dict[str, Any]]
+    data: Mapping[str, Any]  # `ImageData.to_arrays()`, test images included
+    teacher: Teacher
+    blocks: tuple[Block, ...]
+    runtime: RuntimeConfig
+    data_config: DataConfig
+    folder: str
+    modules: Modules | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {"folder": str(self.folder), "table": self.rows}
-
-    def table(self) -> Table:
-        """For people."""
-        drawn = Table(title="on test data", title_justify="left")
-        for column in ("trial", "model", "n", "test accuracy", "test loss", "FLOPs", "params", "epochs"):
-            drawn.add_column(column, justify="left" if column == "model" else "right")
-        for row in self.rows:
-            drawn.add_row(*_cells(row))
-        return drawn
+    def train(self, job: Job) -> RetrainResult:
+        """Train and test the model of `job` in this process; read it back where it is finished."""
+        runtime = resolve(self.runtime)
+        return retrain_one(
+            job.config,
+            Teacher(self.teacher.model.to(runtime.device), self.teacher.record),
+            self.blocks,
+            ImageData.from_arrays(self.data),
+            runtime,
+            Path(self.folder) / job.folder,
+            self.modules,
+            kind=job.kind,
+            data_config=self.data_config,
+        )
 
 
 def retrain_picks(
@@ -77,35 +92,49 @@ def retrain_picks(
 ) -> Retrained:
     """Train every pick `seeds` times with full budget, test each model once, and write the table.
 
+    Models that are finished already are read back. The table also holds what was retrained into the folder
+    before: other picks, seeds and baselines.
+
     Args:
         picked: what `ama pick` wrote.
         seeds: trainings of each pick, with seeds that the search did not use.
-        epochs: of each training; None: three times a trial's.
+        epochs: of each training; None: `FULL_BUDGET` times a trial's.
         with_baselines: the same student from scratch, and from the teacher with cross-entropy only, as well.
         address: of a Ray cluster; None: start Ray on this machine.
         out: folder for the models; None: `retrained` in the run directory.
         progress: called as models are finished.
 
     Raises:
-        InputError: anything in the pick, its run or the cluster that cannot be used.
+        InputError: anything in the pick, its run, the folder or the cluster that cannot be used.
+        FailedError: some trainings failed; the finished models are kept.
     """
     pick = read_pick(picked)
-    run_dir = _run_dir(pick)
-    experiment = Experiment.model_validate({**pick.experiment, "run": {"dir": str(run_dir)}})
-    folder = out or run_dir / "retrained"
-    jobs = list(_jobs(pick.picks, experiment, seeds, epochs, with_baselines))
-    with connected(address):
-        slots(experiment.resources)
-        setup = prepare(experiment, test=True, progress=progress)
-        finished = _train(setup, jobs, folder, progress)
-    return _write(folder, setup, finished)
+    experiment = _experiment(pick)
+    folder = out or Path(experiment.run.dir) / "retrained"
+    jobs = {job.folder: job for job in _jobs(pick, experiment, seeds, epochs, with_baselines)}
+    setup = _setup(pick, experiment, progress)
+    shared = _shared(setup, folder)
+    jobs = {job.folder: job for job in _present(folder)} | jobs
+    done = {place: shared.train(job) for place, job in jobs.items() if (folder / place / MANIFEST).exists()}
+    if missing := [job for place, job in jobs.items() if place not in done]:
+        if experiment.warm_start == "library":
+            shared = replace(shared, modules=get_library(setup, progress).modules)
+        with connected(address):
+            done |= _train(missing, shared, setup.experiment, len(done), progress)
+    order = sorted(jobs.values(), key=lambda job: (job.number, KINDS.index(job.kind), job.config.seed))
+    models = [
+        Finished(job.number, job.folder, setup.costs.price(job.config.student), done[job.folder])
+        for job in order
+    ]
+    return write_results(folder, models, setup.teacher.record, setup.costs.teacher)
 
 
-def _run_dir(pick: PickFile) -> Path:
-    """Where the pick's run is: as recorded, or where the pick lies, when the run was moved."""
+def _experiment(pick: PickFile) -> Experiment:
+    """The pick's experiment, in the run directory as it is now: where recorded, or where the pick lies."""
     for place in (pick.run, pick.path.parent):
         if place is not None and (place / EXPERIMENT_FILE).exists():
-            return place
+            values = {**pick.experiment, "run": {"dir": str(place)}}
+            return _validated(Experiment, values, f"{pick.path}: experiment")
     raise InputError(
         f"{pick.path}: its run {pick.run} is not there, nor does the pick lie in a run directory "
         f"(a folder with {EXPERIMENT_FILE})"
@@ -113,107 +142,117 @@ def _run_dir(pick: PickFile) -> Path:
 
 
 def _jobs(
-    picks: Sequence[Pick],
-    experiment: Experiment,
-    seeds: int,
-    epochs: int | None,
-    with_baselines: bool,
-) -> Iterable[Job]:
-    for pick in picks:
-        searched = DistillConfig.model_validate(pick.config)
+    pick: PickFile, experiment: Experiment, seeds: int, epochs: int | None, with_baselines: bool
+) -> Iterator[Job]:
+    for chosen in pick.picks:
+        searched = _validated(DistillConfig, chosen.config, f"{pick.path}: config of trial {chosen.number}")
         length = epochs or FULL_BUDGET * searched.epochs
         for seed in range(experiment.seed + 1, experiment.seed + 1 + seeds):
             config = searched.model_copy(update={"epochs": length, "seed": seed})
             kinds = {STUDENT: config, **(baselines(config) if with_baselines else {})}
             for kind, variant in kinds.items():
-                yield Job(pick.number, kind, variant)
+                yield Job(chosen.number, kind, variant)
+
+
+def _validated(model: type[Model], values: Any, where: str) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n  ".join([f"{where} cannot be used", *fault_lines(error, model)])) from None
+
+
+def _setup(pick: PickFile, experiment: Experiment, progress: Progress | None) -> Setup:
+    """Data, teacher and costs of the run; the teacher must be the one that the search had."""
+    teacher = Path(experiment.run.dir) / TEACHER_FILE
+    if experiment.teacher.checkpoint is None and not teacher.exists():
+        raise InputError(f"{pick.path}: the teacher of its run is gone: {teacher} does not exist")
+    setup = prepare(experiment, test=True, progress=progress)
+    picked, found = pick.teacher.get("hash"), setup.teacher.record.hash
+    if picked != found:
+        raise InputError(
+            f"{pick.path}: its students were made from the teacher {picked}, but the teacher of its run in "
+            f"{setup.run_dir} is {found}"
+        )
+    return setup
+
+
+def _shared(setup: Setup, folder: Path) -> Shared:
+    experiment = setup.experiment
+    threads = experiment.runtime.threads or max(1, int(experiment.resources.cpu))
+    return Shared(
+        data=setup.data.to_arrays(),
+        teacher=Teacher(setup.teacher.model.cpu(), setup.teacher.record),
+        blocks=setup.blocks,
+        runtime=experiment.runtime.model_copy(update={"threads": threads}),
+        data_config=experiment.data,
+        folder=str(folder.absolute()),
+    )
+
+
+def _present(folder: Path) -> Iterator[Job]:
+    """The jobs of the models that an earlier command finished into `folder`."""
+    for file in sorted(folder.glob(f"trial-*/*/seed-*/{MANIFEST}")):
+        try:
+            manifest = json.loads(file.read_text())
+            number = int(file.parts[-4].removeprefix("trial-"))
+            job = Job(number, manifest["kind"], DistillConfig.model_validate(manifest["config"]))
+        except (ValueError, KeyError, TypeError) as fault:
+            raise InputError(
+                f"{file}: no manifest of a retrained model ({fault}); remove its folder"
+            ) from None
+        if job.kind in KINDS and file.parent == folder / job.folder:
+            yield job
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _task(
-    job: Job,
-    arrays: dict[str, Any],
-    teacher: Teacher,
-    blocks: tuple[Block, ...],
-    runtime: RuntimeConfig,
-    data_config: DataConfig,
-    folder: str,
-) -> RetrainResult:
-    return retrain_one(
-        job.config,
-        teacher,
-        blocks,
-        ImageData.from_arrays(arrays),
-        resolve(runtime),
-        Path(folder) / job.folder,
-        kind=job.kind,
-        data_config=data_config,
-    )
+def _task(shared: Shared, job: Job) -> RetrainResult:
+    return shared.train(job)
 
 
 def _train(
-    setup: Setup, jobs: Sequence[Job], folder: Path, progress: Progress | None
-) -> list[tuple[Job, RetrainResult]]:
-    resources = setup.experiment.resources
-    threads = setup.experiment.runtime.threads or max(1, int(resources.cpu))
-    shared = (
-        ray.put(setup.data.to_arrays()),
-        ray.put(Teacher(setup.teacher.model.cpu(), setup.teacher.record)),
-        setup.blocks,
-        setup.experiment.runtime.model_copy(update={"threads": threads}),
-        setup.experiment.data,
-        str(folder.absolute()),
-    )
-    task = _task.options(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=2)
-    pending = {task.remote(job, *shared): index for index, job in enumerate(jobs)}
-    finished: dict[int, RetrainResult] = {}
-    while pending:
+    jobs: Sequence[Job], shared: Shared, experiment: Experiment, done: int, progress: Progress | None
+) -> dict[str, RetrainResult]:
+    """Train `jobs` on Ray, as many at once as the experiment and the cluster allow.
+
+    Returns:
+        The results by the jobs' folders.
+
+    Raises:
+        FailedError: after all have ended, if some failed.
+    """
+    resources = experiment.resources
+    at_once, total = slots(resources), done + len(jobs)
+    task = _task.options(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=CRASHES)
+    reference = ray.put(shared)
+    waiting = list(reversed(jobs))
+    running: dict[Any, str] = {}  # Ray's reference to the folder
+    finished: dict[str, RetrainResult] = {}
+    failed: dict[str, str] = {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop()
+            running[task.remote(reference, job)] = job.folder
         if progress is not None:
-            progress("retraining", len(finished), len(jobs))
-        (ready, *_), _ = ray.wait(list(pending))
-        finished[pending.pop(ready)] = ray.get(ready)
-    return [(job, finished[index]) for index, job in enumerate(jobs)]
+            progress("retraining", done + len(finished) + len(failed), total)
+        (ready, *_), _ = ray.wait(list(running))
+        place = running.pop(ready)
+        try:
+            finished[place] = ray.get(ready)
+        except RayError as fault:
+            failed[place] = _cause(fault)
+    if progress is not None:
+        progress("retraining", total, total)
+    if failed:
+        causes = "".join(f"\n  {place}: {cause}" for place, cause in failed.items())
+        raise FailedError(
+            f"{len(failed)} of {len(jobs)} trainings failed; the same command trains them again and keeps "
+            f"the finished models in {shared.folder}{causes}"
+        )
+    return finished
 
 
-def _write(folder: Path, setup: Setup, finished: Sequence[tuple[Job, RetrainResult]]) -> Retrained:
-    """Write `results.json` (one entry a model), `results.csv` and `results.md` (one row a kind)."""
-    costs, record = setup.costs.teacher, setup.teacher.record
-    numbers = list(dict.fromkeys(job.number for job, _ in finished))
-    rows: list[dict[str, Any]] = []
-    for number in numbers:
-        results = [result for job, result in finished if job.number == number]
-        table = results_table(results, record, costs.params, costs.flops)
-        rows += [{"number": None if row["kind"] == "teacher" else number, **row} for row in table]
-    teacher_row, *others = rows
-    rows = [teacher_row, *(row for row in others if row["kind"] != "teacher")]
-    models = [{"number": job.number, **asdict(result), "path": str(result.path)} for job, result in finished]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(models, indent=2) + "\n")
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    head = ("trial", "model", "n", "test accuracy", "test loss", "FLOPs", "params", "epochs")
-    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(_cells(row)) for row in rows)]
-    (folder / "results.md").write_text("\n".join(f"| {line} |" for line in lines) + "\n")
-    return Retrained(folder, rows)
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    def mean(name: str, scale: float, digits: int) -> str:
-        if row[name] is None:
-            return "–"
-        spread = row[f"{name}_std"]
-        tail = "" if spread is None else f" ± {spread * scale:.{digits}f}"
-        return f"{row[name] * scale:.{digits}f}{tail}"
-
-    return [
-        "" if row["number"] is None else str(row["number"]),
-        row["kind"],
-        str(row["n"]),
-        mean("test_accuracy", 100, 2) + " %",
-        mean("test_loss", 1, 4),
-        show("flops", row["flops"]),
-        show("params", row["params"]),
-        f"{row['epochs']:g}",
-    ]
+def _cause(fault: RayError) -> str:
+    """What went wrong in the worker, in one line."""
+    cause = fault.cause if isinstance(fault, RayTaskError) and fault.cause is not None else fault
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
