@@ -66,6 +66,8 @@ def compare(
     price_ms = np.array([price.latency_ms for price in prices])
     real_ms = np.array([measured[name].median_ms for name in students])
     errors = np.abs(price_ms / real_ms - 1)
+    ratio = table.teacher.latency_ms / measured["teacher"].median_ms
+    ratio_errors = np.abs(price_ms / real_ms / ratio - 1)
     return {
         "arch": arch,
         "image_shape": [3, size, size],
@@ -82,6 +84,7 @@ def compare(
             "max": float(errors.max()),
             "bias": float(np.mean(price_ms / real_ms - 1)),
         },
+        "median_error_of_ratio_to_teacher": float(np.median(ratio_errors)),
         "spearman": float(spearmanr(price_ms, real_ms).statistic),
         "teacher_ms": {"table": table.teacher.latency_ms, "measured": measured["teacher"].median_ms},
         "students_ms": {"price": price_ms.round(4).tolist(), "measured": real_ms.round(4).tolist()},
@@ -110,7 +113,8 @@ def show(name: str, found: dict[str, Any]) -> None:
     print(f"  params exact for {found['params_exact']}, FLOPs for {found['flops_exact']} of {n}")
     print(
         f"  latency error: median {error['median']:.3f}, mean {error['mean']:.3f} ± {error['std']:.3f} (sd), "
-        f"worst {error['max']:.3f}, bias {error['bias']:+.3f}; Spearman {found['spearman']:.3f}"
+        f"worst {error['max']:.3f}, bias {error['bias']:+.3f}; Spearman {found['spearman']:.3f}; "
+        f"of the ratio to the teacher: median {found['median_error_of_ratio_to_teacher']:.3f}"
     )
     print(
         f"  students take {min(real):.2f} to {max(real):.2f} ms, "
