@@ -207,3 +207,23 @@ def test_mix_keeps_the_own_map(entropy_weight: float, collapses: bool) -> None:
         at_prior = relative_error(easy, prior[0] * own + prior[1] * easy)
         kl = (log_mix.exp() * (log_mix - prior.log())).sum()
         assert 0 < kl <= at_prior  # the bound of the docstring, at entropy_weight 1
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_relative_error_and_its_slopes_equal_plain_double_arithmetic(precision: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = (
+        torch.randn(16, 4, 8, 8, generator=generator).to(precision).requires_grad_() for _ in range(2)
+    )
+    error = relative_error(student, teacher)
+    error.backward()
+    exact = [each.detach().double().requires_grad_() for each in (student, teacher)]
+    expected = (exact[0] - exact[1]).square().sum() / exact[1].square().sum()
+    expected.backward()
+    assert error.dtype == torch.float32
+    assert error.item() == pytest.approx(expected.item(), rel=1e-6 if precision == torch.float32 else 1e-3)
+    for each, other in zip((student, teacher), exact, strict=True):
+        assert each.grad is not None and other.grad is not None and each.grad.dtype == precision
+        scale = other.grad.abs().max().item()
+        tolerance = 1e-6 if precision == torch.float32 else 1e-2
+        assert (each.grad.double() - other.grad).abs().max().item() < tolerance * scale
