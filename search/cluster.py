@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,6 +12,8 @@ import ray
 
 from search.experiment import Resources
 from trainables.errors import InputError
+
+KNOCK_SECONDS = 10.0
 
 # Keeps Ray quiet, and its older and newer output styles from mixing with ours.
 QUIET = {
@@ -42,8 +45,10 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
     here = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
     options = here if address is None else {"address": address}
     try:
+        if address is not None:
+            _knock(address)
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as fault:
+    except (OSError, ValueError, RuntimeError) as fault:
         if address is None:
             raise
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
@@ -55,6 +60,18 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Check that something listens at `host:port`: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if colon and port.isdigit():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS):
+            pass
 
 
 def slots(resources: Resources, total: Mapping[str, float] | None = None) -> int:
