@@ -34,7 +34,7 @@ def draw(board: Board, objectives: Objectives, elapsed: float, before: int = 0) 
     ended = sum(counts[state] for state in ENDED)
     line = f"{ended}/{board.trials} trials: {count_words(counts, board.refused)}"
     left = seconds_left(board, elapsed, before)
-    clock = f"{duration(elapsed)} gone" + (f", about {duration(left)} left" if left is not None else "")
+    clock = f"{duration(elapsed)} gone" + (f", about {duration(left)} left" if left else "")
     return Group(Text(line), Text(clock), front_table(board.values, objectives))
 
 

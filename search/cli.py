@@ -114,13 +114,12 @@ def teacher(
     experiment: ExperimentArg, override: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
     """Train the teacher, or evaluate the one given (teacher.checkpoint)."""
-    from search.pipeline import TEACHER_FILE, get_teacher
-    from trainables.data import load_data
+    from search.pipeline import TEACHER_FILE, get_teacher, read_data
     from trainables.runtime import resolve
 
     loaded = _load(experiment, override, out)
     with stages() as progress:
-        data = load_data(loaded.data, test=True, progress=progress)
+        data = read_data(loaded, test=True, progress=progress)
         record = get_teacher(loaded, data, resolve(loaded.runtime), progress).record
     if as_json:
         _emit(asdict(record))
@@ -138,11 +137,11 @@ def profile(
 ) -> None:
     """Show the teacher's blocks and the cost table: what every block and every AMA module costs."""
     from search.pipeline import profile as measure
-    from trainables.data import load_data
+    from search.pipeline import read_data
 
     loaded = _load(experiment, override, out)
     with stages() as progress:
-        data = load_data(loaded.data, progress=progress)
+        data = read_data(loaded, progress=progress)
         record, _, table = measure(loaded, data, progress)
     if as_json:
         _emit(table.to_profile())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +15,21 @@ from search.experiment import Experiment
 from search.goals import COSTS
 from search.proposer import Limit
 from trainables.blocks import Block, find_blocks
+from trainables.config import RuntimeConfig
 from trainables.cost import Costs, CostTable, load_costs, measure_costs
 from trainables.data import ImageData, load_data
 from trainables.errors import InputError
 from trainables.models import build_model
-from trainables.runtime import Runtime, resolve
+from trainables.runtime import Runtime, device_name, resolve
 from trainables.teacher_record import TeacherRecord
 from trainables.teachers import Teacher, load_teacher, train_teacher
 
 TEACHER_FILE = "teacher.safetensors"
 COSTS_FILE = "costs.json"
 EXPERIMENT_FILE = "experiment.yaml"
+EXACT = ("params", "flops")  # costs that are counted, not measured
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 
@@ -42,6 +47,16 @@ class Setup:
     costs: CostTable
 
 
+def trial_threads(experiment: Experiment) -> int:
+    """CPU threads of a trial: as asked for, else as many as the CPUs it is given."""
+    return experiment.runtime.threads or max(1, int(experiment.resources.cpu))
+
+
+def trial_runtime(experiment: Experiment) -> RuntimeConfig:
+    """How a trial computes: the experiment's runtime, with a trial's threads."""
+    return experiment.runtime.model_copy(update={"threads": trial_threads(experiment)})
+
+
 def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> Setup:
     """Run every stage up to the search; a teacher that is not there yet is trained.
 
@@ -52,11 +67,19 @@ def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | 
     """
     runtime = resolve(experiment.runtime)
     run_dir = Path(experiment.run.dir)
-    data = load_data(experiment.data, test=test, progress=progress)
+    data = read_data(experiment, test=test, progress=progress)
     teacher = get_teacher(experiment, data, runtime, progress)
     blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
     costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress)
     return Setup(experiment, run_dir, runtime, data, teacher, blocks, costs)
+
+
+def read_data(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> ImageData:
+    """`load_data`, and a warning that counts the images left out as unreadable."""
+    data = load_data(experiment.data, test=test, progress=progress)
+    if data.skipped:
+        log.warning("data.skip_unreadable: %d images could not be decoded and are left out", data.skipped)
+    return data
 
 
 def get_teacher(
@@ -80,8 +103,30 @@ def get_teacher(
                 total,
             )
 
+    _check_before_training(experiment, data, runtime)
     run_dir.mkdir(parents=True, exist_ok=True)
     return train_teacher(experiment.teacher, data, runtime, path, seed=experiment.seed, report=report)
+
+
+def _check_before_training(experiment: Experiment, data: ImageData, runtime: Runtime) -> None:
+    """Find out before the teacher's training, not after it, what needs no trained weights.
+
+    Raises:
+        InputError: no such architecture, no blocks that may be replaced, or a limit on params or FLOPs that
+            no student can keep.
+    """
+    model = _untrained(experiment, data, runtime)
+    blocks = teacher_blocks(experiment, model, data.image_shape)
+    if any(limit.metric in EXACT for limit in experiment.constraints):
+        table = _measure(experiment, model, blocks, data.image_shape, runtime, None, seconds=0.0)
+        absolute_limits(experiment, None, table, known=EXACT)
+
+
+def _untrained(experiment: Experiment, data: ImageData, runtime: Runtime) -> torch.nn.Module:
+    """The teacher's architecture with random weights, in eval mode."""
+    config = experiment.teacher
+    model = build_model(config.arch, data.num_classes, data.image_shape, config.small_stem)
+    return model.to(runtime.device).eval()
 
 
 def teacher_blocks(
@@ -112,6 +157,7 @@ def get_costs(
             widths=experiment.space.widths,
             fuse=fuse,
             batch_size=experiment.costs.batch_size,
+            device=device_name(runtime.device),
         )
     table = _measure(experiment, teacher.model, blocks, image_shape, runtime, progress)
     table.save(path)
@@ -125,7 +171,12 @@ def _measure(
     image_shape: tuple[int, int, int],
     runtime: Runtime,
     progress: Progress | None,
+    seconds: float | None = None,
 ) -> CostTable:
+    # As many threads as a trial has, not all of the machine's: one thread is timed by its own CPU clock,
+    # which whatever else runs here does not disturb.
+    runtime = replace(runtime, threads=trial_threads(experiment))
+
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress("measuring the cost table", done, total)
@@ -138,7 +189,7 @@ def _measure(
         image_shape,
         runtime,
         experiment.costs.batch_size,
-        seconds=experiment.costs.seconds,
+        seconds=experiment.costs.seconds if seconds is None else seconds,
         progress=report,
     )
 
@@ -170,14 +221,24 @@ def profile(
         else:
             costs = _measure(experiment, teacher.model, blocks, data.image_shape, runtime, progress)
         return teacher.record, blocks, costs
-    model = build_model(config.arch, data.num_classes, data.image_shape, config.small_stem)
-    model = model.to(runtime.device).eval()
+    model = _untrained(experiment, data, runtime)
     blocks = teacher_blocks(experiment, model, data.image_shape)
     return None, blocks, _measure(experiment, model, blocks, data.image_shape, runtime, progress)
 
 
-def absolute_limits(experiment: Experiment, teacher: TeacherRecord | None, costs: CostTable) -> list[Limit]:
+def absolute_limits(
+    experiment: Experiment,
+    teacher: TeacherRecord | None,
+    costs: CostTable,
+    known: Sequence[str] = COSTS,
+) -> list[Limit]:
     """The experiment's constraints in the metrics' own units; an untrained teacher's scores count as NaN.
+
+    Args:
+        experiment: has the constraints.
+        teacher: its record, None where it is not trained yet.
+        costs: the teacher's cost table.
+        known: the metrics for which `costs` can tell what is possible.
 
     Raises:
         InputError: no student can keep a limit on a cost; the message names the cheapest student.
@@ -189,7 +250,7 @@ def absolute_limits(experiment: Experiment, teacher: TeacherRecord | None, costs
     }
     limits = [Limit(c.metric, c.op, c.limit(reference[c.metric]), c.text) for c in experiment.constraints]
     for limit in limits:
-        if limit.metric in COSTS:
+        if limit.metric in known:
             _check_reachable(limit, costs, experiment.space.fuse)
     return limits
 

@@ -13,10 +13,9 @@ from search.boards import duration
 from search.cluster import connected, slots
 from search.experiment import Experiment, Resources, resolved_yaml
 from search.goals import COSTS
-from search.pipeline import EXPERIMENT_FILE, Progress, absolute_limits, figures, profile
+from search.pipeline import EXPERIMENT_FILE, Progress, absolute_limits, figures, profile, read_data
 from search.space import SearchSpace
 from trainables.cost import Costs, CostTable
-from trainables.data import load_data
 
 # Forward and backward of a student cost about three forwards, the teacher's forward one.
 BACKWARD = 3
@@ -31,7 +30,7 @@ def plan(experiment: Experiment, *, address: str | None = None, progress: Progre
         InputError: data, blocks, limits or resources with which the search could not begin.
     """
     at_once = _slots(experiment.resources, address)
-    data = load_data(experiment.data, progress=progress)
+    data = read_data(experiment, progress=progress)
     teacher, blocks, table = profile(experiment, data, progress, keep=False)
     space = SearchSpace.from_experiment(experiment, [block.name for block in blocks])
     limits = absolute_limits(experiment, teacher, table)

@@ -17,7 +17,7 @@ from search.cluster import connected, slots
 from search.errors import FailedError
 from search.experiment import Experiment
 from search.faults import fault_lines
-from search.pipeline import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, prepare
+from search.pipeline import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, prepare, trial_runtime
 from search.retrained import Finished, Retrained, write_results
 from search.warmstart import get_library
 from trainables.assembly import Modules
@@ -178,12 +178,11 @@ def _setup(pick: PickFile, experiment: Experiment, progress: Progress | None) ->
 
 def _shared(setup: Setup, folder: Path) -> Shared:
     experiment = setup.experiment
-    threads = experiment.runtime.threads or max(1, int(experiment.resources.cpu))
     return Shared(
         data=setup.data.to_arrays(),
         teacher=Teacher(setup.teacher.model.cpu(), setup.teacher.record),
         blocks=setup.blocks,
-        runtime=experiment.runtime.model_copy(update={"threads": threads}),
+        runtime=trial_runtime(experiment),
         data_config=experiment.data,
         folder=str(folder.absolute()),
     )
