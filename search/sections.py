@@ -223,7 +223,8 @@ class CostsConfig(Config):
 
     batch_size: PositiveInt = Field(32, description="images a batch when latency is measured")
     seconds: PositiveFloat = Field(
-        20.0, description="how long latencies are measured (less where that is plenty, longer for slow models)"
+        20.0,
+        description="how long latencies are measured (less where that is plenty, longer for slow models)",
     )
 
 
