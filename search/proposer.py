@@ -94,6 +94,7 @@ class Proposer:
         limits: constraints in absolute figures; those on costs refuse proposals, those on what only training
             shows (accuracy, loss) are told to the sampler when a trial is complete.
         past: rows of the record when a search resumes, oldest first.
+        first: parameters to propose before the sampler is asked; those tried already are passed over.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Proposer:
         price: Price,
         limits: Sequence[Limit],
         past: Iterable[FrozenTrial] = (),
+        first: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         past = list(past)
         self._experiment = experiment
@@ -129,6 +131,9 @@ class Proposer:
         self._seen: set[str] = set()
         for row in past:
             self._remember(row)
+        for params in first:
+            if self._judge(params, experiment.seed).refused is None:
+                self._study.enqueue_trial(dict(params))
 
     def _remember(self, row: FrozenTrial) -> None:
         """Rebuild what the sampler knows of a row of the record."""

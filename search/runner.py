@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,19 @@ from ray.tune.experiment import Trial
 
 from search.cluster import connected, slots
 from search.experiment import Experiment, difference, dump_yaml, resolved
-from search.pipeline import EXPERIMENT_FILE, Progress, Setup, absolute_limits, prepare
+from search.pipeline import EXPERIMENT_FILE, Progress, Setup, absolute_limits, prepare, trial_runtime
 from search.proposer import Limit, Proposer
 from search.scheduler import RungScheduler
 from search.searcher import Board, StudyCallback, StudySearcher, ran
 from search.space import SearchSpace
 from search.storage_url import redact, study_url
 from search.study import MissingStudyError, StudyRecord, now
+from search.warmstart import first_proposals, get_library
 from search.yaml_io import read_yaml
 from trainables.config import StudentSpec
 from trainables.cost import measure_many
 from trainables.errors import InputError
+from trainables.library import Library
 from trainables.runtime import device_name
 from trainables.student import build_student
 from trainables.trial import CHECKPOINT_FILE, DistillTrial, TrialContext
@@ -89,6 +91,7 @@ def search(
         with connected(address):
             concurrent = slots(experiment.resources)
             setup = prepare(experiment, progress=progress)
+            library = get_library(setup, progress) if experiment.warm_start == "library" else None
             limits = absolute_limits(experiment, setup.teacher.record, setup.costs)
             dump_yaml(experiment, run_dir / EXPERIMENT_FILE)  # from now on the directory holds a run
             if record is None:
@@ -97,7 +100,9 @@ def search(
             if STARTED not in record.attrs:
                 record.set_attrs(_study_attrs(setup, limits, redact(command, url)))
             _check_same(record, setup)
-            return _run(setup, record, limits, concurrent, watch)
+            outcome = _run(setup, library, record, limits, concurrent, watch)
+            record.close()
+            return outcome
 
 
 def _check_run_dir(experiment: Experiment, run_dir: Path, resume: bool) -> None:
@@ -229,7 +234,12 @@ class _End(Stopper):  # type: ignore[misc]
 
 
 def _run(
-    setup: Setup, record: StudyRecord, limits: list[Limit], concurrent: int, watch: Watch | None
+    setup: Setup,
+    library: Library | None,
+    record: StudyRecord,
+    limits: list[Limit],
+    concurrent: int,
+    watch: Watch | None,
 ) -> Outcome:
     experiment, run_dir = setup.experiment, setup.run_dir
     past = record.trials()
@@ -245,10 +255,11 @@ def _run(
     )
     scheduler.replay(past)
     space = SearchSpace.from_experiment(experiment, [block.name for block in setup.blocks])
+    first = first_proposals(setup, library, space) if library else ()
     searcher = StudySearcher(
         experiment,
         record,
-        Proposer(experiment, space, setup.costs.price, limits, past),
+        Proposer(experiment, space, setup.costs.price, limits, past, first),
         setup.blocks,
         checkpoints={t.number: _checkpoints(run_dir, t) for t in past if t.state == TrialState.WAITING},
         scheduler=scheduler,
@@ -257,7 +268,7 @@ def _run(
     )
     began = time.monotonic()
     try:
-        _tuner(setup, searcher, scheduler, concurrent, session, deadline).fit()
+        _tuner(setup, library, searcher, scheduler, concurrent, session, deadline).fit()
     finally:
         record.interrupt()
         record.set_attrs({"elapsed_seconds": _spent(record) + time.monotonic() - began})
@@ -274,6 +285,7 @@ def _spent(record: StudyRecord) -> float:
 
 def _tuner(
     setup: Setup,
+    library: Library | None,
     searcher: StudySearcher,
     scheduler: RungScheduler,
     concurrent: int,
@@ -281,13 +293,12 @@ def _tuner(
     deadline: float | None,
 ) -> tune.Tuner:
     resources = setup.experiment.resources
-    # What a trial computes with follows from the CPUs it was given, not from the machine's.
-    threads = setup.experiment.runtime.threads or max(1, int(resources.cpu))
     context = TrialContext(
         data=setup.data.to_arrays(),
         teacher=setup.teacher.model.cpu(),
         blocks=setup.blocks,
-        runtime=setup.experiment.runtime.model_copy(update={"threads": threads}),
+        runtime=trial_runtime(setup.experiment),
+        modules=library.modules if library else None,
     )
     trainable = tune.with_resources(
         tune.with_parameters(DistillTrial, context=context), {"cpu": resources.cpu, "gpu": resources.gpu}
@@ -362,5 +373,6 @@ def _measure_front(setup: Setup, record: StudyRecord) -> None:
         for row in rows
     }
     example = torch.zeros(setup.costs.batch_size, *setup.data.image_shape)
-    measured = measure_many(students, example, setup.runtime)
+    runtime = replace(setup.runtime, threads=setup.costs.threads)
+    measured = measure_many(students, example, runtime, precision=setup.costs.precision)
     record.set_attrs({"measured": {n: {"latency_ms": latency.median_ms} for n, latency in measured.items()}})

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from search.goals import COSTS
 from search.pipeline import Progress, Setup
 from search.proposals import Candidate, best_by_proxy, price_of, spread
+from search.space import LEVEL, SearchSpace
 from trainables.library import Library, build_library, library_key
 
 DEFAULT_FOLDER = Path("~/.cache/ama-search/library")
@@ -50,8 +60,12 @@ def get_library(setup: Setup, progress: Progress | None = None) -> Library:
     return library
 
 
-def first_candidates(setup: Setup, library: Library) -> list[Candidate]:
-    """The students to try first: best by proxy, spread along the price axis; the budget says how many."""
+def first_proposals(setup: Setup, library: Library, space: SearchSpace) -> list[dict[str, Any]]:
+    """Parameters to try first: the best students by proxy, spread along the price axis.
+
+    How many they are is the budget's share; their loss weights and optimiser settings are the middle of each
+    range, since the proxy says nothing about them.
+    """
     experiment = setup.experiment
     count = round(experiment.budget.first_share * experiment.budget.trials)
     cost = next((o.metric for o in experiment.objectives if o.metric in COSTS), "flops")
@@ -62,4 +76,25 @@ def first_candidates(setup: Setup, library: Library) -> list[Candidate]:
         library.solo_loss,
         price_of(setup.costs.price, cost),
     )
-    return spread(found, count)
+    middle = {name: _middle(dist) for name, dist in space.distributions.items()}
+    return [{**middle, **_levels(space, candidate)} for candidate in spread(found, count)]
+
+
+def _levels(space: SearchSpace, candidate: Candidate) -> dict[str, Any]:
+    """The candidate's level of every block, and whether it fuses, where that is searched."""
+    widths, spec = list(space.experiment.space.widths), candidate.spec
+    levels: dict[str, Any] = {
+        LEVEL + name: widths.index(spec.widths[name]) if name in spec.widths else space.keep
+        for name in space.blocks
+    }
+    return levels | ({"fuse": spec.fuse} if "fuse" in space.distributions else {})
+
+
+def _middle(distribution: BaseDistribution) -> Any:
+    """The middle of a range (of its logarithms for a log range), the first of some choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = distribution.low, distribution.high
+    middle = math.sqrt(low * high) if distribution.log else (low + high) / 2
+    return round(middle) if isinstance(distribution, IntDistribution) else middle
