@@ -210,6 +210,15 @@ class StudyRecord:
         self._curves.pop(number, None)
         self._storage.set_trial_state_values(self._ids[number], state, values)
 
+    def close(self) -> None:
+        """End all connections; a SQLite file is whole by itself then, and may be moved."""
+        backend = getattr(self._storage, "_backend", self._storage)
+        backend.remove_session()
+        if backend.engine.dialect.name == "sqlite":
+            with backend.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        backend.engine.dispose()
+
     def interrupt(self) -> list[int]:
         """Set every RUNNING row to WAITING, from where `resume` takes it up; returns their numbers."""
         running = [t.number for t in self.trials() if t.state == TrialState.RUNNING]
