@@ -374,5 +374,11 @@ def _measure_front(setup: Setup, record: StudyRecord) -> None:
     }
     example = torch.zeros(setup.costs.batch_size, *setup.data.image_shape)
     runtime = replace(setup.runtime, threads=setup.costs.threads)
-    measured = measure_many(students, example, runtime, precision=setup.costs.precision)
+    measured = measure_many(
+        students,
+        example,
+        runtime,
+        precision=setup.costs.precision,
+        seconds=setup.experiment.costs.seconds,
+    )
     record.set_attrs({"measured": {n: {"latency_ms": latency.median_ms} for n, latency in measured.items()}})
