@@ -212,7 +212,7 @@ class StudyRecord:
 
     def close(self) -> None:
         """End all connections; a SQLite file is whole by itself then, and may be moved."""
-        backend = getattr(self._storage, "_backend", self._storage)
+        backend: Any = getattr(self._storage, "_backend", self._storage)
         backend.remove_session()
         if backend.engine.dialect.name == "sqlite":
             with backend.engine.connect() as connection:
