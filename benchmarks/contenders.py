@@ -1,0 +1,266 @@
+"""Who is compared: our search policy, and others by their own code.
+
+Everybody is asked and told as Ray Tune (or Syne Tune) would ask and tell them. Trials of the others start
+cold, as there is no library without us; `stock_library` shows what a library alone does for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
+from optuna.trial import TrialState
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.utils import flatten_dict
+
+from benchmarks.plans import STARTS, Params
+from benchmarks.simulator import Contender, Metrics
+from benchmarks.table import Table
+from search.experiment import Experiment
+from search.goals import COSTS
+from search.moasha import Decision, MoAsha
+from search.pipeline import Setup
+from search.proposer import Proposer, SpaceExhaustedError
+from search.space import SearchSpace
+from search.warmstart import first_proposals
+from trainables.library import Library
+
+MODES = {"maximize": "max", "minimize": "min"}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may be varied of ours; the defaults are the presets'.
+
+    Attributes:
+        start: of the trials.
+        first: students proposed first, by proxy.
+        grace: first rung.
+        eta: reduction factor; None: no early stopping.
+        startup: random trials before the sampler models the space.
+        sampler: as in the experiment file.
+    """
+
+    start: str = "library"
+    first: int = 12
+    grace: int = 1
+    eta: float | None = 3.0
+    startup: int = 10
+    sampler: str = "tpe"
+
+
+class Ours(Contender):
+    """Our proposer, prices and rungs, as `search.searcher` joins them."""
+
+    def __init__(self, table: Table, seed: int, recorded: int, policy: Policy = Policy()) -> None:
+        self.start = policy.start
+        experiment = _experiment(table, seed, policy)
+        space = SearchSpace.from_experiment(experiment, table.space.blocks)
+        self._seed = seed
+        self._objectives = experiment.objectives
+        self._signs = [-1.0 if o.direction == "maximize" else 1.0 for o in self._objectives]
+        first = _first(table, experiment, space, recorded) if policy.first else []
+        self._proposer = Proposer(experiment, space, table.price, [], first=first)
+        exact = [index for index, o in enumerate(self._objectives) if o.metric in COSTS]
+        self._rule = policy.eta and MoAsha(
+            experiment.budget.epochs, policy.grace, policy.eta, len(self._objectives), exact
+        )
+
+    def suggest(self, number: int) -> Params | None:
+        try:
+            *_, last = self._proposer.propose(self._seed)
+        except SpaceExhaustedError:
+            return None
+        self._proposer.accepted(number)
+        return dict(last.params)
+
+    def report(self, number: int, metrics: Metrics) -> bool:
+        values = [sign * metrics[o.metric] for sign, o in zip(self._signs, self._objectives, strict=True)]
+        rule = self._rule
+        return not rule or rule.on_result(number, int(metrics["epoch"]), values) is Decision.CONTINUE
+
+    def ended(self, number: int, metrics: Metrics, full: bool) -> None:
+        if full:
+            self._proposer.completed(number, [metrics[o.metric] for o in self._objectives], {})
+        else:
+            self._proposer.ended(number, TrialState.PRUNED)
+
+
+def _experiment(table: Table, seed: int, policy: Policy) -> Experiment:
+    given = table.meta["experiment"]
+    # `first` of so many trials come first; nothing else looks at the number of trials here.
+    budget = {"trials": max(1, policy.first), "first_share": 1.0, "grace_epochs": policy.grace}
+    changed = {
+        "seed": seed,
+        "warm_start": policy.start,
+        "budget": {**given["budget"], **budget},
+        "sampler": {"name": policy.sampler, "startup_trials": policy.startup},
+        "run": {"dir": "runs/table"},
+    }
+    return Experiment.model_validate(given | changed)
+
+
+def _first(table: Table, experiment: Experiment, space: SearchSpace, recorded: int) -> list[Params]:
+    """What `search.runner` enqueues, from the library of the recorded seed."""
+    record = table.libraries[recorded]
+    library = Library("recorded", {}, {}, record.solo_loss, record.seconds)
+    parts = SimpleNamespace(experiment=experiment, blocks=table.costs.structure, costs=table.costs)
+    return first_proposals(cast(Setup, parts), library, space)
+
+
+class RayOptuna(Contender):
+    """Ray Tune's own `OptunaSearch`, alone or with Ray's own ASHA on accuracy.
+
+    A trial that ASHA stops is told to Optuna as Ray tells it: complete, with the values it had.
+
+    Args:
+        sampler: None: what `OptunaSearch` takes by itself, TPE.
+        eta: reduction factor of ASHA; None: no early stopping.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        seed: int,
+        sampler: BaseSampler | None = None,
+        eta: float | None = None,
+        grace: int = 1,
+        start: str = STARTS[0],
+    ) -> None:
+        self.start = start
+        objectives = table.experiment.objectives
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("ray.tune.search.optuna").setLevel(logging.ERROR)
+        self._search = OptunaSearch(
+            dict(table.space.distributions),
+            metric=[o.metric for o in objectives],
+            mode=[MODES[o.direction] for o in objectives],
+            sampler=sampler,
+            seed=None if sampler else seed,
+        )
+        self._asha = eta and AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric="val_accuracy",
+            mode="max",
+            max_t=table.epochs,
+            grace_period=grace,
+            reduction_factor=eta,
+        )
+
+    def suggest(self, number: int) -> Params | None:
+        params = self._search.suggest(str(number))
+        assert params is not None
+        if self._asha:
+            self._asha.on_trial_add(None, _trial(number))
+        return dict(flatten_dict(params))
+
+    def report(self, number: int, metrics: Metrics) -> bool:
+        self._search.on_trial_result(str(number), metrics)
+        if not self._asha:
+            return True
+        decision = self._asha.on_trial_result(None, _trial(number), metrics)
+        return bool(decision == TrialScheduler.CONTINUE)
+
+    def ended(self, number: int, metrics: Metrics, full: bool) -> None:
+        self._search.on_trial_complete(str(number), metrics)
+
+
+def _trial(number: int) -> Any:
+    """All that Ray's ASHA looks at in a trial."""
+    return SimpleNamespace(trial_id=str(number))
+
+
+class SyneMoasha(Contender):
+    """Syne Tune's own MOASHA: random proposals, its rungs on all objectives."""
+
+    def __init__(self, table: Table, seed: int, eta: float = 3.0, grace: int = 1) -> None:
+        from syne_tune.config_space import choice, randint  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        from syne_tune.optimizer.schedulers.multiobjective.moasha import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+            MOASHA,
+        )
+
+        np.random.seed(seed)  # what it samples from
+        self._signs: dict[str, int] = {
+            o.metric: -1 if o.direction == "maximize" else 1 for o in table.experiment.objectives
+        }
+        space = {
+            name: choice(list(d.choices))
+            if isinstance(d, CategoricalDistribution)
+            else randint(int(cast(Any, d).low), int(cast(Any, d).high))
+            for name, d in table.space.distributions.items()
+        }
+        self._scheduler = MOASHA(
+            space,
+            metrics=list(self._signs),
+            time_attr="epoch",
+            max_t=table.epochs,
+            grace_period=grace,
+            reduction_factor=eta,
+            random_seed=seed,
+        )
+
+    def suggest(self, number: int) -> Params | None:
+        suggestion = self._scheduler.suggest()
+        assert suggestion is not None
+        self._scheduler.on_trial_add(_syne_trial(number))
+        return {
+            name: value.item() if hasattr(value, "item") else value
+            for name, value in suggestion.config.items()
+        }
+
+    def report(self, number: int, metrics: Metrics) -> bool:
+        decision = self._scheduler.on_trial_result(_syne_trial(number), self._minimised(metrics))
+        return bool(decision == "CONTINUE")
+
+    def ended(self, number: int, metrics: Metrics, full: bool) -> None:
+        self._scheduler.on_trial_complete(_syne_trial(number), self._minimised(metrics))
+
+    def _minimised(self, metrics: Metrics) -> Metrics:
+        return {name: self._signs.get(name, 1) * value for name, value in metrics.items()}
+
+
+def _syne_trial(number: int) -> Any:
+    return SimpleNamespace(trial_id=number)
+
+
+Make = Callable[[Table, int, int], Contender]  # table, seed of the search, recorded seed
+
+
+def contenders(policy: Policy, asha: tuple[int, float]) -> Mapping[str, Make]:
+    """Everybody by name: ours first, then the others, then ours and stock with single parts changed.
+
+    Args:
+        policy: ours.
+        asha: grace period and reduction factor of the others that stop early.
+    """
+    grace, eta = asha
+    found: dict[str, Make] = {"ours": lambda t, s, r: Ours(t, s, r, policy)}
+    found |= {
+        "stock": lambda t, s, r: RayOptuna(t, s),
+        "stock_asha": lambda t, s, r: RayOptuna(t, s, eta=eta, grace=grace),
+        "nsga2": lambda t, s, r: RayOptuna(t, s, NSGAIISampler(seed=s)),
+        "random": lambda t, s, r: RayOptuna(t, s, RandomSampler(seed=s)),
+        "random_asha": lambda t, s, r: RayOptuna(t, s, RandomSampler(seed=s), eta, grace),
+        "syne_moasha": lambda t, s, r: SyneMoasha(t, s, eta, grace),
+    }
+    return found
+
+
+def ablations(policy: Policy) -> Mapping[str, Make]:
+    """Ours with one part taken away, and stock with the library."""
+    cold = replace(policy, start="teacher", first=0)
+    return {
+        "ours_no_first": lambda t, s, r: Ours(t, s, r, replace(policy, first=0)),
+        "ours_no_stopping": lambda t, s, r: Ours(t, s, r, replace(policy, eta=None)),
+        "ours_cold": lambda t, s, r: Ours(t, s, r, cold),
+        "ours_random": lambda t, s, r: Ours(t, s, r, replace(policy, sampler="random")),
+        "stock_library": lambda t, s, r: RayOptuna(t, s, start="library"),
+    }

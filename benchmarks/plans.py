@@ -1,0 +1,153 @@
+"""What the tables record: which experiment, which points of its space, from which starts and seeds."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search.experiment import Experiment
+from search.space import LEVEL, SearchSpace
+
+STARTS = ("teacher", "library")  # cold and warm
+SAMPLED = 104  # points of the CIFAR space
+CIFAR_SEED = 7
+
+Params = dict[str, Any]
+
+# 6 blocks, kept or replaced, with neighbours fused: 64 students; 3 loss settings. Two fifths of the training
+# images are held out, because 216 could not tell good students apart, and the few left (7 steps an epoch)
+# make a trial short and its learning curve worth watching. The library costs less than two full trials.
+DIGITS: dict[str, Any] = {
+    "name": "digits-table",
+    "objectives": ["val_accuracy", "flops"],
+    "data": {"name": "digits", "val_fraction": 0.4},
+    "teacher": {"arch": "cifar_resnet14", "epochs": 40, "batch_size": 32},
+    "space": {
+        "widths": [0.25],
+        "fuse": True,
+        "loss": {"alpha": {"choices": [0.1, 0.5, 0.9]}, "tau": 4.0, "beta": 1.0, "supervision": "uniform"},
+        "optim": {"lr": 0.05, "batch_size": 128},
+    },
+    "budget": {"epochs": 9, "grace_epochs": 1, "reduction_factor": 3.0},
+    "library": {"epochs": 4.0, "student_epochs": 4.0, "batch_size": 32, "lr": 5e-3},
+    "runtime": {"device": "cpu", "precision": "fp32", "layout": "contiguous", "threads": 1},
+}
+
+# The preset's space; of it a sample. Latency is left out: it belongs to a machine, a table to all.
+CIFAR: dict[str, Any] = {
+    "name": "cifar-table",
+    "objectives": ["val_accuracy", "flops"],
+    "data": {
+        "name": "imagefolder",
+        "size": 32,
+        "augment": "crop-flip",
+        "mean": [0.49137, 0.48235, 0.44667],
+        "std": [0.24706, 0.24353, 0.26157],
+    },
+    "teacher": {"arch": "cifar_resnet20"},
+    "space": {
+        "widths": [0.25, 0.5, 1.0],
+        "fuse": "search",
+        "loss": {
+            "alpha": [0.1, 0.9],
+            "tau": {"low": 1.0, "high": 8.0, "log": True},
+            "beta": [0.1, 10.0],
+            "supervision": ["uniform", "adaptive"],
+        },
+        "optim": {"lr": [0.01, 0.2], "batch_size": 128},
+    },
+    "budget": {"epochs": 9, "grace_epochs": 1, "reduction_factor": 3.0},
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run to record."""
+
+    params: Params
+    start: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a table is made of; `experiment` holds what differs from the defaults."""
+
+    experiment: dict[str, Any]
+    seeds: tuple[int, ...]
+    sampled: int | None  # points of the space; None: all of them
+
+    def points(self, blocks: Sequence[str]) -> list[Point]:
+        """All runs of the table, in the order in which they are recorded: seed by seed."""
+        space = SearchSpace.from_experiment(Experiment.model_validate(self.experiment | _RUN), blocks)
+        whole = list(_all(space) if self.sampled is None else _sample(space, self.sampled))
+        return [
+            Point(params, start, seed)
+            for seed in self.seeds
+            for params in whole
+            for start in STARTS
+            if start == "teacher" or _replaces(params, space)  # without a module both starts are the same
+        ]
+
+
+_RUN = {"run": {"dir": "runs/table"}}
+
+
+def digits() -> Plan:
+    """The space of `DIGITS`, whole."""
+    return Plan(DIGITS, (0, 1, 2), None)
+
+
+def cifar(root: str, teacher: str, train_limit: int | None, sampled: int = SAMPLED, epochs: int = 9) -> Plan:
+    """A sample of the space of `CIFAR` on images under `root`, with the teacher of a file."""
+    data = {**CIFAR["data"], "root": root, "train_limit": train_limit}
+    changed = {
+        "data": data,
+        "teacher": {**CIFAR["teacher"], "checkpoint": teacher},
+        "budget": {**CIFAR["budget"], "epochs": epochs},
+    }
+    return Plan(CIFAR | changed, (0,), sampled)
+
+
+def _replaces(params: Params, space: SearchSpace) -> bool:
+    return any(params[LEVEL + name] < space.keep for name in space.blocks)
+
+
+def _all(space: SearchSpace) -> Iterator[Params]:
+    choices = [_choices(distribution) for distribution in space.distributions.values()]
+    for values in itertools.product(*choices):
+        yield dict(zip(space.distributions, values, strict=True))
+
+
+def _choices(distribution: Any) -> Sequence[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    assert isinstance(distribution, IntDistribution), f"{distribution} cannot be enumerated"
+    return range(distribution.low, distribution.high + 1)
+
+
+def _sample(space: SearchSpace, count: int) -> Iterator[Params]:
+    """Random points; the share of replaced blocks is uniform, so that the whole cost axis is covered."""
+    rng = random.Random(CIFAR_SEED)
+    for _ in range(count):
+        share, params = rng.random(), {}
+        for name, distribution in space.distributions.items():
+            params[name] = _draw(rng, distribution)
+            if name.startswith(LEVEL):
+                params[name] = rng.randrange(space.keep) if rng.random() < share else space.keep
+        if not _replaces(params, space):
+            params[LEVEL + rng.choice(space.blocks)] = rng.randrange(space.keep)
+        yield params
+
+
+def _draw(rng: random.Random, distribution: Any) -> Any:
+    if isinstance(distribution, FloatDistribution):
+        low, high = distribution.low, distribution.high
+        value = low * (high / low) ** rng.random() if distribution.log else rng.uniform(low, high)
+        return float(f"{value:.4g}")
+    return rng.choice(_choices(distribution))

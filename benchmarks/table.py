@@ -1,0 +1,206 @@
+"""A table of recorded runs: one CSV file, gzipped, whose first line is its metadata as a JSON comment.
+
+table = Table.load(Path("benchmarks/tables/digits.csv.gz"))
+table.run(params, start="library", seed=0).val_accuracy
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plans import STARTS, Params
+from search.experiment import Experiment
+from search.space import SearchSpace
+from trainables.config import StudentSpec
+from trainables.cost import Costs, CostTable
+
+FORMAT = 1
+CURVES = ("val_accuracy", "val_loss")
+# Images of re-estimating batch-norm statistics when a warm student is assembled (`trainables.assembly`).
+RECALIBRATION = 3 * 512
+
+Key = tuple[str, str, int]  # params as JSON, start, seed
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Params as canonical text; levels and settings of any table."""
+    return json.dumps(dict(params), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded distillation.
+
+    Attributes:
+        params: the point of the space.
+        start: teacher (cold) or library (warm).
+        seed: of training, and of the library that a warm start came from.
+        params_count: of the student; likewise `flops`.
+        start_accuracy: on validation images before training.
+        start_seconds: CPU seconds of assembling the student.
+        seconds: CPU seconds of one epoch, the median.
+        val_accuracy: after each epoch; likewise `val_loss`.
+    """
+
+    params: Params
+    start: str
+    seed: int
+    params_count: int
+    flops: int
+    start_accuracy: float
+    start_seconds: float
+    seconds: float
+    val_accuracy: tuple[float, ...]
+    val_loss: tuple[float, ...]
+
+    @property
+    def key(self) -> Key:
+        """What tells runs of a table apart."""
+        return params_text(self.params), self.start, self.seed
+
+
+@dataclass(frozen=True)
+class LibraryRecord:
+    """What the module library of one seed cost and knows.
+
+    Attributes:
+        seconds: CPU seconds of building it.
+        flops: of building it.
+        solo_loss: by span key, as `Library.solo_loss`.
+    """
+
+    seconds: float
+    flops: float
+    solo_loss: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Runs and what they were made from.
+
+    Attributes:
+        meta: `command`, `experiment`, `classes`, `train` and `val` images, `teacher`, `costs`, `libraries` by
+            seed, versions and machine.
+        runs: by key.
+    """
+
+    meta: dict[str, Any]
+    runs: dict[Key, Run]
+
+    @classmethod
+    def load(cls, path: Path) -> Table:
+        """Read what `save` wrote."""
+        first, _, rest = gzip.decompress(path.read_bytes()).decode().partition("\n")
+        meta = json.loads(first.removeprefix("# "))
+        assert meta["format"] == FORMAT, f"{path}: expected a table of format {FORMAT}, got {meta['format']}"
+        runs = [_from_row(row) for row in csv.DictReader(io.StringIO(rest))]
+        return cls(meta, {run.key: run for run in runs})
+
+    def save(self, path: Path) -> None:
+        """Write the table; the same table gives the same bytes."""
+        text = io.StringIO()
+        text.write(f"# {json.dumps({'format': FORMAT, **self.meta})}\n")
+        rows = [to_row(run) for run in self.runs.values()]
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(text.getvalue().encode(), 9, mtime=0))
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment whose space the table covers."""
+        return Experiment.model_validate({**self.meta["experiment"], "run": {"dir": "runs/table"}})
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The space that the runs are points of."""
+        return SearchSpace.from_experiment(self.experiment, [block.name for block in self.costs.structure])
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """Prices of all students; its latencies were measured beside other work and count for nothing."""
+        return CostTable.model_validate(self.meta["costs"])
+
+    @cached_property
+    def libraries(self) -> dict[int, LibraryRecord]:
+        """The module libraries, by seed."""
+        return {int(seed): LibraryRecord(**values) for seed, values in self.meta["libraries"].items()}
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of every run."""
+        return self.experiment.budget.epochs
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of which there are runs."""
+        return tuple(sorted({run.seed for run in self.runs.values()}))
+
+    def run(self, params: Mapping[str, Any], start: str, seed: int) -> Run:
+        """The recorded run of a point; a student without modules has the same run for both starts."""
+        text = params_text(params)
+        return self.runs.get((text, start, seed)) or self.runs[text, STARTS[0], seed]
+
+    def price(self, spec: StudentSpec) -> Costs:
+        """The cost of any student, as `CostTable.price`."""
+        return self.costs.price(spec)
+
+    def epoch_flops(self, run: Run) -> float:
+        """Of one epoch: forward and backward of the student, forward of the teacher, then validation."""
+        train, val = self.meta["train"], self.meta["val"]
+        return float(train * (3 * run.flops + self.costs.teacher.flops) + val * run.flops)
+
+    def start_flops(self, run: Run) -> float:
+        """Of assembling the student: a warm one's batch-norm statistics are estimated anew."""
+        images = min(RECALIBRATION, self.meta["train"]) if run.start == "library" else 0
+        return float(images * run.flops)
+
+
+def to_row(run: Run) -> dict[str, Any]:
+    """A run as a flat row of texts and numbers."""
+    row = {
+        "params": params_text(run.params),
+        "start": run.start,
+        "seed": run.seed,
+        "student_params": run.params_count,
+        "flops": run.flops,
+        "start_accuracy": f"{run.start_accuracy:.5f}",
+        "start_seconds": f"{run.start_seconds:.4f}",
+        "seconds": f"{run.seconds:.4f}",
+    }
+    return row | {name: _text(getattr(run, name)) for name in CURVES}
+
+
+def _text(curve: Iterable[float]) -> str:
+    return " ".join(f"{value:.5f}" for value in curve)
+
+
+def _from_row(row: Mapping[str, str]) -> Run:
+    curves: list[Sequence[float]] = [tuple(map(float, row[name].split())) for name in CURVES]
+    return Run(
+        params=json.loads(row["params"]),
+        start=row["start"],
+        seed=int(row["seed"]),
+        params_count=int(row["student_params"]),
+        flops=int(row["flops"]),
+        start_accuracy=float(row["start_accuracy"]),
+        start_seconds=float(row["start_seconds"]),
+        seconds=float(row["seconds"]),
+        val_accuracy=tuple(curves[0]),
+        val_loss=tuple(curves[1]),
+    )
+
+
+def rows_to_runs(text: str) -> list[Run]:
+    """Runs of a CSV text; a last line that was cut off is left out."""
+    whole = text[: text.rfind("\n") + 1]
+    return [_from_row(row) for row in csv.DictReader(io.StringIO(whole))]

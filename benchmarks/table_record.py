@@ -1,0 +1,261 @@
+"""Record a table: real distillations with their learning curves, once, for all searches to be replayed on.
+
+    python -m benchmarks.table_record digits --out benchmarks/tables/digits.csv.gz
+    python -m benchmarks.table_record cifar --root IMAGES --teacher FILE --out benchmarks/tables/cifar.csv.gz
+
+`digits` takes about half an hour on one core, `cifar` hours. A row is kept as soon as its run ends; started
+again, the command goes on where it was. `--shard 0/2` and `--shard 1/2` share the work between two processes;
+whichever ends last writes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.plans import SAMPLED, Plan, Point, cifar, digits
+from benchmarks.table import Key, Run, Table, params_text, rows_to_runs, to_row
+from search.experiment import Experiment
+from search.pipeline import Setup, get_teacher, teacher_blocks
+from search.space import SearchSpace
+from trainables.cost import CostTable, measure_costs
+from trainables.data import load_data
+from trainables.distill import Distiller
+from trainables.evaluation import evaluate
+from trainables.library import SOLO_IMAGES, Library, build_library
+from trainables.runtime import device_name, resolve
+
+COST_SECONDS = 2.0  # FLOPs and params are exact however short; latencies of the table are not used
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the runs share."""
+
+    setup: Setup
+    libraries: dict[int, Library]
+    library_seconds: dict[int, float]  # CPU
+
+
+def prepare(plan: Plan, work: Path) -> Bench:
+    """Data, teacher, prices and libraries; those that an earlier process left in `work` are read."""
+    experiment = Experiment.model_validate({**plan.experiment, "run": {"dir": str(work)}})
+    runtime = resolve(experiment.runtime)
+    torch.set_num_threads(runtime.threads)
+    data = load_data(experiment.data)
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one shard makes what the others then read
+        teacher = get_teacher(experiment, data, runtime)
+        blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
+        space = experiment.space
+        costs_file = work / "costs.json"
+        if not costs_file.exists():
+            table = measure_costs(
+                teacher.model,
+                blocks,
+                space.widths,
+                space.fuse is not False,
+                data.image_shape,
+                runtime,
+                seconds=COST_SECONDS,
+            )
+            table.save(costs_file)
+        costs = CostTable.model_validate_json(costs_file.read_text())
+        setup = Setup(experiment, work, runtime, data, teacher, blocks, costs)
+        libraries, seconds = {}, {}
+        for seed in plan.seeds:
+            libraries[seed], seconds[seed] = _library(setup, seed)
+    return Bench(setup, libraries, seconds)
+
+
+def _library(setup: Setup, seed: int) -> tuple[Library, float]:
+    folder = setup.run_dir / "libraries" / f"seed{seed}"
+    clock = folder.with_suffix(".seconds")
+    if not folder.exists():
+        experiment = setup.experiment
+        started = time.process_time()
+        library = build_library(
+            folder.name,
+            setup.teacher.model,
+            setup.blocks,
+            experiment.space.widths,
+            experiment.space.fuse is not False,
+            setup.data,
+            setup.runtime,
+            experiment.library,
+            seed,
+        )
+        clock.parent.mkdir(parents=True, exist_ok=True)
+        clock.write_text(f"{time.process_time() - started:.4f}")
+        library.save(folder.parent)
+    return Library.load(folder), float(clock.read_text())
+
+
+def library_flops(setup: Setup) -> float:
+    """What building the library computes, from above: a sampled student counts as the whole teacher.
+
+    Alone, a batch is the teacher's forward and every module's forward and backward; together, the teacher's
+    forward and a student's forward and backward; scoring, each module within the teacher, and once more.
+    """
+    costs, config, train = setup.costs, setup.experiment.library, len(setup.data.train)
+    teacher = costs.teacher.flops
+    modules = sum(module.flops for module in costs.modules.values())
+    alone = config.epochs * train * (teacher + 3 * modules)
+    together = config.student_epochs * train * (teacher + 3 * teacher)
+    scoring = min(SOLO_IMAGES, len(setup.data.val)) * (len(costs.modules) + 3) * teacher
+    return float(alone + together + scoring)
+
+
+def record(bench: Bench, point: Point) -> Run:
+    """Train one point to its last epoch."""
+    setup = bench.setup
+    runtime = setup.runtime
+    space = SearchSpace.from_experiment(setup.experiment, [block.name for block in setup.blocks])
+    config = space.to_config(point.params, point.seed).model_copy(update={"warm_start": point.start})
+    started = time.process_time()
+    modules = bench.libraries[point.seed].modules
+    distiller = Distiller(config, setup.teacher.model, setup.blocks, setup.data, runtime, modules)
+    assembled = time.process_time() - started
+    before = evaluate(distiller.student, setup.data.eval_batches("val", runtime), runtime)
+    seconds = []
+    while not distiller.finished:
+        started = time.process_time()
+        distiller.run_epoch()
+        seconds.append(time.process_time() - started)
+    price = setup.costs.price(config.student)
+    return Run(
+        params=point.params,
+        start=point.start,
+        seed=point.seed,
+        params_count=price.params,
+        flops=price.flops,
+        start_accuracy=before.accuracy,
+        start_seconds=assembled,
+        seconds=statistics.median(seconds),
+        val_accuracy=tuple(metrics.val_accuracy for metrics in distiller.history),
+        val_loss=tuple(metrics.val_loss for metrics in distiller.history),
+    )
+
+
+def recorded(work: Path) -> dict[Key, Run]:
+    """Runs that any shard has finished."""
+    runs = [run for file in sorted(work.glob("rows-*.csv")) for run in rows_to_runs(file.read_text())]
+    return {run.key: run for run in runs}
+
+
+def record_all(bench: Bench, points: Iterable[Point], file: Path, say: Callable[[str], None]) -> None:
+    """Record the points that are not in `file`'s folder yet, a row each as soon as it is there."""
+    done = recorded(file.parent)
+    left = [p for p in points if (params_text(p.params), p.start, p.seed) not in done]
+    if file.exists() and not (text := file.read_text()).endswith("\n"):
+        file.write_text(text[: text.rfind("\n") + 1])  # a row that was cut off
+    started = time.monotonic()
+    for index, point in enumerate(left):
+        row = to_row(record(bench, point))
+        fresh = not file.exists() or file.stat().st_size == 0
+        with file.open("a") as out:
+            writer = csv.DictWriter(out, list(row), lineterminator="\n")
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+        if index % 20 == 0:
+            minutes = (time.monotonic() - started) / 60
+            say(f"{index + 1} of {len(left)} runs, {minutes:.1f} min")
+
+
+def finish(bench: Bench, plan: Plan, points: list[Point], out: Path, command: str) -> bool:
+    """Write the table if all its runs are there."""
+    setup = bench.setup
+    runs = recorded(setup.run_dir)
+    keys = [(params_text(p.params), p.start, p.seed) for p in points]
+    if not all(key in runs for key in keys):
+        return False
+    teacher = setup.teacher.record
+    experiment = {k: v for k, v in plan.experiment.items() if k != "data"}
+    # Where the images and the teacher were belongs to the machine.
+    experiment["data"] = {k: v for k, v in plan.experiment["data"].items() if k != "root"}
+    experiment["teacher"] = {k: v for k, v in plan.experiment["teacher"].items() if k != "checkpoint"}
+    meta: dict[str, Any] = {
+        "command": command,
+        "experiment": experiment,
+        "classes": setup.data.num_classes,
+        "train": len(setup.data.train),
+        "val": len(setup.data.val),
+        "data_hash": setup.data.hash,
+        "teacher": {
+            "arch": teacher.arch,
+            "hash": teacher.hash,
+            "val_accuracy": teacher.val_accuracy,
+            "val_loss": teacher.val_loss,
+        },
+        "costs": setup.costs.model_dump(mode="json"),
+        "libraries": {
+            str(seed): {
+                "seconds": bench.library_seconds[seed],
+                "flops": library_flops(setup),
+                "solo_loss": dict(library.solo_loss),
+            }
+            for seed, library in bench.libraries.items()
+        },
+        "device": device_name(setup.runtime.device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    Table(meta, {key: runs[key] for key in keys}).save(out)
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("space", choices=["digits", "cifar"])
+    parser.add_argument("--out", type=Path, required=True, help="the table, .csv.gz")
+    parser.add_argument("--work", type=Path, help="teacher, libraries and rows so far; default: runs/table-…")
+    parser.add_argument("--shard", default="0/1", help="this process's part of the runs, e.g. 0/2")
+    parser.add_argument("--root", help="cifar: folder with train/<class>/ and test/<class>/")
+    parser.add_argument("--teacher", help="cifar: weights of a cifar_resnet20")
+    parser.add_argument("--train-limit", type=int, default=10_000, help="cifar: training images")
+    parser.add_argument("--epochs", type=int, default=9, help="cifar: epochs of a run")
+    parser.add_argument("--sampled", type=int, default=SAMPLED, help="cifar: points of the space")
+    args = parser.parse_args()
+    part, parts = map(int, args.shard.split("/"))
+    if args.space == "digits":
+        plan, command = digits(), f"python -m benchmarks.table_record digits --out {args.out}"
+    else:
+        if args.root is None or args.teacher is None:
+            parser.error("cifar needs --root and --teacher")
+        plan = cifar(args.root, args.teacher, args.train_limit, args.sampled, args.epochs)
+        command = (
+            f"python -m benchmarks.table_record cifar --root IMAGES --teacher FILE --out {args.out} "
+            f"--train-limit {args.train_limit} --epochs {args.epochs} --sampled {args.sampled}"
+        )
+    work = args.work or Path("runs") / f"table-{args.space}"
+    bench = prepare(plan, work)
+    points = plan.points([block.name for block in bench.setup.blocks])
+
+    def say(text: str) -> None:
+        print(f"shard {args.shard}: {text}", flush=True)
+
+    say(f"{len(points)} runs in all")
+    record_all(bench, points[part::parts], work / f"rows-{part}of{parts}.csv", say)
+    if finish(bench, plan, points, args.out, command):
+        size = args.out.stat().st_size
+        say(f"wrote {args.out}")
+        print("table_runs", len(points))
+        print("table_kilobytes", round(size / 1000, 1))
+
+
+if __name__ == "__main__":
+    main()
