@@ -359,7 +359,7 @@ def test_a_secret_is_not_shown_by_other_faults_either(broken: Broken) -> None:
 
 def test_secret_in_a_pods_environment(broken: Broken) -> None:
     variable = "env: [{name: RAY_AUTH_TOKEN, value: abcdef}]"
-    faults = broken(KUBERAY, ("envFrom: [{secretRef: {name: ama-search}}]", variable))
+    faults = broken(KUBERAY, ("envFrom: [{secretRef: {name: ama-search-study}}]", variable))
     assert len(faults) == 2 and all("a value of RAY_AUTH_TOKEN (not shown)" in fault for fault in faults)
     assert faults[0].startswith("RayCluster: spec.headGroupSpec.template.spec.containers.0.env.0.value: ")
 
