@@ -14,11 +14,11 @@ from trainables.config import DataConfig
 from trainables.data import DEFAULT_CACHE, Split, load_data, split_of
 from trainables.errors import InputError
 from trainables.evaluation import evaluate
-from trainables.export import export_model, snippet
+from trainables.export import FORMATS, export_model, snippet
 from trainables.imagecache import decode_split
 from trainables.imagefolder import class_folders, list_images
 from trainables.pixels import normalisation_constants, normalise
-from trainables.retrain import load_model
+from trainables.retrain import MANIFEST, WEIGHTS, load_model
 from trainables.runtime import Runtime, resolve
 
 BATCH = 512
@@ -39,7 +39,7 @@ def evaluate_model(
     Raises:
         InputError: no model there, data missing, or data of other classes.
     """
-    module, manifest = load_model(model)
+    module, manifest = _load(model)
     if folder is None:
         split, skipped = _own_images(manifest, progress), 0
     else:
@@ -56,7 +56,9 @@ def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[
     Raises:
         InputError: no model there, an unknown format, or outputs that differ from PyTorch's.
     """
-    _, manifest = load_model(model)
+    if format not in FORMATS:
+        raise InputError(f"--format: expected {' or '.join(FORMATS)}, got {format!r}")
+    _, manifest = _load(model)
     try:
         split: Split | None = _own_images(manifest)
     except InputError:
@@ -65,6 +67,12 @@ def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[
     result = export_model(model, format, out, images=images)
     checked = "random images" if images is None else f"{len(images)} test images"
     return {**asdict(result), "path": str(result.path), "checked_on": checked, "snippet": snippet(result)}
+
+
+def _load(model: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+    if not model.exists():
+        raise InputError(f"{model}: no such folder; a retrained model is one with {WEIGHTS} and {MANIFEST}")
+    return load_model(model)
 
 
 def _own_images(manifest: Mapping[str, Any], progress: Progress | None = None) -> Split:
