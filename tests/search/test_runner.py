@@ -35,6 +35,7 @@ BASE: dict[str, Any] = {
     "space": {"widths": [0.25]},
     "budget": {"trials": 2, "epochs": 2},
     "runtime": {"device": "cpu", "precision": "fp32"},
+    "costs": {"seconds": 1.0},
 }
 
 
@@ -351,6 +352,9 @@ def test_the_wall_time_leaves_rows_that_a_resume_finishes(local_ray: None, run: 
     assert len(rows(run)) == 3 and states(run) <= {"COMPLETE", "PRUNED"}
 
 
+EPOCHS = 30
+
+
 def begin(run: Path, *options: str) -> subprocess.Popen[str]:
     """`ama search` in a process group of its own, as a shell would start it."""
     command = [sys.executable, "-m", "search.cli", "search", str(run.parent / "x.yaml"), *options]
@@ -359,12 +363,11 @@ def begin(run: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def long_trials(run: Path) -> None:
+def long_trials(run: Path) -> Experiment:
     """An experiment whose trials last several seconds, as a file beside the run directory."""
-    config = experiment(
-        run, data={"train_limit": 1000}, budget={"trials": 3, "epochs": 12, "grace_epochs": 12}
-    )
+    config = experiment(run, budget={"trials": 3, "epochs": EPOCHS, "grace_epochs": EPOCHS})
     (run.parent / "x.yaml").write_text(resolved_yaml(config))
+    return config
 
 
 def wait_for_epochs(run: Path, process: subprocess.Popen[str], epochs: int) -> None:
@@ -389,23 +392,18 @@ def finish(run: Path, in_flight: dict[int, list[float]]) -> None:
     found = rows(run)
     assert len(found) == 3 and {row.state.name for row in found} == {"COMPLETE"}
     for row in found:
-        assert row.user_attrs["curve"]["epoch"] == list(range(1, 13))
+        assert row.user_attrs["curve"]["epoch"] == list(range(1, EPOCHS + 1))
         kept = in_flight.get(row.number, [])[:-1]  # at most one epoch is trained again
         assert row.user_attrs["curve"]["seconds"][: len(kept)] == kept
     assert len({str(row.params) for row in found}) == 3
 
 
-def test_ctrl_c_and_a_second_driver(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    long_trials(run)
+def test_ctrl_c_and_a_second_driver(run: Path) -> None:
+    config = long_trials(run)
     process = begin(run)
     wait_for_epochs(run, process, 3)
-    second = subprocess.run(
-        [sys.executable, "-m", "search.cli", "search", str(tmp_path / "x.yaml"), "--resume"],
-        capture_output=True,
-        text=True,
-    )
-    assert second.returncode == 2 and "another `ama search` is running" in second.stderr
+    with pytest.raises(InputError, match="another `ama search` is running"):
+        search(config, resume=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
     output = process.communicate()[0]
     assert process.returncode == 0, output
@@ -415,8 +413,7 @@ def test_ctrl_c_and_a_second_driver(tmp_path: Path) -> None:
     finish(run, {row.number: row.user_attrs.get("curve", {}).get("seconds", []) for row in waiting})
 
 
-def test_a_killed_driver(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_a_killed_driver(run: Path) -> None:
     long_trials(run)
     process = begin(run)
     wait_for_epochs(run, process, 3)
