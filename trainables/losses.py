@@ -189,7 +189,8 @@ class _SquaredDistance(torch.autograd.Function):
 def _squared_norm(x: Tensor) -> Tensor:
     """Sum of squares of (B, ...), 0-d fp32, without a copy in fp32: an image at a time, for the accuracy."""
     norms = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), dtype=torch.float32)  # (B,)
-    return norms.square().sum()
+    total: Tensor = norms.square().sum()
+    return total
 
 
 def _mix(maps: Sequence[Tensor], shares: Tensor) -> Tensor:
