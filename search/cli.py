@@ -17,7 +17,8 @@ from rich.markup import escape
 
 from analysis.errors import InputError as AnalysisInputError
 from analysis.metrics import show
-from search.boards import count_words, front_table, profile_tables
+from search import cluster_cli
+from search.boards import count_words, duration, front_table, profile_tables
 from search.console import answers, console, search_view, stages
 from search.errors import FailedError
 from trainables.errors import InputError
@@ -35,6 +36,8 @@ app = typer.Typer(
     help="Search how to distil a teacher network into faster students.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(cluster_cli.app, name="cluster")
 
 ExperimentArg = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="a YAML file, or a preset's name such as digits")
@@ -151,6 +154,28 @@ def profile(
     answers.print(f"Latency of a batch of {table.batch_size} on {table.device}, threads: {table.threads}.")
     if record is None:
         answers.print("No teacher is trained yet: random weights, which cost the same.")
+
+
+@app.command(epilog=_example("ama library digits"))
+def library(
+    experiment: ExperimentArg, override: Overrides = None, out: Out = None, as_json: Json = False
+) -> None:
+    """Distil every candidate AMA module once; searches with `warm_start: library` start from them."""
+    from search.pipeline import prepare
+    from search.warmstart import get_library, library_folder
+
+    loaded = _load(experiment, override, out)
+    with stages() as progress:
+        setup = prepare(loaded, progress=progress)
+        made = get_library(setup, progress)
+    folder = library_folder(setup)
+    if as_json:
+        figures = {"errors": dict(made.errors), "solo_loss": dict(made.solo_loss)}
+        _emit({"folder": str(folder), "key": made.key, "seconds": made.seconds, **figures})
+        return
+    answers.print(
+        f"{len(made.modules)} modules, distilled in {duration(made.seconds)}\n{folder}", soft_wrap=True
+    )
 
 
 @app.command(epilog=_example("ama search cifar10-resnet20 --trials 100 -o resources.concurrent=4"))
