@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format clean
+.PHONY: help install quickstart test check format bench-prices bench-engine bench-search clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,15 @@ check: $(STAMP) ## ruff and mypy
 format: $(STAMP) ## let ruff format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-prices: $(STAMP) ## prices of 30 students against end-to-end measurements
+	$(BIN)/python -m benchmarks.prices
+
+bench-engine: $(STAMP) ## an epoch of ours against the bare arithmetic, a plain loop and torchdistill
+	$(BIN)/python -m benchmarks.engine
+
+bench-search: $(STAMP) ## search policies replayed on the recorded table of distillation runs
+	$(BIN)/python -m benchmarks.search
 
 clean: ## remove .venv, caches and runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache runs *.egg-info
