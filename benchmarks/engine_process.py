@@ -39,6 +39,8 @@ def cpu_seconds() -> float:
 
 def serve(name: str, job: Job, connection: Connection) -> None:
     """Say how it computes, then train one epoch of each student asked for, until asked for None."""
+    # A spawned process hands its way of starting on to data workers; a user's program has the platform's own.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:
         parts = load(job)
         connection.send({"precision": parts.runtime.precision, "channels_last": parts.runtime.channels_last})

@@ -61,7 +61,7 @@ def test_a_contender_in_its_process_trains_and_names_its_fault() -> None:
         assert contender.runtime == {"precision": "fp32", "channels_last": False}
         epoch = contender.epoch("small")
         assert epoch.seconds > 0 and epoch.cpu_seconds > 0
-        with pytest.raises(RuntimeError, match=r"bare: .*KeyError: 'none'"):
+        with pytest.raises(RuntimeError, match=r"(?s)bare: .*KeyError: 'none'"):
             contender.epoch("none")
 
 
