@@ -153,7 +153,9 @@ def build_library(
     train.alone()
     train.together()
     errors, solo = _score(teacher, spans, modules, data, runtime)
-    states = {k: {n: t.detach().cpu() for n, t in m.state_dict().items()} for k, m in modules.items()}
+    states = {
+        k: {n: t.detach().cpu().contiguous() for n, t in m.state_dict().items()} for k, m in modules.items()
+    }
     return Library(key, states, errors, solo, time.perf_counter() - started)
 
 
