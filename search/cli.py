@@ -223,7 +223,9 @@ def run_search(experiment: Experiment, *, address: str | None = None, resume: bo
         )
     for board in boards:
         answers.print(front_table(board.values, objectives))
-        answers.print(count_words(board.counts(), board.refused))
+        counts = board.counts()
+        counts["WAITING"] += counts.pop("RUNNING", 0)  # nothing runs any more; --resume takes them up
+        answers.print(count_words(counts, board.refused))
     answers.print(f"search over: {escape(outcome.reason)}\nrun: {outcome.run_dir}", soft_wrap=True)
     if outcome.failed:
         raise typer.Exit(1)

@@ -39,19 +39,21 @@ def answer(ended: Any) -> Any:
     return json.loads(ended.out)
 
 
+COMMANDS = [
+    command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+]
+
+
 def test_the_promised_commands_are_there() -> None:
-    names = {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    }
-    assert set(OPTIONS) <= names
+    assert set(OPTIONS) <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", OPTIONS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_the_options_and_an_example(ama: Ama, command: str) -> None:
     ended = ama(command, "--help")
     assert ended.code == 0
     assert f"Example: ama {command}" in ended.out
-    for option in OPTIONS[command]:
+    for option in OPTIONS.get(command, []):
         assert option in ended.out
 
 

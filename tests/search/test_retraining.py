@@ -67,10 +67,13 @@ def test_results_are_one_entry_a_model_and_the_table_their_means(folder: Path, t
     record = json.loads((tiny_run / "teacher.json").read_text())
     assert teacher["kind"] == "teacher"
     assert float(teacher["test_accuracy"]) == record["test_accuracy"]
+    costs = json.loads((tiny_run / "costs.json").read_text())["teacher"]
+    assert (int(teacher["flops"]), float(teacher["latency_ms"])) == (costs["flops"], costs["latency_ms"])
     for row in rows:
         group = [e for e in entries if e["kind"] == row["kind"]]
         accuracies = [e["test_accuracy"] for e in group]
         assert (int(row["number"]), int(row["n"])) == (group[0]["number"], 2)
+        assert float(row["latency_ms"]) == group[0]["latency_ms"] != costs["latency_ms"]
         assert float(row["test_accuracy"]) == pytest.approx(statistics.fmean(accuracies))
         assert float(row["test_accuracy_std"]) == pytest.approx(statistics.stdev(accuracies))
     markdown = (folder / "results.md").read_text().splitlines()
