@@ -1,9 +1,7 @@
 import json
-import logging
 from types import SimpleNamespace
 
 import pytest
-import ray
 from optuna.trial import TrialState, create_trial
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
@@ -53,17 +51,7 @@ class Curve(tune.Trainable):
         return None
 
 
-@pytest.fixture
-def cluster(monkeypatch, tmp_path):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield tmp_path
-    ray.shutdown()
-
-
-def test_real_run_stops_who_is_behind_and_nobody_else(cluster):
+def test_real_run_stops_who_is_behind_and_nobody_else(local_ray, tmp_path):
     # One at a time, best first: every later trial is dominated by all before it.
     finals = [0.9, 0.8, 0.7, 0.6, 0.5]
     costs = {number: {"latency_ms": 1.0 + number} for number in range(5)}
@@ -74,7 +62,7 @@ def test_real_run_stops_who_is_behind_and_nobody_else(cluster):
         "final": tune.sample_from(lambda spec: finals[spec.config.number]),
     }
     config = tune.TuneConfig(scheduler=rungs, max_concurrent_trials=1, reuse_actors=True)
-    run = tune.RunConfig(storage_path=str(cluster), name="run", verbose=0)
+    run = tune.RunConfig(storage_path=str(tmp_path), name="run", verbose=0)
     results = tune.Tuner(Curve, param_space=space, tune_config=config, run_config=run).fit()
     epochs = {result.metrics["number"]: result.metrics["epoch"] for result in results}
     assert epochs == {0: 4, 1: 1, 2: 1, 3: 1, 4: 4}
