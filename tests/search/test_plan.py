@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import ray
 import yaml
 
+from search.boards import duration
 from search.experiment import load_experiment, resolved
 from search.plan import plan
+from trainables.cost import CostTable
 from trainables.errors import InputError
 
 TRAIN = 300
@@ -55,17 +58,28 @@ def test_one_trial_and_all_trials_are_priced(text: str) -> None:
     assert f"# at once: {at_once} trials of 1 CPU and 0 GPU each" in text
 
 
-def test_more_epochs_cost_more_in_proportion(tiny_yaml: Path, tmp_path: Path) -> None:
-    def seconds(epochs: int) -> float:
-        experiment = load_experiment(
-            tiny_yaml, [f"budget.epochs={epochs}", "budget.grace_epochs=1", "runtime.threads=1"], tmp_path
-        )
-        found = re.search(r"one trial: .* to (?:(\d+) min )?([\d.]+) s", plan(experiment))
-        assert found
-        return 60 * int(found[1] or 0) + float(found[2])
+def test_the_price_of_a_trial_follows_from_the_cost_table(tiny_yaml: Path, tiny_run: Path) -> None:
+    costs = CostTable.model_validate_json((tiny_run / "costs.json").read_bytes())
+    overrides = ["budget.epochs=40", "budget.trials=9", "resources.cpu=1"]
+    text = plan(load_experiment(tiny_yaml, overrides, tiny_run))
+    batches = 40 * TRAIN / 4
+    # The teacher forward, the student forward and twice as much backward.
+    low, high = (
+        batches * (costs.teacher.latency_ms + 3 * latency) / 1e3
+        for latency in costs.price_bounds("latency_ms")
+    )
+    assert f"# one trial: 40 epochs of 300 images, about {duration(low)} to {duration(high)} (" in text
+    rounds = math.ceil(9 / min(2, os.cpu_count() or 1))
+    assert f"# in all: 9 trials, at most about {duration(rounds * high)}, " in text
 
-    # Measured twice on a machine that does other things: an order of magnitude is what must show.
-    assert 10 < seconds(20_000) / seconds(200) < 1000
+
+def test_the_costs_of_a_given_teacher_are_not_written(
+    tiny_yaml: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    given = f"teacher.checkpoint={tiny_run / 'teacher.safetensors'}"
+    text = plan(load_experiment(tiny_yaml, [given], tmp_path / "run"))
+    assert "it is trained first" not in text
+    assert not (tmp_path / "run").exists()
 
 
 def test_trained_teacher_and_a_run_that_is_there_are_noticed(tiny_run: Path, tiny_yaml: Path) -> None:
