@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.metrics import axis_label, show
 from analysis.pareto import Objective, front_mask, minimised
@@ -264,6 +264,10 @@ def draw_settings(table: pd.DataFrame, log: set[str]) -> Figure:
             axes.set_xlim(-0.5, len(kinds) - 0.5)
         elif name in log:
             axes.set_xscale("log")
+            # Few round numbers: matplotlib's own labels of minor ticks run into each other in a narrow panel.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=5))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(name)
         label_axis(axes, "y", "val_accuracy")
         axes.set_ylabel("accuracy (%)" if i % 2 == 0 else "")
