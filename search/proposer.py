@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.experiment import Experiment
 from search.goals import COSTS
+from search.lessons import Curves
 from search.space import LEVEL, SearchSpace
 from trainables.config import DistillConfig, StudentSpec
 from trainables.cost import Costs
@@ -129,11 +130,25 @@ class Proposer:
         self._open: dict[int, optuna.Trial] = {}
         self._pending: optuna.Trial | None = None
         self._seen: set[str] = set()
+        self._curves = Curves(
+            [o.direction for o in experiment.objectives],
+            [i for i, o in enumerate(experiment.objectives) if o.metric not in COSTS],
+        )
+        for row in past:
+            self._recall_curve(row)
         for row in past:
             self._remember(row)
         for params in first:
             if self._judge(params, experiment.seed).refused is None:
                 self._study.enqueue_trial(dict(params))
+
+    def _recall_curve(self, row: FrozenTrial) -> None:
+        curve, costs = row.user_attrs.get("curve", {}), row.user_attrs.get("costs", {})
+        for index, epoch in enumerate(curve.get("epoch", ())):
+            metrics = {**costs, **{name: column[index] for name, column in curve.items()}}
+            self.reported(row.number, epoch, [metrics[o.metric] for o in self._experiment.objectives])
+        if row.state == TrialState.COMPLETE:
+            self._curves.complete(row.number, row.values)
 
     def _remember(self, row: FrozenTrial) -> None:
         """Rebuild what the sampler knows of a row of the record."""
@@ -142,7 +157,11 @@ class Proposer:
         if "refused" not in row.user_attrs:
             self._ran += 1
             self._seen.add(self._space.student_key(DistillConfig.model_validate(row.user_attrs["config"])))
-        state = TrialState.RUNNING if row.state == TrialState.WAITING else row.state
+        state, values = row.state, row.values
+        if state == TrialState.WAITING:
+            state = TrialState.RUNNING
+        elif state == TrialState.PRUNED and "curve" in row.user_attrs:
+            state, values = self._lesson(row.number)
         attrs = {k: v for k, v in row.system_attrs.items() if k.startswith("constraints")}
         if state == TrialState.COMPLETE and isinstance(self._study.sampler, NSGAIISampler):
             # The record knows no generations; in the order of completion they were about these.
@@ -153,7 +172,7 @@ class Proposer:
             state=state,
             params=row.params,
             distributions=row.distributions,
-            values=row.values if state == TrialState.COMPLETE else None,
+            values=values,
             system_attrs=attrs,
         )
         self._study.add_trial(copy)
@@ -267,6 +286,10 @@ class Proposer:
         """By how much `metrics` break the limits that only training shows, by the limit's text."""
         return {limit.text: limit.violation(metrics[limit.metric]) for limit in self._trained_limits}
 
+    def reported(self, number: int, epoch: int, values: Sequence[float]) -> None:
+        """Row `number` had these objective values after `epoch` epochs."""
+        self._curves.report(number, epoch, values)
+
     def completed(self, number: int, values: Sequence[float], violations: Mapping[str, float]) -> None:
         """Row `number` was trained to the end: the sampler learns its objective values.
 
@@ -275,10 +298,29 @@ class Proposer:
             values: of the objectives, in their order.
             violations: what `violations` said about the trial's last metrics.
         """
+        self._curves.complete(number, values)
         trial = self._open.pop(number)
         for text, violation in violations.items():
             trial.set_constraint(text, violation)
         self._study.tell(trial, list(values))
+
+    def stopped(self, number: int, violations: Mapping[str, float]) -> None:
+        """Row `number`, which reported, was stopped early: the sampler learns what it would have come to.
+
+        Args:
+            number: of the record's row.
+            violations: what `violations` said about the trial's last metrics.
+        """
+        state, values = self._lesson(number)
+        trial = self._open.pop(number)
+        for text, violation in violations.items():
+            trial.set_constraint(text, violation)
+        self._study.tell(trial, values, state=state)
+
+    def _lesson(self, number: int) -> tuple[TrialState, list[float] | None]:
+        """What the sampler is told of a trial that was stopped early; the record's row stays PRUNED."""
+        values = self._curves.expected(number)
+        return (TrialState.PRUNED, None) if values is None else (TrialState.COMPLETE, values)
 
     def ended(self, number: int, state: TrialState) -> None:
         """Row `number` ended without objective values (PRUNED or FAIL)."""

@@ -201,6 +201,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         metrics = {name: result[name] for name in METRICS}
         self._last[number] = metrics
         self._record.epoch(number, metrics)
+        self._proposer.reported(number, metrics["epoch"], self._values(number, metrics))
         self.board.done_epochs[number] = metrics["epoch"]
         self._changed(number, "RUNNING")
 
@@ -221,21 +222,26 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         # else: stopped before its first epoch was done; the runner leaves the row to be resumed
 
     def _end(self, trial_id: str, number: int, metrics: dict[str, Any]) -> None:
-        objectives = self._experiment.objectives
-        values = [float({**metrics, **self._costs[number]}[o.metric]) for o in objectives]
+        values = self._values(number, metrics)
+        violations = self._proposer.violations(metrics)
         if not all(math.isfinite(v) for v in values):
             self.fail(trial_id, f"objective values are not finite: {values}")
         elif metrics["epoch"] >= self._experiment.budget.epochs:
-            violations = self._proposer.violations(metrics)
             self._record.complete(number, values, violations)
             self._proposer.completed(number, values, violations)
             self.board.values[number] = tuple(values)
             self._count(number, "COMPLETE")
         elif number in self._scheduler.stopped:
-            self._record.prune(number, f"early stopping: behind at the rung of epoch {metrics['epoch']}")
-            self._proposer.ended(number, TrialState.PRUNED)
+            reason = f"early stopping: behind at the rung of epoch {metrics['epoch']}"
+            self._record.prune(number, reason, violations)
+            self._proposer.stopped(number, violations)
             self._count(number, "PRUNED")
         # else: the wall time is over or somebody pressed Ctrl-C; the runner leaves the row to be resumed
+
+    def _values(self, number: int, metrics: Mapping[str, Any]) -> list[float]:
+        """The objectives, in their order."""
+        known = {**metrics, **self._costs[number]}
+        return [float(known[objective.metric]) for objective in self._experiment.objectives]
 
     def fail(self, trial_id: str, reason: str) -> None:
         """End a trial's row as FAIL; one that has ended already keeps its state."""

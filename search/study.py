@@ -192,14 +192,18 @@ class StudyRecord:
             values: of the objectives, in their order.
             constraints: violations, by the limit's text, of the limits that only training shows.
         """
-        for text, violation in (constraints or {}).items():
-            self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT + text, violation)
+        self._constrain(number, constraints)
         self._end(number, TrialState.COMPLETE, values)
 
-    def prune(self, number: int, reason: str) -> None:
-        """End a row that was stopped early."""
+    def prune(self, number: int, reason: str, constraints: Mapping[str, float] | None = None) -> None:
+        """End a row that was stopped early; `constraints` as for `complete`, of its last metrics."""
+        self._constrain(number, constraints)
         self.annotate(number, reason=reason)
         self._end(number, TrialState.PRUNED)
+
+    def _constrain(self, number: int, constraints: Mapping[str, float] | None) -> None:
+        for text, violation in (constraints or {}).items():
+            self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT + text, violation)
 
     def fail(self, number: int, reason: str) -> None:
         """End a row that broke."""

@@ -229,6 +229,59 @@ def test_a_rebuilt_sampler_knows_its_past(search: Callable[..., Search], sampler
     assert len({key(first, p) for p in first.trained + second.trained}) == 17
 
 
+def report(toy: Search, number: int, accuracies: list[float]) -> None:
+    """A curve, to the record and the proposer."""
+    flops = price(StudentSpec(**toy.record.trials()[number].user_attrs["config"]["student"])).flops
+    toy.record.annotate(number, costs={"flops": flops})
+    for epoch, value in enumerate(accuracies, start=1):
+        metrics = {"epoch": epoch, "val_accuracy": value, "val_loss": 1.0, "train_loss": 1.0, "seconds": 1.0}
+        toy.record.epoch(number, metrics)
+        toy.proposer.reported(number, epoch, [value, flops])
+
+
+def stop(toy: Search, number: int, accuracy_: float) -> None:
+    violations = toy.proposer.violations({"val_accuracy": accuracy_})
+    toy.record.prune(number, "behind", violations)
+    toy.proposer.stopped(number, violations)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+def test_a_stopped_trial_teaches_what_it_would_have_come_to(
+    search: Callable[..., Search], sampler: str
+) -> None:
+    limit = Limit("val_accuracy", ">=", 0.6, "val_accuracy >= 0.6")
+    config = experiment(sampler, startup=3)
+    toy = search(config, [flops_limit(2900), limit])
+    early = toy.start()
+    report(toy, early, [0.1])
+    stop(toy, early, 0.1)
+    full = toy.start()
+    report(toy, full, [0.3, 0.5])
+    toy.finish(full)
+    gain = toy.record.trials()[full].values[0] - 0.3
+    late = toy.start()
+    report(toy, late, [0.2])
+    stop(toy, late, 0.2)
+
+    def known(session: Search, number: int) -> FrozenTrial:
+        params = toy.record.trials()[number].params
+        return next(trial for trial in memory(session) if trial.params == params)
+
+    assert toy.record.trials()[late].state == TrialState.PRUNED and not toy.record.front()[1:]
+    assert known(toy, early).state == TrialState.PRUNED, "no complete trial had shown a gain yet"
+    lesson = known(toy, late)
+    flops = toy.record.trials()[late].user_attrs["costs"]["flops"]
+    assert lesson.state == TrialState.COMPLETE and lesson.values == pytest.approx([0.2 + gain, flops])
+    assert lesson.constraints["val_accuracy >= 0.6"] == pytest.approx(1 - 0.2 / 0.6)
+    toy.run(2)
+
+    again = search(config, [flops_limit(2900), limit], record=StudyRecord(toy.record._study))
+    assert known(again, late).constraints == pytest.approx(lesson.constraints)
+    assert known(again, late).values == pytest.approx(lesson.values)
+    assert known(again, early).values == pytest.approx([0.1 + gain, known(again, early).values[1]])
+    again.run(2)
+
+
 def test_a_resumed_sampler_does_not_draw_the_old_numbers(search: Callable[..., Search]) -> None:
     config = experiment("random")
     first = search(config)

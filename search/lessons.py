@@ -1,0 +1,72 @@
+"""What an early-stopped trial teaches the sampler: the values it would probably have ended with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+
+
+class Curves:
+    """Objective values of all trials by epoch, and what they say about a trial that was stopped.
+
+    Args:
+        directions: "minimize" or "maximize", in the objectives' order.
+        trained: indices of the objectives that change while a trial trains; the others are exact.
+    """
+
+    def __init__(self, directions: Sequence[str], trained: Sequence[int]) -> None:
+        self._signs = np.array([-1.0 if way == "maximize" else 1.0 for way in directions])
+        self._trained = np.array(sorted(trained), dtype=np.int64)
+        self._curves: dict[int, dict[int, Values]] = {}
+        self._finals: dict[int, Values] = {}
+
+    def report(self, trial: int, epoch: int, values: Sequence[float]) -> None:
+        """Trial `trial` had these objective values after `epoch` epochs."""
+        self._curves.setdefault(trial, {})[epoch] = self._signs * np.asarray(values, dtype=np.float64)
+
+    def complete(self, trial: int, values: Sequence[float]) -> None:
+        """Trial `trial` was trained to its end, with these objective values."""
+        self._finals[trial] = self._signs * np.asarray(values, dtype=np.float64)
+
+    def gain(self, epoch: int) -> Values | None:
+        """Median change (M,) of the minimised objectives from `epoch` to the end; None: no trial shows it."""
+        gains = [
+            final - self._curves[trial][epoch]
+            for trial, final in self._finals.items()
+            if epoch in self._curves.get(trial, {})
+        ]
+        return np.median(gains, axis=0) if gains else None
+
+    def expected(self, trial: int, capped: bool = True) -> list[float] | None:
+        """The objective values that a stopped trial would probably have ended with.
+
+        Its last values plus the median gain of complete trials from that epoch on. In what training changes
+        they are no better than the best of those trials that dominated it at that epoch, in what these ended
+        with or are expected to: it does not overtake on paper those that it was stopped for.
+
+        Args:
+            trial: one that reported.
+            capped: apply that last rule.
+
+        Returns:
+            Values in the objectives' own directions; None while no complete trial shows a gain.
+        """
+        epoch = max(self._curves[trial])
+        own = self._curves[trial][epoch]
+        gain = self.gain(epoch)
+        if gain is None:
+            return None
+        expected = own + gain
+        rivals = [
+            self._finals.get(other, curve[epoch] + gain)
+            for other, curve in self._curves.items()
+            if epoch in curve and (curve[epoch] <= own).all() and (curve[epoch] < own).any()
+        ]
+        if rivals and capped:
+            best = np.min(rivals, axis=0)
+            expected[self._trained] = np.maximum(expected, best)[self._trained]
+        return [float(value) for value in self._signs * expected]
