@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
@@ -47,6 +47,8 @@ class Policy:
         eta: reduction factor; None: no early stopping.
         startup: random trials before the sampler models the space.
         sampler: as in the experiment file.
+        stopped: what the sampler is told of a stopped trial: `pruned` (what the search does: tried, and no
+            better than the rest), `values` (complete with its last values, as Ray tells it) or `nothing`.
     """
 
     start: str = "library"
@@ -55,13 +57,14 @@ class Policy:
     eta: float | None = 3.0
     startup: int = 10
     sampler: str = "tpe"
+    stopped: Literal["pruned", "values", "nothing"] = "pruned"
 
 
 class Ours(Contender):
     """Our proposer, prices and rungs, as `search.searcher` joins them."""
 
     def __init__(self, table: Table, seed: int, recorded: int, policy: Policy = Policy()) -> None:
-        self.start = policy.start
+        self.start, self._policy = policy.start, policy
         experiment = _experiment(table, seed, policy)
         space = SearchSpace.from_experiment(experiment, table.space.blocks)
         self._seed = seed
@@ -88,10 +91,11 @@ class Ours(Contender):
         return not rule or rule.on_result(number, int(metrics["epoch"]), values) is Decision.CONTINUE
 
     def ended(self, number: int, metrics: Metrics, full: bool) -> None:
-        if full:
+        if full or self._policy.stopped == "values":
             self._proposer.completed(number, [metrics[o.metric] for o in self._objectives], {})
         else:
-            self._proposer.ended(number, TrialState.PRUNED)
+            pruned = self._policy.stopped == "pruned"
+            self._proposer.ended(number, TrialState.PRUNED if pruned else TrialState.FAIL)
 
 
 def _experiment(table: Table, seed: int, policy: Policy) -> Experiment:
@@ -262,5 +266,7 @@ def ablations(policy: Policy) -> Mapping[str, Make]:
         "ours_no_stopping": lambda t, s, r: Ours(t, s, r, replace(policy, eta=None)),
         "ours_cold": lambda t, s, r: Ours(t, s, r, cold),
         "ours_random": lambda t, s, r: Ours(t, s, r, replace(policy, sampler="random")),
+        "ours_stopped_values": lambda t, s, r: Ours(t, s, r, replace(policy, stopped="values")),
+        "ours_stopped_nothing": lambda t, s, r: Ours(t, s, r, replace(policy, stopped="nothing")),
         "stock_library": lambda t, s, r: RayOptuna(t, s, start="library"),
     }

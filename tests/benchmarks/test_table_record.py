@@ -93,7 +93,7 @@ def test_a_sample_of_the_cifar_space_is_recorded_on_an_image_folder(
     runtime = resolve(RuntimeConfig(device="cpu", threads=1))
     train_teacher(TeacherConfig(epochs=1, batch_size=8), data, runtime, weights, 0, None)
     out = tmp_path / "cifar.csv.gz"
-    command = f"cifar --root {root} --teacher {weights} --sampled 2 --epochs 1 --out {out}"
+    command = f"cifar --root {root} --teacher {weights} --sampled 2 --epochs 1 --train-limit 20 --out {out}"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["table_record", *command.split()])
     table_record.main()
