@@ -34,6 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parent / "tables"
 SHARES = (0.95, 0.99)
 GRID = 200  # budgets at which curves are compared
+WORKERS = 8
 AXES = ("compute", "clock")
 
 
@@ -125,13 +126,13 @@ def ahead_from(ours: Floats, others: Sequence[Floats]) -> float:
     return float((behind[-1] + 1) / len(ours)) if len(behind) else 0.0
 
 
-def figures(found: dict[str, Any]) -> dict[str, float]:
+def figures(found: dict[str, Any], workers: int) -> dict[str, float]:
     """The lines that the command ends with."""
     ours = found["ours"]
     rivals = [name for name in found if not name.startswith("ours") and name != "stock_library"]
     lines: dict[str, float] = {}
     for axis in AXES:
-        word = "compute" if axis == "compute" else "wall8"
+        word = "compute" if axis == "compute" else f"wall{workers}"
         for share in SHARES:
             key = f"{axis}_to_{share:.2f}"
             for name in rivals:
@@ -153,8 +154,8 @@ def main() -> None:
     )
     parser.add_argument("--table", type=Path, default=TABLES / "digits.csv.gz")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--trials", type=float, default=60.0, help="budget in full cold trials of mean cost")
+    parser.add_argument("--workers", type=int, default=WORKERS)
+    parser.add_argument("--trials", type=float, default=120.0, help="budget in full cold trials of mean cost")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--ablations", action="store_true", help="ours without single parts, too")
     parser.add_argument("--only", nargs="*", help="of these names alone")
@@ -188,7 +189,7 @@ def main() -> None:
         "clock": np.linspace(0, hours, GRID + 1)[1:],
     }
     found = summarise(results, budgets, args.trials)
-    lines = figures(found) if {"ours", "stock"} <= set(names) else {}
+    lines = figures(found, args.workers) if {"ours", "stock"} <= set(names) else {}
     conditions = {
         "table": args.table.name,
         "seeds": args.seeds,
@@ -200,7 +201,7 @@ def main() -> None:
         "asha": {"grace": asha[0], "eta": asha[1]},
         "command": shlex.join(["python", "-m", "benchmarks.search", *sys.argv[1:]]),
     }
-    stem = f"search-{args.table.name.partition('.')[0]}"
+    stem = f"search-{args.table.name.partition('.')[0]}" + f"-{args.workers}w" * (args.workers != WORKERS)
     args.out.mkdir(parents=True, exist_ok=True)
     text = markdown(found, conditions)
     (args.out / f"{stem}.md").write_text(text)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from analysis.style import BLUE, DPI, GREEN, GREY, INK, RC, RED, new_figure
 from benchmarks.curves import Floats
@@ -96,8 +97,11 @@ def plot(
                         budgets[axis], curve["low"], curve["high"], color=colour, alpha=0.12, lw=0
                     )
             panel.axhline(0.95, color=GREY, lw=0.8, ls=":")
-            panel.set_ylim(0.7, 1.005)
-            panel.set_xlim(0, budgets[axis][-1])
+            panel.set_ylim(0.4, 1.005)
+            panel.set_xscale("log")
+            panel.set_xlim(budgets[axis][-1] / 60, budgets[axis][-1])
+            panel.xaxis.set_major_formatter(ScalarFormatter())
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.set_xlabel(title)
             panel.set_ylabel("hypervolume, of the table's best")
         axes[0].legend(loc="lower right")
