@@ -71,6 +71,7 @@ class Search:
         self.proposer = Proposer(
             config, space, lambda s: price(s, blocks), list(limits), self.record.trials()
         )
+        self.score: Callable[..., float] = accuracy
         self.refused: list[Proposal] = []
         self.trained: list[Proposal] = []
 
@@ -89,7 +90,7 @@ class Search:
 
     def finish(self, number: int) -> None:
         row = self.record.trials()[number]
-        values = [accuracy(row.params), price(StudentSpec(**row.user_attrs["config"]["student"])).flops]
+        values = [self.score(row.params), price(StudentSpec(**row.user_attrs["config"]["student"])).flops]
         violations = self.proposer.violations({"val_accuracy": values[0]})
         self.record.complete(number, values, violations)
         self.proposer.completed(number, values, violations)
@@ -174,13 +175,18 @@ def test_the_last_corner_within_a_limit_is_found(search: Callable[..., Search]) 
     assert {p.costs.flops for p in toy.run(4)} <= {2500, 2750}
 
 
-def test_refused_proposals_are_no_startup_trials(search: Callable[..., Search]) -> None:
-    toy = search(experiment(startup=4), [flops_limit(1500)])
-    used: list[object] = []
-    while len(toy.trained) < 6:
-        toy.finish(toy.start())
-        used.append(toy.proposer._ran)
-    assert used == [1, 2, 3, 4, 5, 6] and toy.refused
+def test_refused_proposals_are_no_startup_trials(tmp_path: Path) -> None:
+    """The first proposals do not depend on results, however many of them were refused."""
+    searches = []
+    for name, sign in (("good", 1.0), ("bad", -1.0)):
+        (tmp_path / name).mkdir()
+        toy = Search(experiment(startup=6), [flops_limit(1500)], folder=tmp_path / name)
+        toy.score = lambda params, sign=sign: sign * accuracy(params)
+        toy.run(6)
+        assert len(toy.refused) > 6
+        toy.run(6)
+        searches.append([dict(p.params) for p in toy.trained])
+    assert searches[0][:6] == searches[1][:6] and searches[0] != searches[1]
 
 
 def test_a_sampler_that_repeats_itself_is_helped_out(search: Callable[..., Search]) -> None:
