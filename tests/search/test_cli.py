@@ -266,6 +266,21 @@ def test_a_search_in_which_everything_fails_exits_with_1(
     assert answer(ama("status", tmp_path / "run", "--json"))["trials"]["FAIL"] >= 5
 
 
+def test_a_retraining_that_fails_exits_with_1_and_names_the_seed(
+    ama: Ama, tiny_run: Path, tmp_path: Path
+) -> None:
+    (picked,) = answer(ama("pick", tiny_run, "--knee", "--out", tmp_path / "pick.yaml", "--json"))
+    blocked = tmp_path / "models" / f"trial-{picked['number']}" / "student" / "seed-1"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where the folder is to go")
+    ended = ama("retrain", tmp_path / "pick.yaml", "--seeds", 1, "--epochs", 1, "--out", tmp_path / "models")
+    assert ended.code == 1
+    assert ended.out == ""
+    assert "error: 1 of 1 trainings failed" in ended.err
+    assert f"trial-{picked['number']}/student/seed-1: " in ended.err
+    assert "Traceback" not in ended.err
+
+
 def test_paths_of_an_experiment_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = [

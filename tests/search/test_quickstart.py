@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from analysis.pick import read_pick
 from analysis.trials import Run
 from search.experiment import load_experiment
 from search.quickstart import LIMIT, PRESET, run, run_experiment
@@ -56,7 +57,11 @@ def test_the_picked_student_keeps_the_limit(done: Path) -> None:
     assert "student" in row
     number = int(row.split("|")[1])
     assert opened.trial(number).user_attrs["costs"]["flops"] <= 0.5 * opened.teacher["flops"]
+    (picked,) = read_pick(done).picks
     assert LIMIT == "flops=0.5x"
+    assert picked.number == number
+    assert picked.reason.startswith("best val_accuracy of ")
+    assert "(0.5x)" in picked.reason
 
 
 def test_a_second_quickstart_in_the_same_place_is_refused(done: Path) -> None:
