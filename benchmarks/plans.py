@@ -62,7 +62,8 @@ CIFAR: dict[str, Any] = {
         },
         "optim": {"lr": [0.01, 0.2], "batch_size": 128},
     },
-    "budget": {"epochs": 9, "grace_epochs": 1, "reduction_factor": 3.0},
+    "budget": {"epochs": 6, "grace_epochs": 1, "reduction_factor": 3.0},
+    "runtime": {"device": "cpu", "precision": "bf16", "layout": "channels_last", "threads": 1},
 }
 
 
@@ -104,7 +105,7 @@ def digits() -> Plan:
     return Plan(DIGITS, (0, 1, 2), None)
 
 
-def cifar(root: str, teacher: str, train_limit: int | None, sampled: int = SAMPLED, epochs: int = 9) -> Plan:
+def cifar(root: str, teacher: str, train_limit: int | None, sampled: int = SAMPLED, epochs: int = 6) -> Plan:
     """A sample of the space of `CIFAR` on images under `root`, with the teacher of a file."""
     data = {**CIFAR["data"], "root": root, "train_limit": train_limit}
     changed = {
