@@ -19,12 +19,14 @@ from ray import tune
 from ray.tune import Stopper
 from ray.tune.experiment import Trial
 
+from search.callback import StudyCallback
 from search.cluster import connected, slots
+from search.database import away_is_failure
 from search.experiment import Experiment, difference, dump_yaml, resolved
 from search.pipeline import EXPERIMENT_FILE, Progress, Setup, absolute_limits, prepare, trial_runtime
 from search.proposer import Limit, Proposer
 from search.scheduler import RungScheduler
-from search.searcher import Board, StudyCallback, StudySearcher, ran
+from search.searcher import Board, StudySearcher, ran
 from search.space import SearchSpace
 from search.storage_url import redact, study_url
 from search.study import MissingStudyError, StudyRecord, now
@@ -78,11 +80,12 @@ def search(
 
     Raises:
         InputError: something in the experiment, run directory, database or cluster cannot be used.
+        FailedError: the database stayed away; the run can be resumed.
     """
     run_dir = Path(experiment.run.dir)
     url = study_url(experiment, run_dir)
     _check_run_dir(experiment, run_dir, resume)
-    with locked(run_dir):
+    with locked(run_dir), away_is_failure():
         record = _past_record(experiment, run_dir, url) if resume else None
         if record is None:
             StudyRecord.check_free(url, experiment.name)
@@ -230,7 +233,8 @@ class _End(Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        return self._searcher.hopeless or (self._deadline is not None and time.monotonic() > self._deadline)
+        over = self._searcher.hopeless or self._searcher.halted is not None
+        return over or (self._deadline is not None and time.monotonic() > self._deadline)
 
 
 def _run(
@@ -273,7 +277,7 @@ def _run(
         record.interrupt()
         record.set_attrs({"elapsed_seconds": _spent(record) + time.monotonic() - began})
     outcome = _outcome(setup, record, searcher, deadline)
-    if outcome.reason != INTERRUPTED:
+    if outcome.reason not in (INTERRUPTED, searcher.halted):
         record.set_attrs({"ended": now()})
         _measure_front(setup, record)
     return outcome
@@ -348,7 +352,9 @@ def _checkpoints(run_dir: Path, row: FrozenTrial) -> list[str]:
 def _outcome(setup: Setup, record: StudyRecord, searcher: StudySearcher, deadline: float | None) -> Outcome:
     rows = [row for row in record.trials() if ran(row)]
     waiting = tuple(row.number for row in rows if row.state == TrialState.WAITING)
-    if searcher.hopeless or (searcher.exhausted and not waiting):
+    if searcher.halted is not None:
+        reason = searcher.halted
+    elif searcher.hopeless or (searcher.exhausted and not waiting):
         reason = str(searcher.exhausted)
     elif not waiting and len(rows) >= setup.experiment.budget.trials:
         reason = "the budget is used"
@@ -356,7 +362,7 @@ def _outcome(setup: Setup, record: StudyRecord, searcher: StudySearcher, deadlin
         reason = "the wall time of budget.hours is over"
     else:
         reason = INTERRUPTED
-    return Outcome(setup.run_dir, reason, waiting, failed=searcher.hopeless)
+    return Outcome(setup.run_dir, reason, waiting, failed=searcher.hopeless or searcher.halted is not None)
 
 
 def _measure_front(setup: Setup, record: StudyRecord) -> None:

@@ -7,18 +7,16 @@ time limit, and pickles the storage URL into the run directory; this one does no
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune import Callback, Checkpoint
-from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from search.experiment import Experiment
@@ -35,6 +33,14 @@ METRICS = tuple(metric.name for metric in fields(EpochMetrics))
 # With so many failures, and most of a session's trials among them, the search gives up: the fault is not
 # the configs'.
 HOPELESS = 5
+# A trial survives so many lost nodes without a failure being counted; one that loses more may be their cause.
+NODE_LOSSES = 10
+# Seconds to wait for a database once the search ends because the disk is full: it may be on the same disk.
+LAST_PATIENCE = 10.0
+
+_DISK_FULL = re.compile(r"no space left on device|disk quota exceeded|errno (28|122)\b", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
 
 
 def ran(trial: FrozenTrial) -> bool:
@@ -76,6 +82,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         board: the live state.
         exhausted: why the search ended before its budget was used, or None.
         hopeless: it ended because trials only fail.
+        halted: why it cannot go on now, or None; its unfinished rows are left to be resumed.
     """
 
     def __init__(
@@ -102,12 +109,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._numbers: dict[str, int] = {}
         self._costs: dict[int, dict[str, float]] = {}
         self._last: dict[int, dict[str, Any]] = {}
-        self._retries: dict[int, int] = {}  # in earlier sessions
+        self._reached: dict[int, int] = {}  # epochs, by trials that this session trains
+        self._retries: Counter[int] = Counter()  # in all sessions
+        self._node_losses: Counter[int] = Counter()
         self._ended: Counter[str] = Counter()  # this session's trials by state
         self._reasons: list[str] = []
         scheduler.costs = self._costs
         self.exhausted: str | None = None
         self.hopeless = False
+        self.halted: str | None = None
         self.board = Board(experiment.budget.trials, experiment.budget.epochs)
         for row in record.trials():
             self._recall(row)
@@ -142,13 +152,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _over(self) -> bool:
         late = self._deadline is not None and time.monotonic() > self._deadline
         used = not self._resumable and len(self.board.states) >= self._experiment.budget.trials
-        return late or used or self.exhausted is not None
+        return late or used or self.exhausted is not None or self.halted is not None
 
     def _take_up(self, trial_id: str) -> dict[str, Any]:
         number = min(self._resumable)
         checkpoints = self._resumable.pop(number)
         row = self._record.trials()[number]
         self._retries[number] = row.user_attrs.get("retries", 0)
+        self._reached[number] = row.user_attrs.get("epochs", 0)
         self._record.resume(number)
         self._register(trial_id, number, row.user_attrs["costs"])
         return self._config(number, json.dumps(row.user_attrs["config"]), checkpoints)
@@ -200,17 +211,32 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         number = self._numbers[trial_id]
         metrics = {name: result[name] for name in METRICS}
         self._last[number] = metrics
+        self._compare(number, metrics["epoch"])
         self._record.epoch(number, metrics)
         self._proposer.reported(number, metrics["epoch"], self._values(number, metrics))
         self.board.done_epochs[number] = metrics["epoch"]
         self._changed(number, "RUNNING")
+
+    def _compare(self, number: int, epoch: int) -> None:
+        """Say so when a trial went back by more than the epoch that an interruption costs."""
+        lost = self._reached.get(number, 0) - (epoch - 1)
+        self._reached[number] = epoch
+        if lost > 1 or (lost == 1 and epoch == 1):
+            start = f"goes on from epoch {epoch - 1}" if epoch > 1 else "starts anew"
+            log.warning(
+                "trial %d %s and trains %d epoch(s) again: no later checkpoint could be read",
+                number,
+                start,
+                lost,
+            )
+            self._record.annotate(number, epochs_lost=lost)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial ended, one way or another: its row gets the state that is true."""
         if error:
-            return  # `StudyCallback` is told next, with the cause
+            return  # `search.callback` is told next, with the cause
         number = self._numbers[trial_id]
         if result and "failure" in result:
             self.fail(trial_id, result["failure"])
@@ -244,9 +270,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return [float(known[objective.metric]) for objective in self._experiment.objectives]
 
     def fail(self, trial_id: str, reason: str) -> None:
-        """End a trial's row as FAIL; one that has ended already keeps its state."""
+        """End a trial's row as FAIL; one that has ended already keeps its state, one on a full disk waits."""
         number = self._numbers[trial_id]
-        if self.board.states[number] != "RUNNING":
+        if self.board.states[number] != "RUNNING" or self._halts(number, reason):
             return
         self._record.fail(number, reason)
         self._proposer.ended(number, TrialState.FAIL)
@@ -261,11 +287,33 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._ended[state] += 1
         self._changed(number, state)
 
-    def retried(self, trial_id: str, retries: int, reason: str) -> None:
-        """Note in the row that the trial broke and goes on from its last checkpoint."""
+    def _halts(self, number: int, reason: str) -> bool:
+        """Whether a trial broke for want of disk space: no fault of its own, and the others are next."""
+        if not _DISK_FULL.search(reason):
+            return False
+        what = f"the disk is full (trial {number}: {redact(reason)})"
+        self.halted = f"{what}; free some space, then continue with --resume"
+        self._record.waiting.patience = min(self._record.waiting.patience, LAST_PATIENCE)
+        return True
+
+    def retried(self, trial_id: str, reason: str, node_lost: bool = False) -> bool:
+        """Note in the row that the trial broke and goes on from its last checkpoint.
+
+        Args:
+            trial_id: Ray's.
+            reason: why.
+            node_lost: the machine went, not the trial.
+
+        Returns:
+            Whether it counts as a failure of the trial.
+        """
         number = self._numbers[trial_id]
-        retries += self._retries.get(number, 0)
-        self._record.annotate(number, retries=retries, retry_reason=redact(reason))
+        if self._halts(number, reason):
+            return False
+        self._retries[number] += 1
+        self._node_losses[number] += node_lost
+        self._record.annotate(number, retries=self._retries[number], retry_reason=redact(reason))
+        return not node_lost or self._node_losses[number] > NODE_LOSSES
 
     def checkpointed(self, trial_id: str, path: str) -> None:
         """Note in the row where its newest checkpoint is."""
@@ -278,46 +326,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the study is the record."""
-
-
-class StudyCallback(Callback):  # type: ignore[misc]
-    """Tells the searcher what Ray tells callbacks alone: causes of failures, retries, checkpoints.
-
-    Args:
-        searcher: keeps the rows.
-        root: the run directory; checkpoint paths in the rows are relative to it.
-    """
-
-    def __init__(self, searcher: StudySearcher, root: str) -> None:
-        self._searcher = searcher
-        self._root = root
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # pickled into the run directory with the Tuner; holds nothing worth restoring
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The trial failed for good."""
-        self._searcher.fail(trial.trial_id, cause(trial))
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The trial failed and is tried again."""
-        self._searcher.retried(trial.trial_id, trial.num_failures, cause(trial))
-
-    def on_checkpoint(
-        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Checkpoint, **info: Any
-    ) -> None:
-        """A checkpoint reached the storage."""
-        path = str(checkpoint.path).removeprefix(self._root).lstrip("/")
-        self._searcher.checkpointed(trial.trial_id, path)
-
-
-def cause(trial: Trial) -> str:
-    """Last line of a failed trial's newest error: the exception itself, without the traceback."""
-    # Ray's own `get_error` reads the copy in the storage, which is written only at the next snapshot.
-    file = trial.error_file
-    text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
-    lines = [line.strip() for line in text.rpartition("Failure # ")[2].splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "the trial's process ended without saying why"
 
 
 def _most_common(reasons: Sequence[str]) -> str:

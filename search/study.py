@@ -1,22 +1,23 @@
 """The record of a search: one Optuna study, one row a trial, in any storage Optuna knows.
 
 Proposals are made elsewhere (`search.proposer`); here rows are written, each in as few transactions as the
-storage allows, and read back when a search is resumed.
+storage allows, and read back when a search is resumed. Every read and write waits for a database that is away
+(`search.database.Waiting`), and may be repeated without harm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import RDBStorage
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
 
+from search.database import Waiting, new_token, open_storage
 from search.goals import Direction
 from search.storage_url import redact
 from trainables.errors import InputError
@@ -29,37 +30,18 @@ class MissingStudyError(InputError):
     """The database holds no study of this name."""
 
 
-def open_storage(url: str) -> RDBStorage:
-    """The storage behind a SQLAlchemy URL; SQLite runs in WAL mode, which makes a write 5 times cheaper.
-
-    Raises:
-        InputError: the database cannot be opened; the message shows the URL without its password.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except (SQLAlchemyError, ImportError, RuntimeError, ValueError, TypeError) as fault:
-        # TypeError: a database driver that does not know a setting in the URL.
-        reason = (redact(str(fault.__cause__ or fault), url).splitlines() or [type(fault).__name__])[0]
-        raise InputError(f"storage.study: cannot open the database {redact(url)}: {reason}") from None
-    if storage.engine.dialect.name == "sqlite":
-        event.listen(storage.engine, "connect", _wal)
-        storage.engine.dispose()  # connections made before the listener was there
-    return storage
-
-
-def _wal(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.close()
-
-
 class StudyRecord:
-    """Rows of one study, by trial number."""
+    """Rows of one study, by trial number.
 
-    def __init__(self, study: optuna.Study) -> None:
+    Every method raises `DatabaseAwayError` when the database stays away for longer than `waiting` waits.
+
+    Args:
+        study: in the database.
+        waiting: tries what the database did not answer again.
+    """
+
+    def __init__(self, study: optuna.Study, waiting: Waiting) -> None:
+        self.waiting = waiting
         self._study = study
         self._storage = study._storage
         self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
@@ -84,7 +66,8 @@ class StudyRecord:
         """
         try:
             return cls(
-                optuna.create_study(storage=open_storage(url), study_name=name, directions=list(directions))
+                optuna.create_study(storage=open_storage(url), study_name=name, directions=list(directions)),
+                Waiting(url),
             )
         except optuna.exceptions.DuplicatedStudyError:
             raise _taken(url, name) from None
@@ -97,27 +80,27 @@ class StudyRecord:
             InputError: the database cannot be opened; `MissingStudyError`: it holds no such study.
         """
         try:
-            return cls(optuna.load_study(storage=open_storage(url), study_name=name))
+            return cls(optuna.load_study(storage=open_storage(url), study_name=name), Waiting(url))
         except KeyError:
             raise MissingStudyError(f"storage.study: {redact(url)} holds no study {name!r}") from None
 
     @property
     def attrs(self) -> dict[str, Any]:
         """The study's own attributes."""
-        return self._study.user_attrs
+        return self.waiting(lambda: self._study.user_attrs)
 
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
         """Write attributes of the study."""
         for key, value in attrs.items():
-            self._study.set_user_attr(key, value)
+            self.waiting(partial(self._study.set_user_attr, key, value))
 
     def trials(self) -> list[FrozenTrial]:
         """All rows, by number."""
-        return self._study.get_trials(deepcopy=False)
+        return self.waiting(lambda: self._study.get_trials(deepcopy=False))
 
     def front(self) -> list[FrozenTrial]:
         """The non-dominated fully trained rows, those that break a limit left out."""
-        return self._study.best_trials
+        return self.waiting(lambda: self._study.best_trials)
 
     def add(
         self,
@@ -145,20 +128,21 @@ class StudyRecord:
             params=dict(params),
             distributions=dict(distributions),
             user_attrs=dict(attrs),
+            system_attrs=new_token(),
             constraints=dict(constraints or {}),
         )
         now = datetime.now()
         row.datetime_start = now
         row.datetime_complete = now if refused is not None else None
-        trial_id = self._storage.create_new_trial(self._study._study_id, template_trial=row)
-        number = self._storage.get_trial_number_from_id(trial_id)
+        trial_id = self.waiting(lambda: self._storage.create_new_trial(self._study._study_id, row))
+        number = self.waiting(lambda: self._storage.get_trial_number_from_id(trial_id))
         self._ids[number] = trial_id
         return number
 
     def annotate(self, number: int, **attrs: Any) -> None:
         """Write user attributes of a row."""
         for key, value in attrs.items():
-            self._storage.set_trial_user_attr(self._ids[number], key, value)
+            self.waiting(partial(self._storage.set_trial_user_attr, self._ids[number], key, value))
 
     def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
         """Append an epoch's metrics to a running row; one told again after a restore replaces itself."""
@@ -179,7 +163,8 @@ class StudyRecord:
         )
 
     def _stored_curve(self, number: int) -> dict[str, list[float]]:
-        stored = self._storage.get_trial(self._ids[number]).user_attrs.get("curve", {})
+        row = self.waiting(lambda: self._storage.get_trial(self._ids[number]))
+        stored = row.user_attrs.get("curve", {})
         return {column: list(stored.get(column, [])) for column in CURVE}
 
     def complete(
@@ -203,7 +188,8 @@ class StudyRecord:
 
     def _constrain(self, number: int, constraints: Mapping[str, float] | None) -> None:
         for text, violation in (constraints or {}).items():
-            self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT + text, violation)
+            key = _CONSTRAINT + text
+            self.waiting(partial(self._storage.set_trial_system_attr, self._ids[number], key, violation))
 
     def fail(self, number: int, reason: str) -> None:
         """End a row that broke."""
@@ -212,7 +198,16 @@ class StudyRecord:
 
     def _end(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
         self._curves.pop(number, None)
-        self._storage.set_trial_state_values(self._ids[number], state, values)
+
+        def write() -> None:
+            try:
+                self._storage.set_trial_state_values(self._ids[number], state, values)
+            except UpdateFinishedTrialError:
+                # The answer to an earlier try was lost, its work was not.
+                if self._storage.get_trial(self._ids[number]).state != state:
+                    raise
+
+        self.waiting(write)
 
     def close(self) -> None:
         """End all connections; a SQLite file is whole by itself then, and may be moved."""
@@ -227,12 +222,15 @@ class StudyRecord:
         """Set every RUNNING row to WAITING, from where `resume` takes it up; returns their numbers."""
         running = [t.number for t in self.trials() if t.state == TrialState.RUNNING]
         for number in running:
-            self._storage.set_trial_state_values(self._ids[number], TrialState.WAITING)
+            self._set_state(number, TrialState.WAITING)
         return running
 
     def resume(self, number: int) -> None:
         """Take up an interrupted row again."""
-        self._storage.set_trial_state_values(self._ids[number], TrialState.RUNNING)
+        self._set_state(number, TrialState.RUNNING)
+
+    def _set_state(self, number: int, state: TrialState) -> None:
+        self.waiting(partial(self._storage.set_trial_state_values, self._ids[number], state))
 
 
 def _taken(url: str, name: str) -> InputError:

@@ -15,10 +15,11 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from search.callback import StudyCallback, cause
 from search.experiment import Experiment
 from search.proposer import Limit, Proposer
 from search.scheduler import RungScheduler
-from search.searcher import METRICS, Board, StudyCallback, StudySearcher, cause
+from search.searcher import METRICS, Board, StudySearcher
 from search.space import SearchSpace
 from search.study import StudyRecord
 from trainables.blocks import Block, find_blocks
@@ -65,7 +66,7 @@ class Session:
             self.record,
             Proposer(
                 experiment,
-                SearchSpace.from_experiment(experiment, [b.name for b in blocks]),
+                SearchSpace(experiment, tuple(b.name for b in blocks)),
                 price,
                 options.pop("limits", []),
                 self.record.trials(),
@@ -224,13 +225,13 @@ def test_a_resumed_session_takes_up_interrupted_rows_first(make: Make) -> None:
     done = first.finish("a")
     open_rows = [first.start(name)["number"] for name in "bc"]
     first.train("b", 1)
-    first.searcher.retried("b", 1, "killed")
+    first.searcher.retried("b", "killed")
     second = make(resume=True, checkpoints={open_rows[1]: [], open_rows[0]: ["/x/2", "/x/1"]})
     assert second.searcher.board.states == {done: "COMPLETE"}
     taken_up = second.start("d")
     assert (taken_up["number"], taken_up["resume"]) == (open_rows[0], ["/x/2", "/x/1"])
     assert json.loads(taken_up["distill"]) == second.row(open_rows[0]).user_attrs["config"]
-    second.searcher.retried("d", 1, "killed again")
+    second.searcher.retried("d", "killed again")
     assert second.row(open_rows[0]).user_attrs["retries"] == 2
     assert second.row(open_rows[0]).user_attrs["ray_id"] == "d"
     assert second.start("e")["number"] == open_rows[1]
