@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format bench-prices bench-engine bench-search clean
+.PHONY: help install quickstart test test-faults check format bench-prices bench-engine bench-search clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ quickstart: $(STAMP) ## search, report, pick and retrain on the embedded digits
 test: $(STAMP) ## all tests, with line coverage of the three packages
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest tests --cov --cov-report=term
+
+test-faults: $(STAMP) ## searches whose driver, nodes, database and disk are taken away; hours; AMA_FAULT_RUNS=30
+	$(BIN)/python -m pytest tests -m faults -s
 
 check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
