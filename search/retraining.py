@@ -17,6 +17,7 @@ from search.cluster import connected, slots
 from search.errors import FailedError
 from search.experiment import Experiment
 from search.faults import fault_lines
+from search.measured import tuned_runtime
 from search.pipeline import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, prepare, trial_runtime
 from search.retrained import Finished, Retrained, write_results
 from search.warmstart import get_library
@@ -120,6 +121,8 @@ def retrain_picks(
         if experiment.warm_start == "library":
             shared = replace(shared, modules=get_library(setup, progress).modules)
         with connected(address):
+            longest = max(job.config.epochs for job in missing)
+            shared = replace(shared, runtime=tuned_runtime(setup, longest))
             done |= _train(missing, shared, setup.experiment, len(done), progress)
     order = sorted(jobs.values(), key=lambda job: (job.number, KINDS.index(job.kind), job.config.seed))
     models = [

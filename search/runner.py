@@ -23,7 +23,8 @@ from search.callback import StudyCallback
 from search.cluster import connected, slots
 from search.database import away_is_failure
 from search.experiment import Experiment, difference, dump_yaml, resolved
-from search.pipeline import EXPERIMENT_FILE, Progress, Setup, absolute_limits, prepare, trial_runtime
+from search.measured import tuned_runtime
+from search.pipeline import EXPERIMENT_FILE, Progress, Setup, absolute_limits, prepare
 from search.proposer import Limit, Proposer
 from search.scheduler import RungScheduler
 from search.searcher import Board, StudySearcher, ran
@@ -301,7 +302,7 @@ def _tuner(
         data=setup.data.to_arrays(),
         teacher=setup.teacher.model.cpu(),
         blocks=setup.blocks,
-        runtime=trial_runtime(setup.experiment),
+        runtime=tuned_runtime(setup),
         modules=library.modules if library else None,
     )
     trainable = tune.with_resources(

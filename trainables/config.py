@@ -139,3 +139,14 @@ class RuntimeConfig(Config):
         "auto", description="memory layout of activation maps"
     )
     threads: PositiveInt | None = Field(None, description="CPU threads; null: as many as the trial was given")
+    optimizer: Literal["auto", "single", "foreach", "fused"] = Field(
+        "auto", description="how the optimiser walks the parameters: one by one, all at once, in one kernel"
+    )
+    compile: Literal["auto", "off", "on"] = Field(
+        "auto",
+        description="torch.compile of a trial's student; auto: where a trial is long enough to win back the "
+        "measured start-up",
+    )
+    eval_batch: PositiveInt | None = Field(
+        None, description="images a batch where nothing is trained; null: measured, 512 before"
+    )

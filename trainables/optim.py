@@ -12,7 +12,7 @@ NamedParams = Iterable[tuple[str, nn.Parameter]]
 
 
 def make_optimizer(
-    model: nn.Module | NamedParams, lr: float, momentum: float, weight_decay: float
+    model: nn.Module | NamedParams, lr: float, momentum: float, weight_decay: float, walk: str = "auto"
 ) -> torch.optim.SGD:
     """SGD (Nesterov where there is momentum) in two groups: with weight decay, and without.
 
@@ -22,6 +22,7 @@ def make_optimizer(
     Args:
         model: a module, or its (name, parameter) pairs.
         lr: initial learning rate; a group's own "lr_scale" multiplies what `set_lr` sets later.
+        walk: how the parameters are walked, as `runtime.optimizer`: auto, single, foreach or fused.
     """
     named = model.named_parameters() if isinstance(model, nn.Module) else model
     params = [param for _, param in named if param.requires_grad]
@@ -29,7 +30,11 @@ def make_optimizer(
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    ways = {"auto": (None, None), "single": (False, False), "foreach": (True, False), "fused": (False, True)}
+    foreach, fused = ways[walk]
+    return torch.optim.SGD(
+        groups, lr=lr, momentum=momentum, nesterov=momentum > 0, foreach=foreach, fused=fused
+    )
 
 
 def lr_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:

@@ -17,6 +17,7 @@ from trainables.config import RuntimeConfig
 from trainables.errors import InputError
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+EVAL_BATCH = 512  # images, where none was measured
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Runtime:
     precision: str  # fp32, bf16 or fp16
     channels_last: bool
     threads: int
+    optimizer: str = "auto"  # auto (as torch chooses), single, foreach or fused
+    compiled: bool = False
+    eval_batch: int = EVAL_BATCH
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -59,7 +63,15 @@ def resolve(config: RuntimeConfig | None = None) -> Runtime:
     layout = config.layout
     if layout == "auto":
         layout = "channels_last" if device.type == "cuda" else "contiguous"
-    return Runtime(device, precision, layout == "channels_last", threads)
+    return Runtime(
+        device,
+        precision,
+        layout == "channels_last",
+        threads,
+        config.optimizer,
+        config.compile == "on",
+        config.eval_batch or EVAL_BATCH,
+    )
 
 
 def _device(name: str) -> torch.device:

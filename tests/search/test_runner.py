@@ -34,7 +34,8 @@ BASE: dict[str, Any] = {
     "objectives": ["val_accuracy", "flops"],
     "space": {"widths": [0.25]},
     "budget": {"trials": 2, "epochs": 2},
-    "runtime": {"device": "cpu", "precision": "fp32"},
+    "runtime": {"device": "cpu", "precision": "fp32", "layout": "contiguous"}
+    | {"optimizer": "single", "eval_batch": 512},
     "costs": {"seconds": 1.0},
 }
 
