@@ -18,6 +18,7 @@ from analysis.errors import InputError
 from analysis.limits import Limit, Limits, parse_limits
 from analysis.metrics import METRICS, show
 from analysis.pareto import Floats, front_mask, knee, spread
+from analysis.remote import is_remote
 from analysis.trials import Run, describe_unfinished
 
 FORMAT = 1
@@ -36,10 +37,10 @@ class Pick:
 
 @dataclass(frozen=True)
 class PickFile:
-    """A pick as it was written: `run` is the run directory, None when the study was given by URL."""
+    """A pick as it was written: `run` is the run directory, a URI in an object store, or None."""
 
     path: Path
-    run: Path | None
+    run: Path | str | None
     study: str
     experiment: dict[str, Any]
     teacher: dict[str, Any]
@@ -193,7 +194,7 @@ def write_pick(path: str | Path, picks: list[Pick], run: str | Path | optuna.Stu
     content = {
         "format": FORMAT,
         "version": version("ama-search"),
-        "run": _relative(opened.path, path.parent) if opened.path else None,
+        "run": _run_from(path.parent, opened),
         "study": opened.name,
         "experiment": opened.experiment,
         "teacher": opened.teacher,
@@ -206,10 +207,15 @@ def write_pick(path: str | Path, picks: list[Pick], run: str | Path | optuna.Stu
     return path
 
 
-def _relative(run: Path, folder: Path) -> str:
-    """`run` as seen from `folder` where that is inside it, so that a run can be moved; else in full."""
-    run, folder = run.resolve(), folder.resolve()
-    return os.path.relpath(run, folder) if folder.is_relative_to(run) else str(run)
+def _run_from(folder: Path, run: Run) -> str | None:
+    """The run directory, as seen from `folder` where that is inside it (a run can be moved), else in full."""
+    folder = folder.resolve()
+    path = run.path.resolve() if run.path else None
+    if path and folder.is_relative_to(path):
+        return os.path.relpath(path, folder)
+    if run.place and is_remote(run.place):
+        return run.place
+    return str(path) if path else None
 
 
 def read_pick(path: str | Path) -> PickFile:
@@ -233,12 +239,16 @@ def read_pick(path: str | Path) -> PickFile:
     run = content.get("run")
     return PickFile(
         path=path,
-        run=(path.parent / str(run)).resolve() if run else None,
+        run=_run_of(str(run), path.parent) if run else None,
         study=str(content.get("study", "")),
         experiment=_mapping(content, "experiment", str(path)),
         teacher=_mapping(content, "teacher", str(path)),
         picks=tuple(_read_one(row, f"{path}: picks[{i}]") for i, row in enumerate(rows)),
     )
+
+
+def _run_of(run: str, folder: Path) -> Path | str:
+    return run if is_remote(run) else (folder / run).resolve()
 
 
 def _mapping(content: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:

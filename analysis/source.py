@@ -11,7 +11,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
 
 from analysis.errors import InputError
+from analysis.remote import Store, is_remote
 
 URL_VARIABLE = "AMA_STUDY_URL"
 _CREDENTIALS = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")
@@ -37,11 +38,15 @@ _READ_ERRORS = (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportErr
 
 @dataclass(frozen=True)
 class Source:
-    """A place to read a study from. `url` may hold a password: it is kept out of `repr` and of messages."""
+    """A place to read a study from. `url` may hold a password: it is kept out of `repr` and of messages.
+
+    `path` is the run directory where it can be read as a folder, `place` the run directory as people know it.
+    """
 
     label: str
     study: str | None
     path: Path | None = None
+    place: str | None = None
     url: str = field(default="", repr=False)
 
 
@@ -65,57 +70,94 @@ def redact(text: str, url: str = "") -> str:
     return _PASSWORD_KEY.sub(r"\1=***", _CREDENTIALS.sub(r"\1:***@", text))
 
 
-def locate(run: str | Path, study: str | None = None) -> Source:
+def locate(run: str | Path, study: str | None = None, place: str | None = None) -> Source:
     """Find the study that `run` means.
 
     Args:
-        run: a run directory, or a storage URL ("sqlite:////data/study.db", "postgresql://…"), whose study
-            is named by `study` or after a "#".
+        run: a run directory, in an object store ("s3://bucket/run") too, or a storage URL
+            ("sqlite:////data/study.db", "postgresql://…"), whose study is named by `study` or after a "#".
         study: name of the study; by default the experiment's, or the only one in the database.
+        place: what the folder `run` is a working copy of; None: of nothing.
 
     Raises:
         InputError: no such directory, not a run directory, or a database file that does not exist.
     """
     text = str(run)
-    if isinstance(run, str) and "://" in run:
+    if is_remote(text):
+        source = _locate_remote(text, study)
+    elif isinstance(run, str) and "://" in run:
         url, _, name = text.partition("#")
-        source = Source(redact(url), study or name or None, None, url)
+        source = Source(redact(url), study or name or None, url=url)
     else:
-        source = _locate_directory(Path(text), study)
+        source = _locate_directory(Path(text), study, place or text)
     _require_file(source)
     return source
 
 
-def _locate_directory(path: Path, study: str | None) -> Source:
+def _locate_directory(path: Path, study: str | None, place: str) -> Source:
     if not path.is_dir():
         kind = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {kind}: expected a run directory (or a storage URL with #study)")
+        raise InputError(f"{place} {kind}: expected a run directory (or a storage URL with #study)")
     experiment, database = path / "experiment.yaml", path / "study.db"
     if not experiment.is_file() and not database.is_file():
-        raise InputError(f"{path} is no run directory: it has neither experiment.yaml nor study.db")
-    settings = _read_experiment(experiment) if experiment.is_file() else {}
+        raise InputError(f"{place} is no run directory: it has neither experiment.yaml nor study.db")
+    settings: dict[str, Any] = {}
+    if experiment.is_file():
+        try:
+            settings = _settings(experiment.read_bytes(), f"{place}/experiment.yaml")
+        except OSError as error:
+            raise InputError(f"{place}/experiment.yaml cannot be read: {error}") from None
+    source = _of_settings(settings, study, place, path)
+    if source.url:
+        return source
+    if is_remote(place):
+        raise _no_database(place)
+    return replace(source, url=f"sqlite:///{database.resolve()}")
+
+
+def _locate_remote(uri: str, study: str | None) -> Source:
+    store = Store.open(uri)
+    if not store.exists("experiment.yaml"):
+        raise InputError(f"{uri} is no run directory: it has no experiment.yaml")
+    source = _of_settings(
+        _settings(store.read("experiment.yaml"), f"{uri}/experiment.yaml"), study, uri, None
+    )
+    if not source.url:
+        raise _no_database(uri)
+    return source
+
+
+def _no_database(place: str) -> InputError:
+    return InputError(
+        f"{place}: its experiment names no database (storage.study), and an object store holds none; set "
+        f"{URL_VARIABLE}"
+    )
+
+
+def _of_settings(settings: Mapping[str, Any], study: str | None, place: str, path: Path | None) -> Source:
+    """The study that the environment or the experiment names, its `url` empty where neither does."""
     name = study or settings.get("name")
     storage = settings.get("storage")
     named = storage.get("study") if isinstance(storage, dict) else None
     if url := os.environ.get(URL_VARIABLE):
-        return Source(f"{path} ({redact(url)} from {URL_VARIABLE})", name, path, url)
+        return Source(f"{place} ({redact(url)} from {URL_VARIABLE})", name, path, place, url)
     if named:
-        url = _expand(str(named), experiment)
-        return Source(f"{path} ({redact(url)})", name, path, url)
-    return Source(str(path), name, path, f"sqlite:///{database.resolve()}")
+        url = _expand(str(named), f"{place}/experiment.yaml")
+        return Source(f"{place} ({redact(url)})", name, path, place, url)
+    return Source(place, name, path, place)
 
 
-def _read_experiment(path: Path) -> dict[str, Any]:
+def _settings(content: bytes, file: str) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        settings = yaml.safe_load(content.decode("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: expected a mapping of settings, got {type(settings).__name__}")
+        raise InputError(f"{file}: expected a mapping of settings, got {type(settings).__name__}")
     return settings
 
 
-def _expand(url: str, experiment: Path) -> str:
+def _expand(url: str, experiment: str) -> str:
     """`url` with ${VAR} replaced from the environment."""
 
     def value(match: re.Match[str]) -> str:

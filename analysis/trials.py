@@ -33,17 +33,29 @@ _TIMES = ("started", "ended")
 
 @dataclass(frozen=True)
 class Run:
-    """A study as it was when it was opened: its attributes, and its trials in order of number."""
+    """A study as it was when it was opened: its attributes, and its trials in order of number.
+
+    `path` is the run directory where it can be read as a folder; `place` is the run directory as people know
+    it, a path or a URI. None: the study was given by the URL of its database.
+    """
 
     name: str
     label: str
     path: Path | None
+    place: str | None
     attrs: Mapping[str, Any] = field(repr=False)
     trials: tuple[FrozenTrial, ...] = field(repr=False)
 
     @classmethod
-    def open(cls, run: str | Path | optuna.Study | Run, study: str | None = None) -> Run:
+    def open(
+        cls, run: str | Path | optuna.Study | Run, study: str | None = None, place: str | None = None
+    ) -> Run:
         """Open a run directory, a storage URL ("URL#study", or URL and `study`), or an Optuna study.
+
+        Args:
+            run: what to open.
+            study: its name.
+            place: what the folder `run` is a working copy of; None: of nothing.
 
         Raises:
             InputError: no run there, an unreadable database, or a study that `ama search` did not make.
@@ -51,12 +63,12 @@ class Run:
         if isinstance(run, Run):
             return run
         if isinstance(run, optuna.Study):
-            record, label, path = source.read_open_study(run), f"study {run.study_name}", None
+            record, found = source.read_open_study(run), source.Source(f"study {run.study_name}", None)
         else:
-            place = source.locate(run, study)
-            record, label, path = source.read(place), place.label, place.path
-        _check(record.attrs, f"{label}: study {record.name!r}")
-        return cls(record.name, label, path, record.attrs, record.trials)
+            found = source.locate(run, study, place)
+            record = source.read(found)
+        _check(record.attrs, f"{found.label}: study {record.name!r}")
+        return cls(record.name, found.label, found.path, found.place, record.attrs, record.trials)
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
