@@ -21,6 +21,7 @@ from analysis.errors import InputError
 from analysis.figures import Plot, save_plots
 from analysis.metrics import show
 from analysis.pick import Pick, read_pick
+from analysis.retrained import NOTE
 from analysis.status import status
 from analysis.style import themed_svg
 from analysis.trials import Run, describe_unfinished
@@ -180,8 +181,6 @@ def _retrained(run: Run, retrained: pd.DataFrame) -> str:
     if retrained.empty:
         return ""
     headers, rows = texts.retrained_rows(run, retrained)
-    note = html.paragraph(
-        "Test data, mean ± standard deviation over seeds. All: retrained.csv.", "note muted"
-    )
+    note = html.paragraph(f"{NOTE} All: retrained.csv.", "note muted")
     marks = ["teacher", *[""] * (len(rows) - 1)]
     return html.section("retrained", "Retrained", note, html.table(headers, rows, marks, text=(0, 1)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.errors import InputError
 from analysis.importance import importances
 from analysis.metrics import COST_METRICS
 from analysis.pareto import hypervolume_history
+from analysis.retrained import RESULTS, read_results, summary_rows
 from analysis.trials import Run
 
 MAX_CURVES = 300
@@ -176,30 +175,13 @@ def retrained(run: Run) -> pd.DataFrame:
     """Retrained students, mean and deviation over seeds, from `retrained/results.json` of the run directory.
 
     Returns:
-        number, kind, seeds, test_accuracy, test_accuracy_sd, test_loss, test_loss_sd (NaN for one seed),
-        params, flops, latency_ms; no rows where nothing was retrained.
+        The columns of `analysis.retrained.summary_rows`; no rows where nothing was retrained.
 
     Raises:
         InputError: the file is not a list of results.
     """
-    columns = ["number", "kind", "seeds"]
-    columns += ["test_accuracy", "test_accuracy_sd", "test_loss", "test_loss_sd", *COST_METRICS]
-    path = run.path / "retrained" / "results.json" if run.path else None
+    path = run.path / "retrained" / RESULTS if run.path else None
     if path is None or not path.is_file():
-        return pd.DataFrame(columns=columns)
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        rows = pd.DataFrame([{"number": r["number"], "kind": r["kind"], **r} for r in results])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: expected a list of results with number and kind: {error!r}") from None
-    wanted = ["number", "kind", "seed", "test_accuracy", "test_loss", *COST_METRICS]
-    rows = rows.reindex(columns=wanted)
-    out = rows.groupby(["number", "kind"], sort=False).agg(
-        seeds=("kind", "size"),
-        test_accuracy=("test_accuracy", "mean"),
-        test_accuracy_sd=("test_accuracy", "std"),
-        test_loss=("test_loss", "mean"),
-        test_loss_sd=("test_loss", "std"),
-        **{name: (name, "first") for name in COST_METRICS},
-    )
-    return out.reset_index()[columns]
+        return pd.DataFrame(columns=["number", "kind"])
+    table = pd.DataFrame(summary_rows(read_results(path)))
+    return table.astype(dict.fromkeys(set(table.columns) - {"number", "kind", "n", "pairs"}, "float64"))

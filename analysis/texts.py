@@ -13,6 +13,8 @@ from analysis.errors import InputError
 from analysis.figures import Plot
 from analysis.metrics import COST_METRICS, METRICS, show
 from analysis.pick import Pick, pick
+from analysis.remote import join
+from analysis.retrained import HEAD, cells, teacher_row
 from analysis.trials import Run, describe_unfinished
 
 MAX_ROWS = 100
@@ -29,7 +31,7 @@ class Suggestion:
 
 def suggest(run: Run) -> list[Suggestion]:
     """Picks to consider next: the knee, and the best at half the teacher's cost; none without a front."""
-    place = shlex.quote(str(run.path or run.label))
+    place = shlex.quote(run.place or run.label)
     half = next((m for m in run.metrics if m in COST_METRICS), None)
     asked: list[tuple[str, str, dict[str, Any]]] = [("The knee of the front", "--knee", {"knee": True})]
     if half:
@@ -48,7 +50,7 @@ def suggest(run: Run) -> list[Suggestion]:
 
 def commands(run: Run, suggestion: Suggestion) -> str:
     """The commands that pick and retrain `suggestion`."""
-    target = shlex.quote(str(run.path / "pick.yaml" if run.path else "pick.yaml"))
+    target = shlex.quote(join(run.place, "pick.yaml") if run.place else "pick.yaml")
     return f"{suggestion.command} --out {target}\nama retrain {target} --seeds 3 --baselines"
 
 
@@ -129,28 +131,9 @@ def front_rows(run: Run, limit: int = MAX_ROWS) -> tuple[list[str], list[list[st
 
 
 def retrained_rows(run: Run, retrained: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of the retrained students' table: mean ± deviation over seeds, beside the teacher."""
-    headers = [
-        "trial",
-        "trained",
-        "seeds",
-        "test accuracy",
-        "test loss",
-        *(METRICS[m].label for m in COST_METRICS),
-    ]
-    teacher = run.teacher
-    costs = [show(m, teacher.get(m)) for m in COST_METRICS]
-    tested = [show("test_accuracy", teacher.get("test_accuracy")), show("val_loss", teacher.get("test_loss"))]
-    rows = [["teacher", "–", "1", *tested, *costs]]
-    for _, r in retrained.iterrows():
-        several = pd.notna(r["test_accuracy_sd"])
-        accuracy, loss = show("test_accuracy", r["test_accuracy"]), show("val_loss", r["test_loss"])
-        if several:
-            accuracy = f"{100 * r['test_accuracy']:.2f} ± {100 * r['test_accuracy_sd']:.2f} %"
-            loss += f" ± {r['test_loss_sd']:.4f}"
-        shown = [show(m, r[m]) for m in COST_METRICS]
-        rows.append([str(r["number"]), str(r["kind"]), str(r["seeds"]), accuracy, loss, *shown])
-    return headers, rows
+    """Headers and texts of the retrained students' table, the teacher first."""
+    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in retrained.to_dict("records")]
+    return list(HEAD), [cells(row) for row in (teacher_row(run.teacher), *rows)]
 
 
 def markdown(

@@ -315,6 +315,7 @@ def retrain(
         typer.Option("--baselines", help="also from scratch, and from the teacher with cross-entropy only"),
     ] = False,
     address: Address = None,
+    override: Overrides = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="default: RUN/retrained")] = None,
     as_json: Json = False,
 ) -> None:
@@ -329,6 +330,8 @@ def retrain(
             with_baselines=baselines,
             address=address,
             out=Path(out) if out else None,
+            overrides=override or [],
+            command=shlex.join(["ama", *sys.argv[1:]]),
             progress=progress,
         )
     if as_json:

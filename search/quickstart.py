@@ -61,9 +61,12 @@ def run_experiment(experiment: Experiment, name: str, seeds: int = SEEDS) -> Non
         picks = pick(opened, max=[LIMIT])
         written = write_pick(Path(out) / "pick.yaml", picks, opened)
         say_picks(picks, written)
-        step(f"ama retrain {written} --seeds {seeds} --baselines")
+        command = f"ama retrain {written} --seeds {seeds} --baselines"
+        step(command)
         with stages() as progress:
-            retrained = retrain_picks(written, seeds=seeds, with_baselines=True, progress=progress)
+            retrained = retrain_picks(
+                written, seeds=seeds, with_baselines=True, command=command, progress=progress
+            )
         answers.print(retrained.table())
     step(f"ama report {out}")
     report = write_report(Run.open(out), Path(out) / "report", picks=picks)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from analysis.metrics import show
+from analysis.retrained import HEAD, NOTE, RESULTS, SCORES, cells, summary_rows, teacher_row
 from trainables.cost import Costs
-from trainables.retrain import WEIGHTS, RetrainResult, results_table
+from trainables.retrain import WEIGHTS, RetrainResult, write_text
 from trainables.teacher_record import TeacherRecord
 
-HEAD = ("trial", "model", "n", "test accuracy", "test loss", "FLOPs", "params", "latency", "epochs")
+NARROW = ("95 % interval", "params", "epochs")  # columns that a terminal has no room for
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,14 @@ class Retrained:
         return {"folder": str(self.folder), "table": self.rows}
 
     def table(self) -> Table:
-        """For people."""
+        """For people: the columns that a terminal has room for; `results.md` has all."""
+        shown = [i for i, name in enumerate(HEAD) if name not in NARROW]
         drawn = Table(title="on test data, mean ± standard deviation", title_justify="left")
-        for column in HEAD:
-            drawn.add_column(column, justify="left" if column == "model" else "right")
+        for i in shown:
+            drawn.add_column(HEAD[i], justify="left" if HEAD[i] == "model" else "right")
         for row in self.rows:
-            drawn.add_row(*_cells(row))
+            texts = cells(row)
+            drawn.add_row(*(texts[i] for i in shown))
         return drawn
 
 
@@ -65,48 +67,20 @@ def write_results(
         {
             "number": model.number,
             **asdict(model.result),
-            **_latency(model.costs),
+            "latency_ms": model.costs.latency_ms,  # params and FLOPs were counted on the model itself
             "path": f"{model.folder}/{WEIGHTS}",
         }
         for model in models
     ]
-    rows: list[dict[str, Any]] = []
-    for number in dict.fromkeys(model.number for model in models):
-        group = [model for model in models if model.number == number]
-        head, *others = results_table([m.result for m in group], teacher, costs.params, costs.flops)
-        if not rows:
-            rows.append({"number": None, **head, **_latency(costs)})
-        rows += [{"number": number, **row, **_latency(group[0].costs)} for row in others]
+    scores = {name: getattr(teacher, name) for name in (*SCORES, "epochs", "seconds")}
+    rows = [teacher_row({**scores, **costs.as_dict()}), *summary_rows(entries)]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+    write_text(folder / RESULTS, json.dumps(entries, indent=2) + "\n")
     with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, rows[1])
         writer.writeheader()
         writer.writerows(rows)
-    lines = [HEAD, ["---"] * len(HEAD), *map(_cells, rows)]
-    (folder / "results.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    lines = [HEAD, ["---"] * len(HEAD), *map(cells, rows)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    write_text(folder / "results.md", f"{table}\n{NOTE}\n")
     return Retrained(folder, rows)
-
-
-def _latency(costs: Costs) -> dict[str, float]:
-    """From the cost table; params and FLOPs were counted on the model itself."""
-    return {"latency_ms": costs.latency_ms}
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    def mean(name: str, scale: float, digits: int, unit: str = "") -> str:
-        if row[name] is None:
-            return "–"
-        spread = row[f"{name}_std"]
-        tail = "" if spread is None else f" ± {spread * scale:.{digits}f}"
-        return f"{row[name] * scale:.{digits}f}{tail}{unit}"
-
-    return [
-        "" if row["number"] is None else str(row["number"]),
-        row["kind"],
-        str(row["n"]),
-        mean("test_accuracy", 100, 2, " %"),
-        mean("test_loss", 1, 4),
-        *(show(metric, row[metric]) for metric in ("flops", "params", "latency_ms")),
-        f"{row['epochs']:g}",
-    ]

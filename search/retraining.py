@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from search.measured import tuned_runtime
 from search.pipeline import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, prepare, trial_runtime
 from search.retrained import Finished, Retrained, write_results
 from search.warmstart import get_library
+from search.yaml_io import apply_overrides
 from trainables.assembly import Modules
 from trainables.blocks import Block
 from trainables.config import DataConfig, DistillConfig, RuntimeConfig
@@ -34,6 +36,8 @@ STUDENT = "student"
 KINDS = (STUDENT, *baselines(DistillConfig()))  # rows of the table, in this order
 # Epochs of a retrained model, in epochs of a search's trial, unless --epochs says otherwise.
 FULL_BUDGET = 3
+# Sections of the experiment that a retraining may change: not the students, not their teacher.
+OVERRIDES = ("data", "library", "resources", "runtime")
 CRASHES = 2  # a training whose process dies is begun again this often, from its checkpoint
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -63,6 +67,7 @@ class Shared:
     runtime: RuntimeConfig
     data_config: DataConfig
     folder: str
+    made: Mapping[str, Any]  # for the manifests
     modules: Modules | None = None
 
     def train(self, job: Job) -> RetrainResult:
@@ -78,6 +83,7 @@ class Shared:
             self.modules,
             kind=job.kind,
             data_config=self.data_config,
+            made=self.made,
         )
 
 
@@ -89,6 +95,8 @@ def retrain_picks(
     with_baselines: bool = False,
     address: str | None = None,
     out: Path | None = None,
+    overrides: Sequence[str] = (),
+    command: str = "",
     progress: Progress | None = None,
 ) -> Retrained:
     """Train every pick `seeds` times with full budget, test each model once, and write the table.
@@ -103,6 +111,9 @@ def retrain_picks(
         with_baselines: the same student from scratch, and from the teacher with cross-entropy only, as well.
         address: of a Ray cluster; None: start Ray on this machine.
         out: folder for the models; None: `retrained` in the run directory.
+        overrides: `dotted.key=value` on the experiment, in the sections of `OVERRIDES`; e.g.
+            `data.train_limit=null` trains on all images what was searched on some.
+        command: what was typed, for the manifests.
         progress: called as models are finished.
 
     Raises:
@@ -110,16 +121,18 @@ def retrain_picks(
         FailedError: some trainings failed; the finished models are kept.
     """
     pick = read_pick(picked)
-    experiment = _experiment(pick)
+    experiment = _experiment(pick, overrides)
     folder = out or Path(experiment.run.dir) / "retrained"
     jobs = {job.folder: job for job in _jobs(pick, experiment, seeds, epochs, with_baselines)}
     setup = _setup(pick, experiment, progress)
-    shared = _shared(setup, folder)
+    shared = _shared(setup, folder, _made(pick, command, _seeds(experiment, seeds), overrides))
     jobs = {job.folder: job for job in _present(folder)} | jobs
     done = {place: shared.train(job) for place, job in jobs.items() if (folder / place / MANIFEST).exists()}
     if missing := [job for place, job in jobs.items() if place not in done]:
         if experiment.warm_start == "library":
-            shared = replace(shared, modules=get_library(setup, progress).modules)
+            # The one that the search started from, whatever the students are now trained on.
+            searched = _setup(pick, _experiment(pick, ()), progress) if overrides else setup
+            shared = replace(shared, modules=get_library(searched, progress).modules)
         with connected(address):
             longest = max(job.config.epochs for job in missing)
             shared = replace(shared, runtime=tuned_runtime(setup, longest))
@@ -132,16 +145,47 @@ def retrain_picks(
     return write_results(folder, models, setup.teacher.record, setup.costs.teacher)
 
 
-def _experiment(pick: PickFile) -> Experiment:
-    """The pick's experiment, in the run directory as it is now: where recorded, or where the pick lies."""
+def _experiment(pick: PickFile, overrides: Sequence[str]) -> Experiment:
+    """The pick's experiment, changed, in the run directory: where recorded, or where the pick lies."""
     for place in (pick.run, pick.path.parent):
-        if place is not None and (place / EXPERIMENT_FILE).exists():
-            values = {**pick.experiment, "run": {"dir": str(place)}}
+        if isinstance(place, Path) and (place / EXPERIMENT_FILE).exists():
+            values = {**deepcopy(pick.experiment), "run": {"dir": str(place)}}
+            _override(values, overrides)
             return _validated(Experiment, values, f"{pick.path}: experiment")
     raise InputError(
         f"{pick.path}: its run {pick.run} is not there, nor does the pick lie in a run directory "
         f"(a folder with {EXPERIMENT_FILE})"
     )
+
+
+def _override(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change `values` in place.
+
+    Raises:
+        InputError: a key that a retraining may not change, or an override that cannot be applied.
+    """
+    faults = [
+        f"override {override!r}: a retraining takes the keys of {', '.join(OVERRIDES)} alone"
+        for override in overrides
+        if override.partition("=")[0].split(".")[0].strip() not in OVERRIDES
+    ]
+    if faults := faults + apply_overrides(values, overrides):
+        raise InputError("\n  ".join(["-o: cannot be used", *faults]))
+
+
+def _made(pick: PickFile, command: str, seeds: range, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the manifests say beside config, data and teacher."""
+    return {
+        "command": command,
+        "study": pick.study,
+        "seeds": list(seeds),
+        "overrides": list(overrides),
+    }
+
+
+def _seeds(experiment: Experiment, count: int) -> range:
+    """Seeds that the search did not use."""
+    return range(experiment.seed + 1, experiment.seed + 1 + count)
 
 
 def _jobs(
@@ -150,7 +194,7 @@ def _jobs(
     for chosen in pick.picks:
         searched = _validated(DistillConfig, chosen.config, f"{pick.path}: config of trial {chosen.number}")
         length = epochs or FULL_BUDGET * searched.epochs
-        for seed in range(experiment.seed + 1, experiment.seed + 1 + seeds):
+        for seed in _seeds(experiment, seeds):
             config = searched.model_copy(update={"epochs": length, "seed": seed})
             kinds = {STUDENT: config, **(baselines(config) if with_baselines else {})}
             for kind, variant in kinds.items():
@@ -179,7 +223,7 @@ def _setup(pick: PickFile, experiment: Experiment, progress: Progress | None) ->
     return setup
 
 
-def _shared(setup: Setup, folder: Path) -> Shared:
+def _shared(setup: Setup, folder: Path, made: Mapping[str, Any]) -> Shared:
     experiment = setup.experiment
     return Shared(
         data=setup.data.to_arrays(),
@@ -188,6 +232,7 @@ def _shared(setup: Setup, folder: Path) -> Shared:
         runtime=trial_runtime(experiment),
         data_config=experiment.data,
         folder=str(folder.absolute()),
+        made=made,
     )
 
 

@@ -1,7 +1,8 @@
 """Retraining a picked config with its full budget, its baselines, and the finished model as files.
 
-A finished run is a folder with `model.safetensors` and `model.json`, a manifest that says what the model is
-and what it was made from; `load_model` needs nothing else. Test images are read here, once a finished model.
+A finished run is a folder with `model.safetensors`; `model.json`, a manifest that says what the model is
+and what it was made from; and `README.md`, the same for people. `load_model` needs the first two and nothing
+else. Test images are read here, once a finished model: training is given none.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ from trainables.data import ImageData
 from trainables.distill import Report, distill
 from trainables.errors import InputError
 from trainables.evaluation import evaluate
+from trainables.modelcard import model_card
 from trainables.models import build_model
 from trainables.runtime import Runtime, device_name
 from trainables.student import build_student
 from trainables.teachers import Teacher, TeacherRecord, load_weights, save_weights
 
 FORMAT = 1
-WEIGHTS, MANIFEST, CHECKPOINT = "model.safetensors", "model.json", "checkpoint.pt"
-AVERAGED = ("test_accuracy", "test_loss", "val_accuracy")
+WEIGHTS, MANIFEST, CARD, CHECKPOINT = "model.safetensors", "model.json", "README.md", "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def retrain_one(
     *,
     kind: str = "student",
     data_config: DataConfig | None = None,
+    made: Mapping[str, Any] | None = None,
 ) -> RetrainResult:
     """Train the student of `config`, test it once, and write it to `out_dir`.
 
@@ -75,6 +76,8 @@ def retrain_one(
         report: called after every epoch; returning True ends the training there.
         kind: the result's name in the table: student, or a baseline's.
         data_config: what `data` was loaded from, for the manifest.
+        made: what else the caller knows of how the model is made (JSON values: the command, the seeds of its
+            fellows, overrides), for the manifest.
 
     Raises:
         InputError: `out_dir` holds the model of another config, teacher or data set.
@@ -91,7 +94,8 @@ def retrain_one(
     if manifest_file.exists():
         return _read_back(manifest_file, origin)
     checkpoint = out_dir / CHECKPOINT
-    trained = distill(config, teacher.model, blocks, data, runtime, report, checkpoint, modules)
+    unseen = replace(data, test=None)  # no epoch can read test images
+    trained = distill(config, teacher.model, blocks, unseen, runtime, report, checkpoint, modules)
     student = trained.student
     test = evaluate(student, data.eval_batches("test", runtime), runtime)
     example = torch.zeros(1, *data.image_shape, device=runtime.device)
@@ -111,9 +115,11 @@ def retrain_one(
         "format": FORMAT,
         **origin,
         "blocks": [dataclasses.asdict(block) for block in blocks],
+        "made": dict(made or {}),
         "data": {
             "config": data_config.model_dump(mode="json") if data_config else None,
             "name": data.name,
+            "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
             "classes": list(data.classes),
             "mean": list(data.mean),
             "std": list(data.std),
@@ -124,7 +130,8 @@ def retrain_one(
         "precision": runtime.precision,
         "versions": _versions(),
     }
-    _write_json(manifest_file, manifest)
+    write_text(out_dir / CARD, model_card(manifest))
+    write_text(manifest_file, json.dumps(manifest, indent=2) + "\n")
     for leftover in (checkpoint, previous_of(checkpoint)):
         leftover.unlink(missing_ok=True)
     return RetrainResult(**results, path=out_dir / WEIGHTS)
@@ -165,54 +172,6 @@ def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
     }
 
 
-def results_table(
-    results: Sequence[RetrainResult],
-    teacher: TeacherRecord,
-    params: int | None = None,
-    flops: int | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of the results table: the teacher, then each kind in the order it first came.
-
-    Args:
-        results: any number of seeds of any kinds.
-        teacher: its record.
-        params: the teacher's, where known; likewise `flops`.
-
-    Returns:
-        Per row `kind`, `n` models, `params`, `flops`, mean `epochs` and `seconds`; of test accuracy, test
-        loss and validation accuracy the mean and, as `<name>_std`, the sample standard deviation (None below
-        two models).
-    """
-    rows: list[dict[str, Any]] = [
-        {
-            "kind": "teacher",
-            "n": 1,
-            "params": params,
-            "flops": flops,
-            "epochs": teacher.epochs,
-            "seconds": teacher.seconds,
-            **{name: getattr(teacher, name) for name in AVERAGED},
-            **{f"{name}_std": None for name in AVERAGED},
-        }
-    ]
-    for kind in dict.fromkeys(result.kind for result in results):
-        group = [result for result in results if result.kind == kind]
-        row: dict[str, Any] = {
-            "kind": kind,
-            "n": len(group),
-            "params": group[0].params,
-            "flops": group[0].flops,
-            "epochs": statistics.fmean(result.epochs for result in group),
-            "seconds": statistics.fmean(result.seconds for result in group),
-        }
-        for name in AVERAGED:
-            values = [getattr(result, name) for result in group]
-            row[name] = statistics.fmean(values)
-            row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-        rows.append(row)
-    return rows
-
-
 def _teacher_of(record: TeacherRecord) -> dict[str, Any]:
     return {
         "arch": record.arch,
@@ -251,9 +210,10 @@ def _read_manifest(file: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Write a file at once: a reader never sees half of it."""
     fresh = file.with_name(file.name + ".tmp")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
+    fresh.write_text(text, encoding="utf-8")
     fresh.replace(file)
 
 
@@ -266,5 +226,5 @@ def _block(fields: Mapping[str, Any]) -> Block:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("ama-search", "torch", "torchvision")
+    packages = ("ama-search", "torch", "torchvision", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

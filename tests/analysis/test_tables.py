@@ -116,17 +116,19 @@ def test_retrained_students_mean_and_deviation(make_run: Callable[..., Path]) ->
     (folder / "retrained").mkdir()
     file = folder / "retrained" / "results.json"
     rows = [
-        {"number": 1, "kind": "ama", "seed": s, "test_accuracy": a, "test_loss": 0.3, "params": 5}
+        {"number": 1, "kind": "student", "seed": s, "test_accuracy": a, "test_loss": 0.3, "params": 5}
         for s, a in enumerate([0.90, 0.91, 0.92])
     ]
     rows.append({"number": 1, "kind": "scratch", "seed": 0, "test_accuracy": 0.8, "test_loss": 0.5})
     file.write_text(json.dumps(rows))
     table = tables.retrained(Run.open(folder)).set_index("kind")
-    assert table.loc["ama", "test_accuracy"] == pytest.approx(0.91)
-    assert table.loc["ama", "test_accuracy_sd"] == pytest.approx(0.01)
-    assert table.loc["ama", "seeds"] == 3
-    assert table.loc["ama", "params"] == 5
-    assert np.isnan(table.loc["scratch", "test_accuracy_sd"])
+    assert table.loc["student", "test_accuracy"] == pytest.approx(0.91)
+    assert table.loc["student", "test_accuracy_std"] == pytest.approx(0.01)
+    assert table.loc["student", "n"] == 3
+    assert table.loc["student", "params"] == 5
+    assert np.isnan(table.loc["scratch", "test_accuracy_std"])
+    assert table.loc["scratch", "gain_test_accuracy"] == pytest.approx(0.1)  # of the one seed that both have
+    assert np.isnan(table.loc["student", "gain_test_accuracy"])
 
 
 @pytest.mark.parametrize("text", ["{", '[{"kind": "ama"}]', "[3]", "7"])

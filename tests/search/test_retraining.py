@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from scipy.stats import ttest_rel
 
 from analysis.pick import pick, write_pick
 from analysis.tables import retrained as read_by_the_report
@@ -77,8 +78,30 @@ def test_results_are_one_entry_a_model_and_the_table_their_means(folder: Path, t
         assert float(row["test_accuracy"]) == pytest.approx(statistics.fmean(accuracies))
         assert float(row["test_accuracy_std"]) == pytest.approx(statistics.stdev(accuracies))
     markdown = (folder / "results.md").read_text().splitlines()
-    assert markdown[0].startswith("| trial | model | n | test accuracy |")
-    assert [line.split(" | ")[1] for line in markdown[2:]] == ["teacher", "student", "scratch", "finetune"]
+    assert markdown[0].startswith(
+        "| trial | model | n | test accuracy | 95 % interval | student's gain | p |"
+    )
+    assert [line.split(" | ")[1] for line in markdown[2:6]] == ["teacher", "student", "scratch", "finetune"]
+    assert markdown[-1].startswith("Test data, read once a model") and "paired t-test" in markdown[-1]
+
+
+def test_baselines_have_the_students_paired_gain_over_them(folder: Path) -> None:
+    scores = {
+        (e["kind"], e["seed"]): e["test_accuracy"] for e in json.loads((folder / "results.json").read_text())
+    }
+    with (folder / "results.csv").open() as file:
+        rows = {row["kind"]: row for row in csv.DictReader(file)}
+    for kind in ("scratch", "finetune"):
+        ours, theirs = ([scores[k, seed] for seed in (1, 2)] for k in ("student", kind))
+        assert int(rows[kind]["pairs"]) == 2
+        gain = statistics.fmean(ours) - statistics.fmean(theirs)
+        assert float(rows[kind]["gain_test_accuracy"]) == pytest.approx(gain)
+        test = ttest_rel(ours, theirs)
+        if test.pvalue > 0:  # it is not told where both differences are the same
+            assert float(rows[kind]["gain_test_accuracy_p"]) == pytest.approx(test.pvalue, rel=1e-6)
+            low = test.confidence_interval(0.95).low
+            assert float(rows[kind]["gain_test_accuracy_low"]) == pytest.approx(low)
+    assert rows["student"]["gain_test_accuracy"] == rows["teacher"]["gain_test_accuracy"] == ""
 
 
 def test_costs_counted_on_the_model_are_the_price_known_before(folder: Path, picked: Path) -> None:
@@ -126,7 +149,7 @@ def test_finished_models_are_read_back_and_new_ones_join_the_table(
 def test_the_report_reads_the_results(folder: Path, tiny_run: Path) -> None:
     table = read_by_the_report(Run.open(tiny_run))
     assert list(table["kind"]) == ["student", "scratch", "finetune"]
-    assert (table["seeds"] >= 2).all()
+    assert (table["n"] >= 2).all()
     assert table["latency_ms"].notna().all()
 
 
@@ -146,6 +169,38 @@ def test_one_pick_of_a_moved_run_is_trained_with_its_full_budget(
     assert done.folder == moved / "retrained"
     assert done.rows[1]["epochs"] == FULL_BUDGET * 2
     assert done.rows[1]["test_accuracy_std"] is None
+
+
+def test_overrides_train_on_other_data_and_say_so(picked: Path, tmp_path: Path) -> None:
+    overrides = ["data.train_limit=400", "resources.concurrent=1"]
+    done = retrain_picks(
+        picked, seeds=1, epochs=1, out=tmp_path, overrides=overrides, command="ama retrain -o …"
+    )
+    (file,) = tmp_path.glob("trial-*/student/seed-1/model.json")
+    manifest = json.loads(file.read_text())
+    assert manifest["data"]["images"]["train"] == manifest["data"]["config"]["train_limit"] == 400
+    made = {"command": "ama retrain -o …", "study": "tiny", "seeds": [1], "overrides": overrides}
+    assert manifest["made"] == made
+    assert (
+        "- overrides: data.train_limit=400, resources.concurrent=1" in (file.parent / "README.md").read_text()
+    )
+    assert done.rows[1]["n"] == 1
+    with pytest.raises(InputError, match=r"seed-1/model\.json: holds a finished model of another data_hash"):
+        retrain_picks(picked, seeds=1, epochs=1, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("space.widths=[1]", r"override 'space.widths=\[1\]': a retraining takes the keys of data, library"),
+        ("teacher.arch=x", "a retraining takes the keys of data"),
+        ("data.train_limit", "expected dotted.key=value"),
+        ("data.train_limt=3", "train_limt"),
+    ],
+)
+def test_overrides_that_cannot_be_used_are_refused(picked: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        retrain_picks(picked, seeds=1, epochs=1, overrides=[override])
 
 
 def test_a_training_that_fails_is_named_and_the_others_are_kept(picked: Path, tmp_path: Path) -> None:

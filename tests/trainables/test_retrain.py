@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +22,8 @@ from trainables.data import ImageData, load_data
 from trainables.distill import EpochMetrics
 from trainables.errors import InputError
 from trainables.evaluation import evaluate
-from trainables.retrain import RetrainResult, baselines, load_model, results_table, retrain_one
+from trainables.modelcard import model_card
+from trainables.retrain import RetrainResult, baselines, load_model, retrain_one
 from trainables.runtime import Runtime, resolve
 from trainables.teachers import Teacher, train_teacher
 
@@ -71,7 +70,8 @@ def result(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> RetrainResult:
     folder = tmp_path_factory.mktemp("run") / "student-3"
-    return retrain_one(config, teacher, blocks, data, runtime, folder, data_config=DATA)
+    made = {"command": "ama retrain pick.yaml", "seeds": [3, 4], "overrides": []}
+    return retrain_one(config, teacher, blocks, data, runtime, folder, data_config=DATA, made=made)
 
 
 def test_model_comes_back_with_the_scores_it_was_saved_with(
@@ -99,6 +99,48 @@ def test_student_is_smaller_than_its_teacher(
     assert 0 < result.flops < replaced
 
 
+def test_the_card_says_what_the_manifest_says(result: RetrainResult, data: ImageData) -> None:
+    _, manifest = load_model(result.path)
+    assert manifest["made"] == {"command": "ama retrain pick.yaml", "seeds": [3, 4], "overrides": []}
+    assert data.test is not None
+    assert manifest["data"]["images"] == {"train": 250, "val": len(data.val), "test": len(data.test)}
+    card = (result.path.parent / "README.md").read_text()
+    assert card == model_card(manifest)
+    for words in (
+        "# student, seed 3",
+        f"{100 * result.test_accuracy:.2f} %",
+        manifest["teacher"]["hash"],
+        manifest["data_hash"],
+        "| layer1.0 | AMA module, width 0.5 |",
+        "| layer2.1 | kept |",
+        "4 of 6 blocks are replaced",
+        "0.5 × cross-entropy + 0.5 × logits of the teacher (temperature 4) + 1 × activation maps",
+        "- command: ama retrain pick.yaml",
+        "- seeds: 3, 4",
+    ):
+        assert words in card
+    assert "overrides" not in card
+
+
+def test_test_images_are_read_when_training_is_over(
+    config: DistillConfig,
+    teacher: Teacher,
+    blocks: tuple[Block, ...],
+    data: ImageData,
+    runtime: Runtime,
+    tmp_path: Path,
+) -> None:
+    fresh = ImageData.from_arrays(data.to_arrays())  # remembers which splits were read
+
+    def splits() -> set[str]:
+        return {name for name, _ in fresh._on_device}
+
+    epochs: list[set[str]] = []
+    retrain_one(config, teacher, blocks, fresh, runtime, tmp_path, report=lambda _: epochs.append(splits()))
+    assert epochs == [set(), set()]  # training has data of its own, without test images
+    assert splits() == {"test"}
+
+
 def test_finished_run_is_read_back(
     result: RetrainResult,
     config: DistillConfig,
@@ -108,7 +150,7 @@ def test_finished_run_is_read_back(
     runtime: Runtime,
 ) -> None:
     folder = result.path.parent
-    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "model.json"}
+    assert {file.name for file in folder.iterdir()} == {"model.safetensors", "model.json", "README.md"}
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     seen: list[EpochMetrics] = []
     assert retrain_one(config, teacher, blocks, data, runtime, folder, report=seen.append) == result
@@ -208,28 +250,3 @@ def test_baselines_are_the_same_student_without_distillation(config: DistillConf
             frozen.epochs,
             frozen.seed,
         )
-
-
-def result_of(**fields: Any) -> RetrainResult:
-    values: dict[str, Any] = {
-        "seed": 0, "kind": "student", "test_accuracy": 0.9, "test_loss": 0.3, "val_accuracy": 0.9,
-        "epochs": 10, "seconds": 1.0, "params": 5, "flops": 7, "path": Path("x"),
-    }  # fmt: skip
-    return RetrainResult(**{**values, **fields})
-
-
-def test_table_has_mean_and_sample_deviation_per_kind(teacher: Teacher) -> None:
-    results = [
-        result_of(test_accuracy=0.90, seed=0),
-        result_of(test_accuracy=0.94, seed=1),
-        result_of(kind="scratch", test_accuracy=0.8),
-    ]
-    first, student, scratch = results_table(results, teacher.record, params=50, flops=70)
-    assert first["kind"] == "teacher" and first["test_accuracy"] == teacher.record.test_accuracy
-    assert (first["params"], first["flops"], student["params"], student["flops"]) == (50, 70, 5, 7)
-    assert (student["kind"], student["n"]) == ("student", 2)
-    assert student["test_accuracy"] == pytest.approx(0.92)
-    assert student["test_accuracy_std"] == pytest.approx(0.04 / math.sqrt(2))
-    assert student["test_loss_std"] == pytest.approx(0.0)
-    assert (scratch["n"], scratch["test_accuracy"], scratch["test_accuracy_std"]) == (1, 0.8, None)
-    assert first.keys() == student.keys() == scratch.keys()
