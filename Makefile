@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults check format bench-prices bench-engine bench-search clean
+.PHONY: help install quickstart test test-faults check format bench-prices bench-engine bench-search bench-paper bench-fastnas clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install the project with everything the tests need
 
@@ -46,6 +46,12 @@ bench-engine: $(STAMP) ## an epoch of ours against the bare arithmetic, a plain 
 
 bench-search: $(STAMP) ## search policies replayed on the recorded table of distillation runs
 	$(BIN)/python -m benchmarks.search
+
+bench-paper: $(STAMP) ## the paper's table; PAPER="--root IMAGES --teacher FILE --train-limit 5000 --epochs 12"
+	$(BIN)/python -m benchmarks.paper $(PAPER)
+
+bench-fastnas: $(STAMP) ## our search at the limits of ModelOpt's FastNAS example; FASTNAS="--root IMAGES --teacher FILE"
+	$(BIN)/python -m benchmarks.fastnas $(FASTNAS)
 
 clean: ## remove .venv, caches and runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache runs *.egg-info

@@ -1,0 +1,329 @@
+"""The paper's table: what students gain from the teacher's weights, its logits, its activation maps.
+
+    python -m benchmarks.paper --root IMAGES --teacher FILE --tune        # learning rates, no test data
+    python -m benchmarks.paper --root IMAGES --teacher FILE               # the table
+    python -m benchmarks.paper --root IMAGES --teacher FILE --shard 0/2   # and 1/2, at the same time
+
+IMAGES has train/<class>/ and test/<class>/, FILE the weights of the preset's teacher (a cifar_resnet20; `-o
+teacher.arch=...` for another). Each finished training is a line in the work folder; started again, the
+command goes on where it was. Whichever shard ends last writes paper-<name>.json, .md and .png into --out.
+`--teacher-saw 4500` says that the teacher was trained on the first 4,500 files of each class: validation is
+then on the others. On a CPU a training takes one thread, bf16 and channels_last; on a GPU what is fastest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.paper_arms import ARMS, SIZES, TUNING_SEED, Job, jobs
+from benchmarks.paper_data import table_data
+from benchmarks.paper_report import write_table
+from benchmarks.search import RESULTS
+from search.experiment import Experiment, load_experiment
+from search.pipeline import Setup, get_costs, get_teacher, teacher_blocks
+from search.warmstart import get_library
+from trainables.config import OptimConfig, StudentSpec, hash_json
+from trainables.distill import distill
+from trainables.library import Library
+from trainables.retrain import MANIFEST, retrain_one
+from trainables.runtime import device_name, resolve
+
+ON_CPU = ("device=cpu", "precision=bf16", "layout=channels_last", "threads=1")
+LEARNING_RATES = (0.02, 0.05, 0.1, 0.2)
+VAL_IMAGES = 2_000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the table is made of."""
+
+    experiment: Experiment
+    sizes: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: int
+    epochs: int
+    saw: int | None
+    work: Path
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimiser settings that all arms share."""
+        searched = self.experiment.space.optim.model_dump(exclude={"lr"})
+        return OptimConfig.model_validate(searched)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the trainings share."""
+
+    plan: Plan
+    setup: Setup
+    specs: dict[str, StudentSpec]
+    library: Library | None
+    folder: Path  # of this data, teacher and length: other settings never mix with these
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One shard makes what the others then read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def prepare(plan: Plan) -> Bench:
+    """Data, teacher, prices and the library; what an earlier process left in the work folder is read."""
+    with _alone(plan.work):
+        experiment = plan.experiment
+        runtime = resolve(experiment.runtime)
+        data = table_data(experiment.data, plan.saw, VAL_IMAGES)
+        teacher = get_teacher(experiment, data, runtime)
+        blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
+        specs = {name: SIZES[name].spec(blocks) for name in plan.sizes}
+        # The cost table and the library need the table's widths alone.
+        widths = tuple(sorted({width for spec in specs.values() for width in spec.widths.values()}))
+        space = experiment.space.model_copy(update={"widths": widths, "fuse": True})
+        parts = [data.hash, teacher.record.hash, plan.epochs, plan.optim.model_dump(mode="json")]
+        folder = plan.work / hash_json([*parts, experiment.library.model_dump(mode="json", exclude={"dir"})])
+        update: dict[str, Any] = {
+            "space": space,
+            "run": experiment.run.model_copy(update={"dir": str(folder / "-".join(map(str, widths)))}),
+            "library": experiment.library.model_copy(update={"dir": str(folder / "library")}),
+        }
+        experiment = experiment.model_copy(update=update)
+        costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime)
+        setup = Setup(experiment, folder, runtime, data, teacher, blocks, costs)
+        library = get_library(setup) if "library" in plan.arms else None
+    return Bench(plan, setup, specs, library, folder)
+
+
+def tune(bench: Bench, part: int, parts: int, say: Say) -> None:
+    """Train every arm at the first size with every learning rate; test data is not touched."""
+    size, runtime = bench.plan.sizes[0], bench.setup.runtime
+    grid = [(Job(size, arm, TUNING_SEED), lr) for arm in bench.plan.arms for lr in LEARNING_RATES]
+    done = {(row["arm"], row["lr"]) for row in rows(bench.folder, "tune")}
+    for job, lr in grid[part::parts]:
+        if (job.arm, lr) in done:
+            continue
+        setup = bench.setup
+        config = job.config(bench.specs[size], bench.plan.optim, bench.plan.epochs, lr)
+        modules = bench.library.modules if bench.library else None
+        trained = distill(config, setup.teacher.model, setup.blocks, setup.data, runtime, modules=modules)
+        row = {"size": size, "arm": job.arm, "lr": lr, "val_accuracy": trained.history[-1].val_accuracy}
+        _append(bench.folder / f"tune-{part}of{parts}.jsonl", row)
+        say(f"{job.arm} at learning rate {lr:g}: validation accuracy {row['val_accuracy']:.4f}")
+
+
+def learning_rates(bench: Bench) -> dict[str, tuple[float, bool]]:
+    """By arm: the best by validation accuracy and True; the arm's own while its grid is not whole."""
+    found = {}
+    for arm in bench.plan.arms:
+        scores = {r["lr"]: r["val_accuracy"] for r in rows(bench.folder, "tune") if r["arm"] == arm}
+        whole = set(scores) >= set(LEARNING_RATES)
+        found[arm] = (max(scores, key=lambda lr: scores[lr]), True) if whole else (ARMS[arm].lr, False)
+    return found
+
+
+def train(bench: Bench, job: Job, lr: float) -> dict[str, Any]:
+    """Train and test one model; a line of the record."""
+    setup, plan = bench.setup, bench.plan
+    config = job.config(bench.specs[job.size], plan.optim, plan.epochs, lr)
+    place = bench.folder / "models" / job.key / f"lr-{lr:g}"
+    result = retrain_one(
+        config,
+        setup.teacher,
+        setup.blocks,
+        setup.data,
+        setup.runtime,
+        place,
+        bench.library.modules if bench.library else None,
+        kind=job.arm,
+        data_config=plan.experiment.data,
+    )
+    history = json.loads((place / MANIFEST).read_text())["history"]
+    images = len(setup.data.train)
+    return {
+        "size": job.size,
+        "arm": job.arm,
+        "seed": job.seed,
+        "lr": lr,
+        "test_accuracy": result.test_accuracy,
+        "test_loss": result.test_loss,
+        "val_accuracy": [epoch["val_accuracy"] for epoch in history],
+        "val_loss": [epoch["val_loss"] for epoch in history],
+        # Of training, not of validating.
+        "seconds": [images / epoch["images_per_second"] for epoch in history],
+        "flops": result.flops,
+        "params": result.params,
+    }
+
+
+def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Lines that any shard has written; a line that was cut off is left out."""
+    found = []
+    for file in sorted(folder.glob(f"{kind}-*.jsonl")):
+        found += [
+            json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")
+        ]
+    return found
+
+
+def _append(file: Path, row: dict[str, Any]) -> None:
+    if file.exists() and not (text := file.read_text()).endswith("\n"):
+        file.write_text(text[: text.rfind("\n") + 1])
+    with file.open("a") as out:
+        out.write(json.dumps(row) + "\n")
+
+
+def record(bench: Bench, part: int, parts: int, say: Say) -> list[dict[str, Any]]:
+    """Train this shard's models; the rows of all shards so far, of this plan alone."""
+    plan, rates = bench.plan, learning_rates(bench)
+    wanted = list(jobs(plan.sizes, plan.arms, plan.seeds))
+
+    def found() -> dict[str, dict[str, Any]]:
+        known = {(r["size"], r["arm"], r["seed"], r["lr"]): r for r in rows(bench.folder, "rows")}
+        keys = {job.key: (job.size, job.arm, job.seed, rates[job.arm][0]) for job in wanted}
+        return {name: known[key] for name, key in keys.items() if key in known}
+
+    done = found()
+    for job in wanted[part::parts]:
+        if job.key not in done:
+            row = train(bench, job, rates[job.arm][0])
+            _append(bench.folder / f"rows-{part}of{parts}.jsonl", row)
+            say(f"{job.key}: test accuracy {row['test_accuracy']:.4f}, {sum(row['seconds']):.0f} s")
+    done = found()
+    return [done[job.key] for job in wanted if job.key in done]
+
+
+def command_line(module: str) -> str:
+    """What was typed, with names in the place of this machine's folders and files."""
+    hidden = {"--root": "IMAGES", "--teacher": "FILE", "--work": None, "--shard": None, "--out": None}
+    words = iter(sys.argv[1:])
+    command = ["python", "-m", module]
+    for word in words:
+        if word in hidden:
+            next(words, None)
+            command += [word, str(hidden[word])] if hidden[word] else []
+        else:
+            command.append(word)
+    return shlex.join(command)
+
+
+def conditions(bench: Bench) -> dict[str, Any]:
+    """What the figures were measured with; no place on this machine."""
+    plan, setup = bench.plan, bench.setup
+    teacher = setup.teacher.record
+    return {
+        "command": command_line("benchmarks.paper"),
+        "teacher": {
+            **{key: getattr(teacher, key) for key in ("arch", "hash", "val_accuracy", "val_loss")},
+            **{key: getattr(teacher, key) for key in ("test_accuracy", "test_loss")},
+            **setup.costs.teacher.as_dict(),
+        },
+        "data_hash": setup.data.hash,
+        "train_images": len(setup.data.train),
+        "val_images": len(setup.data.val),
+        "test_images": len(setup.data.test or ()),
+        "teacher_saw": plan.saw,
+        "epochs": plan.epochs,
+        "seeds": plan.seeds,
+        "optim": plan.optim.model_dump(mode="json", exclude={"lr"}),
+        "learning_rates": {
+            arm: {"lr": lr, "tuned": tuned} for arm, (lr, tuned) in learning_rates(bench).items()
+        },
+        "grid": list(LEARNING_RATES),
+        "students": {
+            name: {**setup.costs.price(spec).as_dict(), "widths": dict(spec.widths)}
+            for name, spec in bench.specs.items()
+        },
+        "library_seconds": bench.library.seconds if bench.library else None,
+        "device": device_name(setup.runtime.device),
+        "precision": setup.runtime.precision,
+        "channels_last": setup.runtime.channels_last,
+        "threads": setup.runtime.threads,
+        "torch": torch.__version__,
+    }
+
+
+def read_plan(args: argparse.Namespace) -> Plan:
+    """The experiment with the command line's changes."""
+    overrides = [] if torch.cuda.is_available() else [f"runtime.{setting}" for setting in ON_CPU]
+    if args.root is not None:
+        overrides += ["data.name=imagefolder", f"data.root={args.root}"]
+    if args.teacher is not None:
+        overrides.append(f"teacher.checkpoint={args.teacher}")
+    if args.train_limit is not None:
+        overrides.append(f"data.train_limit={args.train_limit}")
+    experiment = load_experiment("paper", [*overrides, *args.override], args.work)
+    return Plan(
+        experiment=experiment,
+        sizes=tuple(args.sizes),
+        arms=tuple(args.arms),
+        seeds=args.seeds,
+        epochs=args.epochs or experiment.budget.epochs,
+        saw=args.teacher_saw,
+        work=args.work,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--root", help="folder with train/<class>/, test/<class>/; default: the preset's data")
+    found.add_argument("--teacher", help="weights of the teacher; default: train the preset's")
+    found.add_argument("--teacher-saw", type=int, metavar="N", help="it was trained on N files of each class")
+    found.add_argument("--train-limit", type=int, metavar="N", help="training images; default: all")
+    found.add_argument("--epochs", type=int, help="of every training; default: the preset's")
+    found.add_argument("--seeds", type=int, default=5)
+    found.add_argument("--sizes", nargs="+", choices=SIZES, default=["half", "quarter"])
+    found.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    found.add_argument("--tune", action="store_true", help="find the arms' learning rates, and stop")
+    found.add_argument("--shard", default="0/1", help="this process's part of the work, e.g. 0/2")
+    found.add_argument("--name", default="cpu", help="of the result files, paper-<name>")
+    found.add_argument("--work", type=Path, default=Path("runs") / "paper", help="what is done so far")
+    found.add_argument("--out", type=Path, default=RESULTS)
+    found.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE")
+    return found
+
+
+def main() -> None:
+    args = parser().parse_args()
+    part, parts = map(int, args.shard.split("/"))
+
+    def say(text: str) -> None:
+        print(f"shard {args.shard}: {text}", flush=True)
+
+    plan = read_plan(args)
+    bench = prepare(plan)
+    if args.tune:
+        tune(bench, part, parts, say)
+        for arm, (lr, tuned) in learning_rates(bench).items():
+            say(f"{arm}: learning rate {lr:g}{'' if tuned else ' (its grid is not whole yet)'}")
+        return
+    found = record(bench, part, parts, say)
+    total = len(plan.sizes) * len(plan.arms) * plan.seeds
+    if len(found) < total:
+        say(f"{len(found)} of {total} trainings are there; the shard that ends last writes the table")
+        return
+    text, figures = write_table(found, conditions(bench), args.out, f"paper-{args.name}")
+    print(text)
+    for name, value in figures.items():
+        print(name, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What the paper's table compares: students of named sizes, each trained in several ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from trainables.blocks import Block
+from trainables.config import DistillConfig, LossConfig, OptimConfig, StudentSpec
+from trainables.errors import InputError
+
+ALPHA, TAU, BETA = 0.9, 4.0, 1.0  # wherever an arm has the term
+TUNING_SEED = 0  # the table's own seeds start at 1
+
+
+@dataclass(frozen=True)
+class Size:
+    """Blocks whose names match none of `keep` are replaced at `width`; neighbours become one module."""
+
+    keep: tuple[str, ...]
+    width: float
+
+    def spec(self, blocks: Sequence[Block]) -> StudentSpec:
+        """The student of this size.
+
+        Raises:
+            InputError: the teacher has no block to replace.
+        """
+        names = [b.name for b in blocks if not any(fnmatch(b.name, pattern) for pattern in self.keep)]
+        if not names:
+            raise InputError(
+                f"--sizes: keeping {', '.join(self.keep)} leaves no block of the teacher to replace"
+            )
+        return StudentSpec(widths=dict.fromkeys(names, self.width), fuse=True)
+
+
+# By their share of a CIFAR ResNet-20's FLOPs: 0.52, 0.34 and 0.24.
+SIZES = {
+    "half": Size(("*.0",), 1.0),
+    "third": Size(("*.0",), 0.25),
+    "quarter": Size((), 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a student; `lr` is its peak learning rate where none was tuned."""
+
+    title: str
+    start: str  # as `warm_start`
+    loss: LossConfig
+    lr: float
+
+
+PLAIN = LossConfig(alpha=0.0, beta=0.0)
+LOGITS = LossConfig(alpha=ALPHA, tau=TAU, beta=0.0)
+UNIFORM = LossConfig(alpha=ALPHA, tau=TAU, beta=BETA, supervision="uniform")
+ADAPTIVE = LossConfig(alpha=ALPHA, tau=TAU, beta=BETA, supervision="adaptive")
+
+ARMS = {
+    "scratch": Arm("from scratch, cross-entropy", "none", PLAIN, 0.1),
+    "hinton": Arm("from scratch, teacher's logits (Hinton et al.)", "none", LOGITS, 0.1),
+    "finetune": Arm("teacher's kept weights, cross-entropy", "teacher", PLAIN, 0.05),
+    "logits": Arm("teacher's kept weights, teacher's logits", "teacher", LOGITS, 0.05),
+    "ama-uniform": Arm("AMA, uniform supervision", "teacher", UNIFORM, 0.05),
+    "ama-adaptive": Arm("AMA, adaptive supervision", "teacher", ADAPTIVE, 0.05),
+    "library": Arm("AMA, adaptive supervision, from the library", "library", ADAPTIVE, 0.05),
+}
+# What each step adds: the arm, and the one that differs from it in that step alone.
+STEPS = (
+    ("hinton", "scratch", "the teacher's logits, from scratch"),
+    ("finetune", "scratch", "the teacher's kept weights"),
+    ("logits", "finetune", "the teacher's logits"),
+    ("ama-uniform", "logits", "the teacher's activation maps"),
+    ("ama-adaptive", "ama-uniform", "adaptive supervision"),
+    ("library", "ama-adaptive", "pre-distilled modules"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of the table."""
+
+    size: str
+    arm: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in files."""
+        return f"{self.size}/{self.arm}/seed-{self.seed}"
+
+    def config(self, spec: StudentSpec, optim: OptimConfig, epochs: int, lr: float) -> DistillConfig:
+        """What to train; `optim` but for its learning rate."""
+        arm = ARMS[self.arm]
+        return DistillConfig.model_validate(
+            {
+                "student": spec,
+                "loss": arm.loss,
+                "optim": optim.model_copy(update={"lr": lr}),
+                "epochs": epochs,
+                "seed": self.seed,
+                "warm_start": arm.start,
+            }
+        )
+
+
+def jobs(sizes: Sequence[str], arms: Sequence[str], seeds: int) -> Iterator[Job]:
+    """Seed by seed, so that a table cut short has whole pairs."""
+    for seed in range(TUNING_SEED + 1, TUNING_SEED + 1 + seeds):
+        yield from (Job(size, arm, seed) for size in sizes for arm in arms)

@@ -1,0 +1,69 @@
+"""Images for the paper's table: validation on images that the teacher has not seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from trainables.augment import augment_for
+from trainables.config import DataConfig, hash_json
+from trainables.data import DEFAULT_CACHE, ImageData, load_data, split_of
+from trainables.errors import InputError
+from trainables.imagefolder import read_imagefolder
+from trainables.splits import LIMIT_STREAM, VAL_STREAM, stratified_sample
+
+
+def table_data(config: DataConfig, saw: int | None, val_images: int) -> ImageData:
+    """Training, validation and test images.
+
+    Args:
+        config: the experiment's data.
+        saw: the teacher was trained on the first so many files of each training class: students train on
+            (a sample of) the same, and the others are the validation images; None: `config`'s own split.
+        val_images: at most that many validation images, a stratified sample.
+
+    Raises:
+        InputError: as `load_data`; `saw` with data other than a folder of images, or leaving no images.
+    """
+    data = load_data(config, test=True) if saw is None else _after(config, saw)
+    if len(data.val) <= val_images:
+        return data
+    labels = data.val.labels.numpy()
+    some = stratified_sample(labels, val_images, data.num_classes, config.split_seed, VAL_STREAM)
+    val = split_of(data.val.images.numpy()[some], labels[some])
+    return replace(data, val=val, hash=hash_json([data.hash, "val", val_images]))
+
+
+def _after(config: DataConfig, saw: int) -> ImageData:
+    """Train on (a sample of) the first `saw` files of every class, validate on the rest."""
+    if config.name != "imagefolder" or config.root is None or config.size is None or config.mean is None:
+        raise InputError("--teacher-saw needs data.name=imagefolder with data.root, data.size and data.mean")
+    assert config.std is not None, "validated with the mean"
+    cache = Path(config.cache or DEFAULT_CACHE).expanduser()
+    source = read_imagefolder(Path(config.root).expanduser(), config.size, cache, False, True, None)
+    assert source.test is not None, "asked for"
+    places = np.concatenate([np.arange(n) for n in np.bincount(source.labels)])  # files are in class order
+    seen, rest = np.flatnonzero(places < saw), np.flatnonzero(places >= saw)
+    if len(np.unique(source.labels[rest])) < len(source.classes):
+        raise InputError(
+            f"--teacher-saw: a class has no more than {saw} training images: none to validate on"
+        )
+    if config.train_limit is not None:
+        seen = seen[
+            stratified_sample(
+                source.labels[seen], config.train_limit, len(source.classes), config.split_seed, LIMIT_STREAM
+            )
+        ]
+    return ImageData(
+        name=config.name,
+        train=split_of(source.images[seen], source.labels[seen]),
+        val=split_of(source.images[rest], source.labels[rest]),
+        test=split_of(*source.test),
+        classes=source.classes,
+        mean=config.mean,
+        std=config.std,
+        augment=augment_for(config.name, config.augment, config.size),
+        hash=hash_json([source.hash, config.size, "saw", saw, config.train_limit, config.split_seed]),
+    )
