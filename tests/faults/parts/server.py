@@ -30,7 +30,7 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="ama-postgres-"))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+            self.port = free.getsockname()[1]
         (self._folder / "password").write_text(PASSWORD)
         if os.getuid() == 0:  # PostgreSQL refuses to run as root
             shutil.chown(self._folder, USER)
@@ -57,7 +57,7 @@ class Postgres:
             assert done.returncode == 0, output.read()
 
     def start(self) -> None:
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -k {self._folder}"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self._folder}"
         self._run("pg_ctl", "-w", "-o", options, "-l", str(self._folder / "log"), "start")
 
     def stop(self) -> None:
@@ -65,7 +65,7 @@ class Postgres:
         self._run("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def url(self, database: str = "postgres") -> str:
-        return f"postgresql+psycopg://{USER}:{PASSWORD}@127.0.0.1:{self._port}/{database}"
+        return f"postgresql+psycopg://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
     def create(self, database: str) -> str:
         """A new database; its URL."""
