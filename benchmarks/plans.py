@@ -86,7 +86,7 @@ class Plan:
 
     def points(self, blocks: Sequence[str]) -> list[Point]:
         """All runs of the table, in the order in which they are recorded: seed by seed."""
-        space = SearchSpace.from_experiment(Experiment.model_validate(self.experiment | _RUN), blocks)
+        space = SearchSpace(Experiment.model_validate(self.experiment | _RUN), tuple(blocks))
         whole = list(_all(space) if self.sampled is None else _sample(space, self.sampled))
         return [
             Point(params, start, seed)

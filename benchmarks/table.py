@@ -123,7 +123,7 @@ class Table:
     @cached_property
     def space(self) -> SearchSpace:
         """The space that the runs are points of."""
-        return SearchSpace.from_experiment(self.experiment, [block.name for block in self.costs.structure])
+        return SearchSpace.from_experiment(self.experiment, self.costs.structure)
 
     @cached_property
     def costs(self) -> CostTable:

@@ -121,7 +121,7 @@ def record(bench: Bench, point: Point) -> Run:
     """Train one point to its last epoch."""
     setup = bench.setup
     runtime = setup.runtime
-    space = SearchSpace.from_experiment(setup.experiment, [block.name for block in setup.blocks])
+    space = SearchSpace.from_experiment(setup.experiment, setup.blocks)
     config = space.to_config(point.params, point.seed).model_copy(update={"warm_start": point.start})
     started = time.process_time()
     modules = bench.libraries[point.seed].modules

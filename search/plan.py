@@ -32,7 +32,7 @@ def plan(experiment: Experiment, *, address: str | None = None, progress: Progre
     at_once = _slots(experiment.resources, address)
     data = read_data(experiment, progress=progress)
     teacher, blocks, table = profile(experiment, data, progress, keep=False)
-    space = SearchSpace.from_experiment(experiment, [block.name for block in blocks])
+    space = SearchSpace.from_experiment(experiment, blocks)
     limits = absolute_limits(experiment, teacher, table)
     lines = [
         f"search space: {space.size()}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +22,10 @@ from optuna.trial import BaseTrial
 
 from search.experiment import Experiment
 from search.ranges import Choices, Range
+from trainables.blocks import Block
 from trainables.config import DistillConfig, LossConfig, OptimConfig, StudentSpec, hash_json
 from trainables.errors import InputError
+from trainables.student import merged_widths
 
 LEVEL = "level/"
 
@@ -34,11 +36,18 @@ class SearchSpace:
 
     experiment: Experiment
     blocks: tuple[str, ...]
+    merged: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def from_experiment(cls, experiment: Experiment, block_names: Sequence[str]) -> SearchSpace:
-        """The space over `block_names`: the teacher's blocks that may be replaced, in execution order."""
-        return cls(experiment, tuple(block_names))
+    def from_experiment(cls, experiment: Experiment, blocks: Sequence[Block]) -> SearchSpace:
+        """The space over `blocks`: the teacher's blocks that may be replaced, in execution order.
+
+        Levels of a block whose modules are the same (see `merged_widths`) mean one student: the least width
+        is in its config, so that it has one price and one key, and is not trained twice.
+        """
+        widths = experiment.space.widths
+        merged = {block.name: merged_widths(block, widths) for block in blocks}
+        return cls(experiment, tuple(merged), merged)
 
     @property
     def keep(self) -> int:
@@ -65,8 +74,14 @@ class SearchSpace:
         return {name: _suggest(trial, name, dist) for name, dist in self.distributions.items()}
 
     def to_config(self, params: Mapping[str, Any], seed: int) -> DistillConfig:
-        """`to_config` of this space's experiment."""
-        return to_config(params, self.experiment, seed)
+        """`to_config` of this space's experiment, of several equal modules the one of least width."""
+        config = to_config(params, self.experiment, seed)
+        least = {
+            name: self.merged.get(name, {}).get(width, width) for name, width in config.student.widths.items()
+        }
+        if least == config.student.widths:
+            return config
+        return config.model_copy(update={"student": StudentSpec(widths=least, fuse=config.student.fuse)})
 
     def student_key(self, config: DistillConfig) -> str:
         """`student_key`, at hand where the space is."""
@@ -101,8 +116,10 @@ class SearchSpace:
 
     def size(self) -> str:
         """How much there is to search, e.g. `4^9 = 262,144 students × 2 (fuse) × 4 continuous ranges`."""
-        levels, blocks = self.keep + 1, len(self.blocks)
-        parts = [f"{levels}^{blocks} = {_count(levels**blocks)} students"]
+        widths = self.experiment.space.widths
+        levels = [len(set(self.merged.get(name, {}).values()) or widths) + 1 for name in self.blocks]
+        powers = [f"{count}^{levels.count(count)}" for count in sorted(set(levels))]
+        parts = [f"{'·'.join(powers)} = {_count(math.prod(levels))} students"]
         continuous = 0
         for name, dist in self.distributions.items():
             if name.startswith(LEVEL):

@@ -31,7 +31,7 @@ from trainables.latency import (
     summary,
 )
 from trainables.runtime import Runtime, device_name
-from trainables.student import Span, build_span, build_student, candidate_spans, spans_of
+from trainables.student import Span, build_span, build_student, candidate_spans, merged_widths, spans_of
 from trainables.weights import weights_hash
 
 __all__ = [
@@ -151,8 +151,9 @@ def _covering(
 ) -> Iterator[StudentSpec]:
     """Few students in which every kind of module stands at least once."""
     seen: set[str] = set()
+    least = {block.name: merged_widths(block, widths) for block in blocks}
     for width in widths:
-        spec = StudentSpec(widths={block.name: width for block in blocks}, fuse=False)
+        spec = StudentSpec(widths={name: merged[width] for name, merged in least.items()}, fuse=False)
         held = {kinds[span.key].text for span in spans_of(blocks, spec)}
         if held - seen:
             yield spec

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from trainables.blocks import Block
 from trainables.config import Config, StudentSpec
 from trainables.errors import InputError
-from trainables.student import Span, candidate_spans
+from trainables.student import Span, candidate_spans, merged_widths
 
 COST_METRICS = ("params", "flops", "latency_ms")
 
@@ -173,11 +173,14 @@ class CostTable(Config):
         for span in self.spans:
             module, blocks = self.modules[span.key], [self.blocks[name] for name in span.blocks]
             start = place[span.blocks[0]]
-            changes[start, start + len(blocks), span.width] = Costs(
+            change = Costs(
                 module.params - sum(block.params for block in blocks),
                 module.flops - sum(block.flops for block in blocks),
                 module.latency_ms - sum(block.latency_ms for block in blocks),
             )
+            for width, least in merged_widths(self.structure[start], self.widths).items():
+                if least == span.width:  # a width that gives the same module has its price
+                    changes[start, start + len(blocks), width] = change
         return changes
 
     def _missing(self, start: int, stop: int, width: float) -> str:

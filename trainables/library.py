@@ -32,7 +32,7 @@ from trainables.evaluation import evaluate
 from trainables.losses import logit_loss, relative_error
 from trainables.optim import lr_at
 from trainables.runtime import Runtime
-from trainables.student import Span, Taps, build_span, candidate_spans, spans_of
+from trainables.student import Span, Taps, build_span, candidate_spans, merged_widths, spans_of
 from trainables.surgery import Skip, exchanged
 
 FORMAT = 1
@@ -225,7 +225,7 @@ class _Phases:
         draws[int(draws.argmin())] = 0.0
         levels = torch.randint(len(self.widths), (len(self.blocks),), generator=generator).tolist()
         widths = {
-            block.name: self.widths[level]
+            block.name: merged_widths(block, self.widths)[self.widths[level]]
             for block, level, draw in zip(self.blocks, levels, draws.tolist(), strict=True)
             if draw <= share
         }

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from trainables.adaptation import make_module
+from trainables.adaptation import hidden_channels, make_module
 from trainables.blocks import Block
 from trainables.config import StudentSpec, hash_json
 from trainables.errors import InputError
@@ -26,6 +26,7 @@ __all__ = [
     "build_span",
     "build_student",
     "candidate_spans",
+    "merged_widths",
     "recalibrate_batchnorm",
     "reset_parameters",
     "spans_of",
@@ -86,15 +87,35 @@ def spans_of(blocks: Sequence[Block], spec: StudentSpec) -> tuple[Span, ...]:
 
 
 def candidate_spans(blocks: Sequence[Block], widths: Sequence[float], fuse: bool) -> tuple[Span, ...]:
-    """Every span that any spec with these widths can contain: what a cost table and a library must hold."""
+    """Every span that any spec with these widths can contain: what a cost table and a library must hold.
+
+    Of several widths that give one module (`merged_widths`), the least stands for all.
+    """
     spans = []
     for start in range(len(blocks)):
         stop = start + 1
         while fuse and stop < len(blocks) and _joins(blocks[stop - 1], blocks[stop]):
             stop += 1
         for end in range(start + 1, stop + 1):
-            spans += [_span(blocks[start:end], width) for width in widths]
+            kept = dict.fromkeys(merged_widths(blocks[end - 1], widths).values())
+            spans += [_span(blocks[start:end], width) for width in kept]
     return tuple(spans)
+
+
+def merged_widths(block: Block, widths: Sequence[float]) -> dict[float, float]:
+    """Every width by the least of `widths` that gives a module as wide over this block.
+
+    Hidden channels are rounded to eights, so that widths 0.25 and 0.5 of 16 channels are one module. All
+    blocks of a span have one output shape, so what holds for one holds for the span.
+    """
+    least: dict[int, float] = {}
+    for width in sorted(widths):
+        least.setdefault(_hidden(block, width), width)
+    return {width: least[_hidden(block, width)] for width in widths}
+
+
+def _hidden(block: Block, width: float) -> int:
+    return hidden_channels(width, block.out_shape[0 if block.layout == "nchw" else -1])
 
 
 def _joins(before: Block, block: Block) -> bool:

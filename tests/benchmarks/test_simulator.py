@@ -37,7 +37,6 @@ PLAN = Plan(
     (0, 1),
     None,
 )
-STUDENTS = 2 * (3**3 - 1)  # 3 blocks on 3 levels, 2 settings, without the teacher
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +200,10 @@ def test_ours_tries_every_student_once_and_then_has_nothing_left(table: Table, f
 
     replay = play(table, Watched(table, 0, 0, Policy(first=first, eta=2.0, startup=4)), workers=4)
     assert replay.exhausted
-    # In the first stage both widths are the same size, but not the same student.
-    assert len(seen) == len(set(seen)) == STUDENTS
-    assert 0 < replay.stopped < STUDENTS
-    assert len(replay.completions) == STUDENTS - replay.stopped
+    # Both widths of the first block give one module: 2 levels, of the others 3, without the teacher; 2 alphas.
+    assert len(seen) == len(set(seen)) == 2 * (2 * 3 * 3 - 1)
+    assert 0 < replay.stopped < len(seen)
+    assert len(replay.completions) == len(seen) - replay.stopped
 
 
 def test_the_first_proposals_of_ours_are_the_proxys_and_begin_with_the_cheapest(table: Table) -> None:

@@ -8,7 +8,10 @@ from search.experiment import load_experiment, preset_text, presets, resolved
 from search.space import SearchSpace, to_config
 from trainables.errors import InputError
 
-NAMES = ("cifar10-resnet18", "cifar10-resnet20", "cifar10-resnet56", "digits", "imagefolder-resnet50")
+NAMES = (
+    *("cifar10-resnet18", "cifar10-resnet20", "cifar10-resnet56", "digits", "imagefolder-resnet50"),
+    "paper",
+)
 
 
 def test_the_presets_that_there_are():
@@ -21,7 +24,7 @@ def test_a_preset_is_a_whole_experiment(name):
     assert experiment.name == name
     assert experiment.run.dir == f"runs/{name}"
     assert len(experiment.objectives) >= 2
-    space = SearchSpace.from_experiment(experiment, ["a", "b"])
+    space = SearchSpace(experiment, ("a", "b"))
     assert to_config({"level/a": 0, "level/b": 1} | _lowest(space), experiment, seed=3).student.widths
 
 

@@ -12,7 +12,7 @@ from trainables.config import StudentSpec
 from trainables.cost import Costs
 from trainables.student import candidate_spans, spans_of
 
-SHAPES = [(8, 4, 4), (8, 4, 4), (8, 4, 4), (16, 2, 2), (16, 2, 2)]  # of the blocks' outputs
+SHAPES = [(32, 4, 4), (32, 4, 4), (32, 4, 4), (64, 2, 2), (64, 2, 2)]  # of the blocks' outputs
 WIDTHS = (0.25, 0.5)
 
 

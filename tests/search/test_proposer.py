@@ -67,7 +67,7 @@ class Search:
         self.record = record or StudyRecord.create(
             f"sqlite:///{folder}/study.db", "toy", ["maximize", "minimize"]
         )
-        space = SearchSpace.from_experiment(config, blocks)
+        space = SearchSpace(config, tuple(blocks))
         self.proposer = Proposer(
             config, space, lambda s: price(s, blocks), list(limits), self.record.trials()
         )

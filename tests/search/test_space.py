@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import optuna
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search.experiment import Experiment
-from search.space import SearchSpace, student_key, to_config
+from search.space import LEVEL, SearchSpace, student_key, to_config
+from trainables.blocks import find_blocks
 from trainables.config import DistillConfig, StudentSpec
 from trainables.errors import InputError
+from trainables.models import build_model
 
-BLOCKS = ["layer1.0", "layer1.1", "layer2.0"]
+BLOCKS = ("layer1.0", "layer1.1", "layer2.0")
 
 
 def experiment_with(**space):
@@ -32,7 +35,7 @@ def wide():
         loss={"tau": [1, 8], "alpha": [0.2, 0.8], "supervision": ["uniform", "adaptive"]},
         optim={"lr": {"choices": [0.1, 0.01]}, "batch_size": [32, 64]},
     )
-    return SearchSpace.from_experiment(experiment, BLOCKS)
+    return SearchSpace(experiment, BLOCKS)
 
 
 def test_levels_come_first_in_block_order_then_what_is_searched(wide):
@@ -50,7 +53,7 @@ def test_levels_come_first_in_block_order_then_what_is_searched(wide):
 
 
 def test_what_is_fixed_is_no_parameter():
-    space = SearchSpace.from_experiment(experiment_with(fuse=False), ["a"])
+    space = SearchSpace(experiment_with(fuse=False), ("a",))
     assert list(space.distributions) == ["level/a"]
     config = space.to_config({"level/a": 0}, seed=0)
     assert (config.student.fuse, config.loss.tau, config.optim.lr) == (False, 4.0, 0.1)
@@ -92,9 +95,7 @@ def test_train_warm_start_and_epochs_come_from_the_experiment():
 @given(seed=st.integers(0, 2**16))
 @settings(max_examples=30, deadline=None)
 def test_params_survive_the_way_to_a_config_and_back(seed):
-    space = SearchSpace.from_experiment(
-        Experiment.model_validate({"name": "x", "space": {"fuse": "search"}}), BLOCKS
-    )
+    space = SearchSpace(Experiment.model_validate({"name": "x", "space": {"fuse": "search"}}), BLOCKS)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial = study.ask()
     params = space.suggest(trial)
@@ -132,10 +133,10 @@ def test_the_size_counts_students_and_names_the_rest(wide):
         "3^3 = 27 students × 2 (fuse) × 2 (supervision) × 2 (lr) × 33 (batch_size) × 2 continuous ranges"
     )
     assert wide.size() == expected
-    nine = [f"b{i}" for i in range(9)]
+    nine = tuple(f"b{i}" for i in range(9))
     four = experiment_with(widths=[0.25, 0.5, 1], loss={"alpha": [0, 1]})
-    assert SearchSpace.from_experiment(four, nine).size() == "4^9 = 262,144 students × 1 continuous range"
-    many = SearchSpace.from_experiment(experiment_with(widths=[0.25, 0.5, 1]), nine * 3)
+    assert SearchSpace(four, nine).size() == "4^9 = 262,144 students × 1 continuous range"
+    many = SearchSpace(experiment_with(widths=[0.25, 0.5, 1]), nine * 3)
     assert many.size() == "4^27 = 1.8e16 students"
 
 
@@ -168,3 +169,23 @@ def test_the_entropy_weight_counts_only_where_it_acts():
 
     assert key("uniform", 1.0) == key("uniform", 2.0)
     assert key("adaptive", 1.0) != key("adaptive", 2.0)
+
+
+def test_widths_that_give_one_module_mean_one_student():
+    # Maps of 16, 32 and 64 channels; hidden channels come in eights.
+    model = build_model("cifar_resnet8", 10, (3, 16, 16))
+    blocks = find_blocks(model, torch.zeros(1, 3, 16, 16))
+    experiment = experiment_with(widths=[0.25, 0.5, 1.0])
+    space = SearchSpace.from_experiment(experiment, blocks)
+    low, middle, high = (
+        space.to_config({LEVEL + name: level for name in space.blocks}, seed=0).student.widths
+        for level in range(3)
+    )
+    assert list(low.values()) == [0.25, 0.25, 0.25]
+    assert list(middle.values()) == [0.25, 0.5, 0.5]
+    assert list(high.values()) == [1.0, 1.0, 1.0]
+    assert space.size() == "3^1·4^2 = 48 students"
+    mixed = {**dict.fromkeys(map(LEVEL.__add__, space.blocks), 1), LEVEL + space.blocks[0]: 0}
+    assert space.student_key(space.to_config(mixed, 0)) == space.student_key(
+        space.to_config(dict.fromkeys(mixed, 1), 0)
+    )

@@ -26,7 +26,8 @@ def experiment(folder: Path, **budget: Any) -> Experiment:
             "objectives": ["val_accuracy", "flops"],
             "space": {"widths": [0.25, 0.5], "fuse": "search", "optim": {"batch_size": [32, 64]}},
             "budget": {"trials": 4, "epochs": 1, "first_share": 0.5, **budget},
-            "runtime": {"device": "cpu", "precision": "fp32"},
+            "runtime": {"device": "cpu", "precision": "fp32", "layout": "contiguous"}
+            | {"optimizer": "single", "eval_batch": 512},
             "costs": {"seconds": 0.5},
             "warm_start": "library",
             "library": {"dir": str(folder / "library"), "epochs": 1, "student_epochs": 1, "batch_size": 64},
@@ -53,7 +54,7 @@ def test_the_library_is_made_once_and_found_by_its_content(setup: Setup, library
 
 
 def test_first_proposals_lie_in_the_space_along_the_cost_axis(setup: Setup, library: Library) -> None:
-    space = SearchSpace.from_experiment(setup.experiment, [block.name for block in setup.blocks])
+    space = SearchSpace.from_experiment(setup.experiment, setup.blocks)
     first = first_proposals(setup, library, space)
     assert len(first) == 2  # half of four trials
     configs = [space.to_config(params, seed=0) for params in first]
@@ -69,7 +70,7 @@ def test_first_proposals_lie_in_the_space_along_the_cost_axis(setup: Setup, libr
 def test_a_search_tries_them_first_and_a_longer_one_does_not_repeat_them(
     setup: Setup, library: Library, local_ray: None
 ) -> None:
-    space = SearchSpace.from_experiment(setup.experiment, [block.name for block in setup.blocks])
+    space = SearchSpace.from_experiment(setup.experiment, setup.blocks)
     first = first_proposals(setup, library, space)
     search(setup.experiment)
     run = setup.experiment.run.dir

@@ -21,7 +21,7 @@ from trainables.errors import InputError
 from trainables.evaluation import evaluate
 from trainables.library import META, WEIGHTS, Library, build_library, library_key
 from trainables.runtime import resolve
-from trainables.student import candidate_spans
+from trainables.student import candidate_spans, merged_widths
 from trainables.teachers import train_teacher
 
 CONFIG = LibraryConfig(epochs=4, student_epochs=4, batch_size=128)
@@ -68,7 +68,7 @@ def test_modules_come_closer_to_their_blocks_than_untrained_ones(made):
 
 def test_a_student_from_the_library_starts_better_than_one_with_fresh_modules(made):
     runtime, data, teacher, blocks, library, _ = made
-    spec = StudentSpec(widths={block.name: 0.5 for block in blocks})
+    spec = StudentSpec(widths={block.name: merged_widths(block, WIDTHS)[0.5] for block in blocks})
     scores = {}
     for start in ("library", "teacher"):
         config = DistillConfig(student=spec, epochs=1, warm_start=start, optim=OptimConfig(batch_size=64))

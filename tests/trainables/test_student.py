@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -24,6 +25,7 @@ from trainables.student import (
     build_span,
     build_student,
     candidate_spans,
+    merged_widths,
     recalibrate_batchnorm,
     reset_parameters,
     spans_of,
@@ -50,7 +52,7 @@ def chain(*shapes: tuple[int, ...], breaks: tuple[int, ...] = ()) -> tuple[Block
     )
 
 
-BIG, SMALL = (8, 4, 4), (16, 2, 2)
+BIG, SMALL = (32, 4, 4), (64, 2, 2)
 CHAIN = chain(BIG, BIG, BIG, SMALL, SMALL, SMALL, breaks=(4,))
 
 
@@ -93,6 +95,16 @@ def test_candidates_in_numbers() -> None:
     assert len(candidate_spans(CHAIN, [0.25, 0.5], fuse=False)) == 2 * 5
     found = candidate_spans(CHAIN, [0.25, 0.5], fuse=True)
     assert len(found) == len({span.key for span in found}) == 2 * (5 + 2)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
+def test_of_widths_that_give_one_module_the_least_is_the_candidate(layout: str) -> None:
+    narrow = {"nchw": (16, 4, 4), "nhwc": (4, 4, 16), "tokens": (4, 16)}[layout]
+    block = replace(chain(narrow, narrow)[0], layout=layout)
+    assert merged_widths(block, [1.0, 0.5, 0.25]) == {1.0: 1.0, 0.5: 0.25, 0.25: 0.25}
+    assert [span.width for span in candidate_spans([block], [0.25, 0.5, 1.0], fuse=True)] == [0.25, 1.0]
+    least, other = (build_span(spans_of([block], StudentSpec(widths={"b0": w}))[0]) for w in (0.25, 0.5))
+    assert [p.shape for p in least.parameters()] == [p.shape for p in other.parameters()]
 
 
 def family(name: str) -> tuple[nn.Module, torch.Tensor]:
