@@ -30,6 +30,7 @@ from trainables.splits import LIMIT_STREAM, VAL_STREAM, Indices, stratified_samp
 DEFAULT_CACHE = Path("~/.cache/ama-search")
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,11 @@ class ImageData:
         Yields:
             Normalised images, float32 (B, 3, H, W), and labels, int64 (B,), new tensors on the device.
         """
+        for images, labels, _ in self.train_steps(batch_size, seed, epoch, runtime):
+            yield images, labels
+
+    def train_steps(self, batch_size: int, seed: int, epoch: int, runtime: Runtime) -> Iterator[Step]:
+        """As `train_batches`, with each batch's indices into the training images, int64 (B,)."""
         split = self._split_on("train", runtime.device)
         constants = normalisation_constants(self.mean, self.std, runtime.device)
         plan = plan_epoch(len(split), self.augment, seed, epoch).to(runtime.device)
@@ -108,6 +114,7 @@ class ImageData:
             yield (
                 normalise(images, constants, runtime.memory_format),
                 split.labels.index_select(0, part.order),
+                part.order,
             )
 
     def eval_batches(self, split: str, runtime: Runtime, batch_size: int = 512) -> Iterator[Batch]:

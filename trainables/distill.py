@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainables.assembly import Modules, candidate_maps, start_student
 from trainables.blocks import Block
@@ -20,15 +20,17 @@ from trainables.checkpoint import has_checkpoint, load_checkpoint, save_checkpoi
 from trainables.config import DistillConfig, hash_json
 from trainables.data import ImageData
 from trainables.errors import InputError
-from trainables.evaluation import evaluate
-from trainables.losses import DistillationLoss, LossParts
+from trainables.evaluation import Evaluation, evaluate
+from trainables.figures import Stopwatch, peaks, reset_peaks
+from trainables.losses import DistillationLoss
 from trainables.optim import lr_at, make_optimizer, set_lr
 from trainables.runtime import Runtime, seeded
-from trainables.student import Taps, spans_of
-from trainables.teachers import weights_hash
+from trainables.stepping import Stepper, Sums, TooLarge, free_memory
+from trainables.student import spans_of
+from trainables.supervision import Supervisor
 
-CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
-LOGGED = ("total", "ce", "kl", "feature", "regulariser", "entropy")
+CHECK_EVERY = 50  # steps between looks at the loss
+LEAST_EVAL_BATCH = 32  # images; where not even these fit, a trial fails
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - a result of the trial, not a fault of the code
@@ -50,6 +52,12 @@ class EpochMetrics:
     lr: float  # of the last step
     seconds: float  # training and validation
     images_per_second: float  # training alone
+    data_seconds: float = 0.0  # getting batches, augmented and normalised
+    step_seconds: float = 0.0  # teacher, student, loss, optimiser
+    eval_seconds: float = 0.0  # validation
+    host_mib: float = 0.0  # most resident memory of the process since the trial began, in MiB
+    gpu_mib: float = 0.0  # most GPU memory allocated since then; 0 without a GPU
+    micro_batches: int = 1  # parts that a step's batch is computed in; 2 once it did not fit in one
 
     def as_dict(self) -> dict[str, Any]:
         """Field names to values."""
@@ -82,6 +90,7 @@ class Distiller:
         data: ImageData,
         runtime: Runtime,
         modules: Modules | None = None,
+        supervisor: Supervisor | None = None,
     ) -> None:
         """Assemble student, loss and optimiser on the runtime's device.
 
@@ -92,26 +101,31 @@ class Distiller:
             data: training and validation images.
             runtime: device, precision, layout.
             modules: pre-distilled AMA modules by span key; read with `warm_start: library` alone.
+            supervisor: of this teacher and data, where several distillations share one; None: its own.
 
         Raises:
             InputError: unknown block names; a library start without the modules it needs; `train: modules`
                 with a student whose kept parts would be random.
         """
+        reset_peaks(runtime.device)
         self.config, self.data, self.runtime = config, data, runtime
         self.spans = spans_of(blocks, config.student)
-        self.teacher = teacher.to(runtime.device, memory_format=runtime.memory_format).eval()  # type: ignore[call-overload]
-        self.student = start_student(config, self.teacher, blocks, self.spans, data, runtime, modules)
-        self._targets = [candidate_maps(span, blocks, config.loss) for span in self.spans]
+        self._supervisor = supervisor or Supervisor(teacher, blocks, data, runtime)
+        teacher = self._supervisor.teacher
+        self.student = start_student(config, teacher, blocks, self.spans, data, runtime, modules)
+        targets = [candidate_maps(span, blocks, config.loss) for span in self.spans]
         self.loss = DistillationLoss(
-            config.loss, [len(paths) for paths in self._targets], config.optim.label_smoothing
+            config.loss, [len(paths) for paths in targets], config.optim.label_smoothing
         ).to(runtime.device)
+        optim = config.optim
         self.optimizer = make_optimizer(
-            self.student, config.optim.lr, config.optim.momentum, config.optim.weight_decay
+            self.student, optim.lr, optim.momentum, optim.weight_decay, runtime.optimizer
         )
         self.optimizer.add_param_group(
             {"params": list(self.loss.parameters()), "weight_decay": 0.0, "lr_scale": self.loss.lr_scale}
         )
-        self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")  # type: ignore[attr-defined]
+        self._stepper = Stepper(self.student, self.loss, self.optimizer, self.spans, targets, runtime)
+        self._eval_batch = runtime.eval_batch
         self.history: list[EpochMetrics] = []
 
     @property
@@ -129,16 +143,22 @@ class Distiller:
 
         Raises:
             TrainingDiverged: a part of the loss, or the validation loss, is NaN or infinite.
+            TooLarge: it does not fit into the GPU's memory, not even at half the batch.
         """
         assert not self.finished, f"all {self.config.epochs} epochs are done"
         started = time.perf_counter()
+        watch = Stopwatch(self.runtime.device)
         # A random state of its own for each epoch: dropout is the same whatever ran before, resumed or not.
         with seeded(int(hash_json(["dropout", self.config.seed, self.epoch]), 16) % 2**63):
-            means = self._train_epoch()
+            means = self._train_epoch(watch)
         trained = time.perf_counter() - started
-        score = evaluate(self.student, self.data.eval_batches("val", self.runtime), self.runtime)
+        watch.start()
+        score = self._evaluate()
+        watch.mark("eval")
         if not math.isfinite(score.loss):
             raise TrainingDiverged(f"epoch {self.epoch + 1}: the validation loss is {score.loss}")
+        seconds = watch.seconds()
+        host, gpu = peaks(self.runtime.device)
         metrics = EpochMetrics(
             epoch=self.epoch + 1,
             val_accuracy=score.accuracy,
@@ -151,9 +171,27 @@ class Distiller:
             lr=self._lr((self.epoch + 1) * self._steps - 1),
             seconds=time.perf_counter() - started,
             images_per_second=len(self.data.train) / trained,
+            data_seconds=seconds.get("data", 0.0),
+            step_seconds=seconds.get("step", 0.0),
+            eval_seconds=seconds["eval"],
+            host_mib=host,
+            gpu_mib=gpu,
+            micro_batches=self._stepper.micro_batches,
         )
         self.history.append(metrics)
         return metrics
+
+    def _evaluate(self) -> Evaluation:
+        """The student's score on the validation images, in smaller batches where these do not fit."""
+        while True:
+            try:
+                batches = self.data.eval_batches("val", self.runtime, self._eval_batch)
+                return evaluate(self.student, batches, self.runtime)
+            except torch.OutOfMemoryError as fault:
+                if self._eval_batch <= LEAST_EVAL_BATCH:
+                    raise TooLarge(f"scoring {self._eval_batch} images at a time: {fault}") from None
+            self._eval_batch //= 2
+            free_memory(self.runtime.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact resume needs, tensors and plain values alone."""
@@ -163,7 +201,8 @@ class Distiller:
             "student": self.student.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self._scaler.state_dict(),
+            "scaler": self._stepper.scaler.state_dict(),
+            "micro_batches": self._stepper.micro_batches,
             "history": [metrics.as_dict() for metrics in self.history],
         }
 
@@ -183,7 +222,8 @@ class Distiller:
         self.student.load_state_dict(state["student"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        self._stepper.scaler.load_state_dict(state["scaler"])
+        self._stepper.micro_batches = state.get("micro_batches", 1)
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
 
     @cached_property
@@ -191,7 +231,7 @@ class Distiller:
         return {
             "config": self.config.digest(),
             "data": self.data.hash,
-            "teacher": weights_hash(self.teacher),
+            "teacher": self._supervisor.hash,
         }
 
     @cached_property
@@ -204,52 +244,34 @@ class Distiller:
             step, self.config.epochs * self._steps, round(optim.warmup_epochs * self._steps), optim.lr
         )
 
-    def _train_epoch(self) -> dict[str, float]:
-        """One pass over the training images; means of the loss parts. The device is waited for rarely."""
+    def _train_epoch(self, watch: Stopwatch) -> dict[str, float]:
+        """One pass over the training images; means of the loss parts. The device is not waited for."""
         self.student.train(self.config.train == "all")  # frozen parts keep their batch-norm statistics
         for span in self.spans:
             self.student.get_submodule(span.first).train()
-        batches = self.data.train_batches(
+        steps = self.data.train_steps(
             self.config.optim.batch_size, self.config.seed, self.epoch, self.runtime
         )
-        read = {path for paths in self._targets for path in paths} if self.loss.reads_maps else ()
-        shown = [span.first for span in self.spans] if self.loss.reads_maps else []
-        sums = torch.zeros(len(LOGGED), device=self.runtime.device)
-        with Taps(self.teacher, sorted(read)) as targets, Taps(self.student, shown) as maps:
-            for index, (images, labels) in enumerate(batches):
+        sums = Sums(self.runtime.device)
+        with self._stepper.supervised(self._supervisor, self._prefix):
+            for index, (images, labels, order) in enumerate(steps):
+                watch.mark("data")
                 set_lr(self.optimizer, self._lr(self.epoch * self._steps + index))
-                parts = self._step(images, labels, targets, maps)
-                sums += torch.stack([getattr(parts, name) for name in LOGGED]).detach() * len(labels)
-                if (index + 1) % CHECK_EVERY == 0:
-                    self._check(sums, index + 1)
-        self._check(sums, self._steps)
-        return dict(zip(LOGGED, (sums / len(self.data.train)).tolist(), strict=True))
+                sums.add(self._stepper.step(images, labels, order), len(labels))
+                if (index + 1) % CHECK_EVERY == 0 and (seen := sums.look(index + 1)):
+                    self._check(*seen)
+                watch.mark("step")
+        totals = sums.wait()
+        self._check(totals, self._steps)
+        return {name: value / len(self.data.train) for name, value in totals.items()}
 
-    def _step(self, images: Tensor, labels: Tensor, targets: Taps, maps: Taps) -> LossParts:
-        teacher_logits = None
-        with self.runtime.autocast():
-            if self.loss.reads_logits or self.loss.reads_maps:
-                with torch.inference_mode():
-                    teacher_logits = self.teacher(images)
-            logits = self.student(images)
-        parts: LossParts = self.loss(
-            logits,
-            teacher_logits,
-            labels,
-            [maps.outputs[span.first] for span in self.spans] if maps.outputs else [],
-            [[targets.outputs[path] for path in paths] for paths in self._targets] if maps.outputs else [],
-        )
-        targets.clear()
-        maps.clear()
-        self.optimizer.zero_grad(set_to_none=True)
-        if parts.total.requires_grad:  # `train: modules` of a student that keeps every block trains nothing
-            self._scaler.scale(parts.total).backward()  # type: ignore[no-untyped-call]
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-        return parts
+    @cached_property
+    def _prefix(self) -> tuple[str, ...]:
+        """Modules that a frozen student shares with its teacher and that run before anything trained."""
+        shared = self.config.train == "modules" and self.spans and not self.runtime.compiled
+        return self._supervisor.shared_prefix(self.student, self.spans) if shared else ()
 
-    def _check(self, sums: Tensor, step: int) -> None:
-        values = dict(zip(LOGGED, sums.tolist(), strict=True))
+    def _check(self, values: Mapping[str, float], step: int) -> None:
         faults = [name for name, value in values.items() if not math.isfinite(value)]
         if faults:
             named = [name for name in faults if name != "total"] or ["total"]
@@ -282,6 +304,7 @@ def distill(
     Raises:
         InputError: as `Distiller`; or the checkpoint is another run's, or both its files are damaged.
         TrainingDiverged: the loss became NaN or infinite.
+        TooLarge: it does not fit into the GPU's memory.
     """
     distiller = Distiller(config, teacher, blocks, data, runtime, modules)
     if checkpoint is not None and has_checkpoint(checkpoint):

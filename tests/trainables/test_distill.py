@@ -25,7 +25,15 @@ from trainables.optim import make_optimizer
 from trainables.runtime import Runtime, resolve, seeded
 from trainables.student import build_span, build_student, spans_of
 
-TIMES = ("seconds", "images_per_second")
+TIMES = (
+    "seconds",
+    "images_per_second",
+    "data_seconds",
+    "step_seconds",
+    "eval_seconds",
+    "host_mib",
+    "gpu_mib",
+)
 
 
 class Dropped(nn.Module):

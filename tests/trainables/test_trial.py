@@ -16,7 +16,18 @@ from trainables.data import load_data
 from trainables.models import build_model
 from trainables.trial import CHECKPOINT_FILE, DistillTrial, TrialContext
 
-TIMES = {"seconds", "images_per_second", "startup_seconds"}  # differ from run to run
+# Differ from run to run.
+TIMES = {
+    "seconds",
+    "images_per_second",
+    "startup_seconds",
+    "data_seconds",
+    "step_seconds",
+    "eval_seconds",
+} | {
+    "host_mib",
+    "gpu_mib",
+}
 
 
 @pytest.fixture(scope="module")
