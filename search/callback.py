@@ -11,7 +11,10 @@ from ray.tune.experiment import Trial
 
 from search.searcher import StudySearcher
 
-_NODE_LOST = re.compile(r"node has died|node was terminated|node is dead", re.IGNORECASE)
+# A node that is cut off shows as an actor that cannot be reached, before Ray knows why.
+NODE_LOST = re.compile(
+    r"node has died|node was terminated|node is dead|actor is temporarily unavailable", re.IGNORECASE
+)
 
 
 class StudyCallback(Callback):  # type: ignore[misc]
@@ -36,7 +39,7 @@ class StudyCallback(Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial failed and is tried again."""
         why = cause(trial)
-        if not self._searcher.retried(trial.trial_id, why, bool(_NODE_LOST.search(_error_text(trial)))):
+        if not self._searcher.retried(trial.trial_id, why, bool(NODE_LOST.search(_error_text(trial)))):
             trial.run_metadata.num_failures -= 1
 
     def on_checkpoint(

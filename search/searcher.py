@@ -112,6 +112,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._reached: dict[int, int] = {}  # epochs, by trials that this session trains
         self._retries: Counter[int] = Counter()  # in all sessions
         self._node_losses: Counter[int] = Counter()
+        self._lost: Counter[int] = Counter()  # epochs, to damaged checkpoints
         self._ended: Counter[str] = Counter()  # this session's trials by state
         self._reasons: list[str] = []
         scheduler.costs = self._costs
@@ -159,6 +160,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         checkpoints = self._resumable.pop(number)
         row = self._record.trials()[number]
         self._retries[number] = row.user_attrs.get("retries", 0)
+        self._lost[number] = row.user_attrs.get("epochs_lost", 0)
         self._reached[number] = row.user_attrs.get("epochs", 0)
         self._record.resume(number)
         self._register(trial_id, number, row.user_attrs["costs"])
@@ -229,7 +231,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 start,
                 lost,
             )
-            self._record.annotate(number, epochs_lost=lost)
+            self._lost[number] += lost
+            self._record.annotate(number, epochs_lost=self._lost[number])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

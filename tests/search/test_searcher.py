@@ -19,7 +19,7 @@ from search.callback import StudyCallback, cause
 from search.experiment import Experiment
 from search.proposer import Limit, Proposer
 from search.scheduler import RungScheduler
-from search.searcher import METRICS, Board, StudySearcher
+from search.searcher import METRICS, NODE_LOSSES, Board, StudySearcher
 from search.space import SearchSpace
 from search.study import StudyRecord
 from trainables.blocks import Block, find_blocks
@@ -112,7 +112,8 @@ def ray_trial(folder: Path, trial_id: str = "t", error: str | None = None, failu
     file = folder / "error.txt"
     if error is not None:
         file.write_text(error)
-    return SimpleNamespace(trial_id=trial_id, error_file=error and str(file), num_failures=failures)
+    metadata = SimpleNamespace(num_failures=failures)
+    return SimpleNamespace(trial_id=trial_id, error_file=error and str(file), run_metadata=metadata)
 
 
 def test_a_suggestion_is_a_config_and_a_row(make: Make) -> None:
@@ -191,6 +192,49 @@ def test_a_retried_trial_that_succeeds_is_complete(make: Make, tmp_path: Path) -
     row = session.row(number)
     assert row.state == TrialState.COMPLETE and row.user_attrs["curve"]["epoch"] == [1, 2, 3]
     assert (row.user_attrs["retries"], row.user_attrs["retry_reason"]) == (1, "killed")
+
+
+def test_a_lost_node_is_no_failure_of_the_trial_until_it_loses_many(make: Make, tmp_path: Path) -> None:
+    session = make()
+    callback = StudyCallback(session.searcher, str(tmp_path))
+    number = session.start("a")["number"]
+    text = "Failure # 1\nThe actor died because its node has died. Node Id: 8f2\nthe node was lost\n"
+    counted = []
+    for _ in range(NODE_LOSSES + 1):
+        trial = ray_trial(tmp_path, "a", text)
+        callback.on_trial_recover(0, [], trial)
+        counted.append(trial.run_metadata.num_failures)
+    assert counted == [0] * NODE_LOSSES + [1]
+    assert session.row(number).user_attrs["retries"] == NODE_LOSSES + 1
+
+
+def test_a_full_disk_halts_the_search_and_fails_nobody(make: Make, tmp_path: Path) -> None:
+    session = make()
+    callback = StudyCallback(session.searcher, str(tmp_path))
+    first, second = session.start("a")["number"], session.start("b")["number"]
+    text = "Failure # 1\nTraceback ...\nOSError: [Errno 28] No space left on device: '/run/x.pt'\n"
+    trial = ray_trial(tmp_path, "a", text)
+    callback.on_trial_recover(0, [], trial)
+    assert trial.run_metadata.num_failures == 0
+    callback.on_trial_error(0, [], ray_trial(tmp_path, "b", text))
+    assert "the disk is full (trial 1: OSError: [Errno 28] No space" in str(session.searcher.halted)
+    assert session.searcher.suggest("c") == Searcher.FINISHED
+    assert session.record.interrupt() == [first, second]
+    assert not session.searcher.hopeless
+
+
+def test_a_trial_that_lost_its_checkpoints_says_so(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    session = make(budget={"epochs": 9})
+    number = session.start("a")["number"]
+    for epoch in (1, 2, 3, 3, 4):  # an epoch again is what an interruption costs
+        session.train("a", epoch)
+    assert caplog.text == "" and "epochs_lost" not in session.row(number).user_attrs
+    session.train("a", 2)
+    assert "trial 0 goes on from epoch 1 and trains 3 epoch(s) again" in caplog.text
+    session.train("a", 1)
+    assert "trial 0 starts anew and trains 2 epoch(s) again" in caplog.text
+    assert session.row(number).user_attrs["epochs_lost"] == 5
+    assert session.row(number).user_attrs["curve"]["epoch"] == [1]
 
 
 def test_a_failure_after_its_end_does_not_change_a_row(make: Make) -> None:
