@@ -138,8 +138,11 @@ class Distiller:
         """Whether all of the config's epochs are done."""
         return self.epoch >= self.config.epochs
 
-    def run_epoch(self) -> EpochMetrics:
+    def run_epoch(self, after_step: Callable[[int], None] | None = None) -> EpochMetrics:
         """Train one epoch, then score the validation images.
+
+        Args:
+            after_step: called after each step with the number of steps done in this epoch.
 
         Raises:
             TrainingDiverged: a part of the loss, or the validation loss, is NaN or infinite.
@@ -150,7 +153,7 @@ class Distiller:
         watch = Stopwatch(self.runtime.device)
         # A random state of its own for each epoch: dropout is the same whatever ran before, resumed or not.
         with seeded(int(hash_json(["dropout", self.config.seed, self.epoch]), 16) % 2**63):
-            means = self._train_epoch(watch)
+            means = self._train_epoch(watch, after_step)
         trained = time.perf_counter() - started
         watch.start()
         score = self._evaluate()
@@ -244,7 +247,7 @@ class Distiller:
             step, self.config.epochs * self._steps, round(optim.warmup_epochs * self._steps), optim.lr
         )
 
-    def _train_epoch(self, watch: Stopwatch) -> dict[str, float]:
+    def _train_epoch(self, watch: Stopwatch, after_step: Callable[[int], None] | None) -> dict[str, float]:
         """One pass over the training images; means of the loss parts. The device is not waited for."""
         self.student.train(self.config.train == "all")  # frozen parts keep their batch-norm statistics
         for span in self.spans:
@@ -261,6 +264,8 @@ class Distiller:
                 if (index + 1) % CHECK_EVERY == 0 and (seen := sums.look(index + 1)):
                     self._check(*seen)
                 watch.mark("step")
+                if after_step is not None:
+                    after_step(index + 1)
         totals = sums.wait()
         self._check(totals, self._steps)
         return {name: value / len(self.data.train) for name, value in totals.items()}

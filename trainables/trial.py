@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from trainables.blocks import Block
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import DistillConfig, RuntimeConfig
 from trainables.data import ImageData
-from trainables.distill import Distiller, TrainingDiverged
+from trainables.distill import Distiller, EpochMetrics, TrainingDiverged
 from trainables.errors import InputError
+from trainables.growth import Growth
+from trainables.profiling import claim, profiled_epoch
 from trainables.runtime import resolve
+from trainables.stepping import TooLarge
+from trainables.supervision import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,8 @@ class TrialContext:
         blocks: the teacher's blocks that may be replaced.
         runtime: how the workers compute.
         modules: pre-distilled module weights by span key, or None.
+        profile: folder for a profile of the first trial that gets to its second epoch, or None.
+        growth: when an actor has gathered so much memory that a fresh one takes its place.
     """
 
     data: Mapping[str, Any]
@@ -42,6 +49,8 @@ class TrialContext:
     blocks: tuple[Block, ...]
     runtime: RuntimeConfig
     modules: Mapping[str, Any] | None = None
+    profile: str | None = None
+    growth: Growth = field(default_factory=Growth)
 
 
 class DistillTrial(tune.Trainable):  # type: ignore[misc]
@@ -56,11 +65,18 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         self._context = context
         self._runtime = resolve(context.runtime)
         self._data = ImageData.from_arrays(context.data)
-        self._teacher = context.teacher.to(self._runtime.device).eval()
+        self._supervisor = Supervisor(context.teacher, context.blocks, self._data, self._runtime)
+        self._growth = copy.deepcopy(context.growth)
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Drop everything of the last trial and start the next in this actor."""
+        """Drop everything of the last trial and start the next in this actor.
+
+        Raises:
+            MemoryGrown: the actor should end; Ray retries the trial in a fresh one.
+        """
+        self.__dict__.pop("_distiller", None)
+        self._growth.check(self._runtime.device)
         self._start(new_config)
         return True
 
@@ -70,11 +86,12 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         distill = DistillConfig.model_validate_json(config["distill"])
         self._distiller = Distiller(
             distill,
-            self._teacher,
+            self._supervisor.teacher,
             self._context.blocks,
             self._data,
             self._runtime,
             modules=self._context.modules,
+            supervisor=self._supervisor,
         )
         self._take_up(config.get("resume") or ())
         self._startup_seconds = time.perf_counter() - started
@@ -90,12 +107,12 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
                 logger.warning("trial %d: checkpoint passed over: %s", self._number, fault)
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch and report it; a diverged trial ends with its reason instead of an error."""
+        """Train one epoch and report it; a trial that diverged or is too large ends with its reason."""
         try:
             # A trial cut off between its last checkpoint and its end is taken up with nothing left to train.
             done = self._distiller.finished
-            metrics = self._distiller.history[-1] if done else self._distiller.run_epoch()
-        except TrainingDiverged as fault:
+            metrics = self._distiller.history[-1] if done else self._epoch()
+        except (TrainingDiverged, TooLarge) as fault:
             return {"number": self._number, "failure": str(fault), "done": True}
         return {
             **metrics.as_dict(),
@@ -103,6 +120,13 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
             "startup_seconds": self._startup_seconds,
             "done": self._distiller.finished,
         }
+
+    def _epoch(self) -> EpochMetrics:
+        folder = self._context.profile
+        # The second epoch: the first one warms up caches, allocators and kernels.
+        if folder is None or self._distiller.epoch != 1 or not claim(Path(folder)):
+            return self._distiller.run_epoch()
+        return profiled_epoch(self._distiller, Path(folder), f"trial-{self._number}")
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write everything an exact resume needs into `checkpoint_dir`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,9 @@ import torch
 from trainables.blocks import find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data import load_data
+from trainables.growth import Growth, MemoryGrown
 from trainables.models import build_model
+from trainables.profiling import CLAIM
 from trainables.trial import CHECKPOINT_FILE, DistillTrial, TrialContext
 
 # Differ from run to run.
@@ -43,14 +47,18 @@ def context() -> TrialContext:
 Make = Callable[..., DistillTrial]
 
 
-@pytest.fixture
-def make(context: TrialContext) -> Make:
+def bound(context: TrialContext) -> Make:
     class Bound(DistillTrial):
         # What `tune.with_parameters` does, without an object store.
         def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
             super().setup(config, context=context)
 
     return lambda config: Bound(config=config)
+
+
+@pytest.fixture
+def make(context: TrialContext) -> Make:
+    return bound(context)
 
 
 def config(
@@ -165,3 +173,45 @@ def test_a_diverged_trial_ends_with_its_reason(make: Make) -> None:
     result = make(config(number=4, lr=1e30)).step()
     assert result["done"] and result["number"] == 4 and "val_accuracy" not in result
     assert "not finite" in result["failure"] or "loss is" in result["failure"]
+
+
+def test_a_profile_of_the_second_epoch_is_written_once(context: TrialContext, tmp_path: Path) -> None:
+    folder = tmp_path / "profile"
+    actor = bound(dataclasses.replace(context, profile=str(folder)))(config(number=5))
+    train(actor, 1)
+    assert not folder.exists()
+    train(actor, 1)
+    names = {"trial-5.trace.json", "trial-5.txt"}
+    assert {file.name for file in folder.iterdir()} - {CLAIM} == names
+    events = json.loads((folder / "trial-5.trace.json").read_text())["traceEvents"]
+    assert any("conv" in str(event.get("name")) for event in events)
+    table = (folder / "trial-5.txt").read_text()
+    assert "epoch 2" in table and "aten::" in table and "Self CPU" in table
+    actor.reset_config(config(number=6))
+    train(actor, 2)
+    assert {file.name for file in folder.iterdir()} - {CLAIM} == names
+
+
+def test_an_actor_whose_memory_has_grown_starts_no_further_trial(context: TrialContext) -> None:
+    hoard = []
+    growth = Growth(settled=2, factor=1.0, slack_mib=150.0)
+    actor = bound(dataclasses.replace(context, growth=growth))(config(epochs=1))
+    for number in range(1, 4):
+        train(actor, 1)
+        assert actor.reset_config(config(number=number, epochs=1))
+    train(actor, 1)
+    hoard.append(torch.ones(100 * 2**20))  # 400 MiB
+    with pytest.raises(MemoryGrown, match=r"grown over 4 trials: host from \d+ to \d+ MiB"):
+        actor.reset_config(config(number=4, epochs=1))
+    assert context.growth == Growth(), "every actor counts for itself"
+
+
+def test_a_trial_that_does_not_fit_ends_with_its_reason(context: TrialContext, make: Make) -> None:
+    actor = make(config(number=9))
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    actor._distiller.student.register_forward_pre_hook(fail)
+    result = actor.step()
+    assert result["done"] and "half a batch of 30 images does not fit: no room" in result["failure"]
