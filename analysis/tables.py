@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.importance import importances
 from analysis.metrics import COST_METRICS
-from analysis.pareto import hypervolume_history
+from analysis.pareto import Box, hypervolume_history
 from analysis.retrained import RESULTS, read_results, summary_rows
 from analysis.trials import Run
 
@@ -45,8 +45,11 @@ def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
     return pd.concat([first, shown], ignore_index=True) if len(shown) else first
 
 
-def history(run: Run) -> pd.DataFrame:
+def history(run: Run, within: Box | None = None) -> pd.DataFrame:
     """Hypervolume after each trial that ended, in the order in which they ended.
+
+    Args:
+        within: measured in this box; None: in the run's own.
 
     Returns:
         trials (ended so far), number, state, hours (since the first trial started), epochs and train_hours
@@ -57,7 +60,7 @@ def history(run: Run) -> pd.DataFrame:
     table = table[table["ended"].notna()].sort_values(["ended", "number"], kind="stable")
     values = run.points(table)
     values[(table["state"] != "COMPLETE").to_numpy()] = np.nan
-    volumes, sizes = hypervolume_history(values, run.box)
+    volumes, sizes = hypervolume_history(values, within or run.box)
     return pd.DataFrame(
         {
             "trials": np.arange(1, len(table) + 1),

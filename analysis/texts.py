@@ -148,10 +148,10 @@ def markdown(
     if not facts["front"]:
         lines += [f"**{describe_unfinished(frames['trials']).capitalize()}.**", ""]
     lines += [f"- {name}: {value}" for name, value in headline(run, facts)]
-    lines += ["", "## Front", "", *_pipe_table(*front_rows(run)), ""]
+    lines += ["", "## Front", "", *pipe_table(*front_rows(run)), ""]
     lines += [f"![{p.title}]({p.slug}.png)" for p in plots if p.svg and p.section == "front"]
     if not frames["retrained"].empty:
-        lines += ["", "## Retrained (test data)", "", *_pipe_table(*retrained_rows(run, frames["retrained"]))]
+        lines += ["", "## Retrained (test data)", "", *pipe_table(*retrained_rows(run, frames["retrained"]))]
     if suggestions:
         lines += ["", "## What next"]
     for s in suggestions:
@@ -168,7 +168,8 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def _pipe_table(headers: list[str], rows: list[list[str]]) -> list[str]:
+def pipe_table(headers: list[str], rows: list[list[str]]) -> list[str]:
+    """A table as lines of Markdown, numbers to the right."""
     lines = [headers, ["---"] + ["---:"] * (len(headers) - 1), *rows]
     return ["| " + " | ".join(_cell(value) for value in line) + " |" for line in lines]
 

@@ -100,6 +100,16 @@ def profile_tables(costs: Mapping[str, Any]) -> tuple[Table, Table]:
     return blocks, modules
 
 
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of texts, the first column to the left and the others to the right."""
+    table = Table()
+    for index, header in enumerate(headers):
+        table.add_column(Text(header), justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether `a` is at least as good as `b` everywhere and better somewhere; smaller is better."""
     return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
