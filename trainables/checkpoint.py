@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,19 @@ import torch
 
 from trainables.errors import InputError
 
+# What reading a damaged file ends in, found by flipping every byte of one.
+DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    struct.error,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -21,13 +35,20 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors and plain values) to `path`; what was there before becomes `path`.prev.
 
     Killed at any moment, this leaves at least one whole checkpoint under one of the two names.
+
+    Raises:
+        OSError: the disk is full or cannot be written; what was there before is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with fresh.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        fresh.unlink(missing_ok=True)  # on a full disk it would take the last room
+        raise
     if path.exists():
         path.replace(previous_of(path))
     fresh.replace(path)
@@ -43,7 +64,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     for file in (path, previous_of(path)):
         try:
             state = _read(file)
-        except (OSError, zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        except DAMAGED as error:
             faults.append(f"{file}: {error}")
             continue
         if faults:
@@ -68,8 +89,12 @@ def _read(file: Path) -> dict[str, Any]:
     # torch.load does not verify the checksums that torch.save writes; a flipped bit would become a weight.
     with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
+        for entry in archive.infolist():
+            # No checksum covers these: torch would read beyond the entry, or nothing, and say nothing.
+            if entry.file_size != entry.compress_size or entry.external_attr:
+                damaged = entry.filename
     if damaged is not None:
-        raise zipfile.BadZipFile(f"checksum of {damaged} does not match")
+        raise zipfile.BadZipFile(f"checksum or size of {damaged} is wrong")
     state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise InputError(f"{file}: not a training checkpoint: expected a dict, got {type(state).__name__}")

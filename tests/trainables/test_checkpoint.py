@@ -51,6 +51,37 @@ def test_flipped_bit_in_a_weight_is_noticed(path: Path) -> None:
     assert load_checkpoint(path)["epoch"] == 1
 
 
+def test_no_damaged_byte_goes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    state = {"epoch": 7, "name": "a", "weights": torch.arange(12.0)}
+    save_checkpoint(path, state)
+    whole = path.read_bytes()
+    step = 7  # in the interest of time; all of them were tried
+    for position in range(0, len(whole), step):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0b10010
+        path.write_bytes(damaged)
+        try:
+            read = load_checkpoint(path)
+        except InputError as fault:
+            assert "no readable checkpoint" in str(fault)
+            continue
+        assert read.keys() == state.keys() and (read["epoch"], read["name"]) == (7, "a"), position
+        assert torch.equal(read["weights"], state["weights"]), position
+
+
+@pytest.mark.parametrize("field", [16, 24, 38])  # sizes and attributes, in the zip file's directory
+def test_damage_that_no_checksum_covers_is_noticed(tmp_path: Path, field: int) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"weights": torch.arange(12.0)})
+    damaged = bytearray(path.read_bytes())
+    entry = damaged.rindex(b"PK\x01\x02", 0, damaged.rindex(b"/data/0"))
+    damaged[entry + field] ^= 0b10000
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match="no readable checkpoint"):
+        load_checkpoint(path)
+
+
 def test_nothing_readable_names_both_files(path: Path) -> None:
     path.write_bytes(b"not a checkpoint")
     previous_of(path).unlink()
