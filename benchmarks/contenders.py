@@ -47,8 +47,9 @@ class Policy:
         eta: reduction factor; None: no early stopping.
         startup: random trials before the sampler models the space.
         sampler: as in the experiment file.
-        stopped: what the sampler is told of a stopped trial: `pruned` (what the search does: tried, and no
-            better than the rest), `values` (complete with its last values, as Ray tells it) or `nothing`.
+        stopped: what the sampler is told of a stopped trial: `lesson` (what the search does: see
+            `search.lessons`), `pruned` (tried, and for TPE worse than every complete trial), `values` (complete
+            with its last values, as Ray tells it) or `nothing`.
     """
 
     start: str = "library"
@@ -57,7 +58,7 @@ class Policy:
     eta: float | None = 3.0
     startup: int = 10
     sampler: str = "tpe"
-    stopped: Literal["pruned", "values", "nothing"] = "pruned"
+    stopped: Literal["lesson", "pruned", "values", "nothing"] = "lesson"
 
 
 class Ours(Contender):
@@ -86,13 +87,17 @@ class Ours(Contender):
         return dict(last.params)
 
     def report(self, number: int, metrics: Metrics) -> bool:
-        values = [sign * metrics[o.metric] for sign, o in zip(self._signs, self._objectives, strict=True)]
+        told = [metrics[o.metric] for o in self._objectives]
+        self._proposer.reported(number, int(metrics["epoch"]), told)
+        values = [sign * value for sign, value in zip(self._signs, told, strict=True)]
         rule = self._rule
         return not rule or rule.on_result(number, int(metrics["epoch"]), values) is Decision.CONTINUE
 
     def ended(self, number: int, metrics: Metrics, full: bool) -> None:
         if full or self._policy.stopped == "values":
             self._proposer.completed(number, [metrics[o.metric] for o in self._objectives], {})
+        elif self._policy.stopped == "lesson":
+            self._proposer.stopped(number, {})
         else:
             pruned = self._policy.stopped == "pruned"
             self._proposer.ended(number, TrialState.PRUNED if pruned else TrialState.FAIL)
@@ -266,6 +271,7 @@ def ablations(policy: Policy) -> Mapping[str, Make]:
         "ours_no_stopping": lambda t, s, r: Ours(t, s, r, replace(policy, eta=None)),
         "ours_cold": lambda t, s, r: Ours(t, s, r, cold),
         "ours_random": lambda t, s, r: Ours(t, s, r, replace(policy, sampler="random")),
+        "ours_stopped_pruned": lambda t, s, r: Ours(t, s, r, replace(policy, stopped="pruned")),
         "ours_stopped_values": lambda t, s, r: Ours(t, s, r, replace(policy, stopped="values")),
         "ours_stopped_nothing": lambda t, s, r: Ours(t, s, r, replace(policy, stopped="nothing")),
         "stock_library": lambda t, s, r: RayOptuna(t, s, start="library"),

@@ -24,6 +24,7 @@ LABELS = {
     "ours_no_stopping": "ours, no early stopping",
     "ours_cold": "ours, no library",
     "ours_random": "ours, random proposals",
+    "ours_stopped_pruned": "ours, stopped trials told as pruned",
     "ours_stopped_values": "ours, stopped trials told as complete",
     "ours_stopped_nothing": "ours, stopped trials not told",
     "stock_library": "Ray OptunaSearch, warm starts",

@@ -200,7 +200,7 @@ def test_ours_tries_every_student_once_and_then_has_nothing_left(table: Table, f
 
     replay = play(table, Watched(table, 0, 0, Policy(first=first, eta=2.0, startup=4)), workers=4)
     assert replay.exhausted
-    # Both widths of the first block give one module: 2 levels, of the others 3, without the teacher; 2 alphas.
+    # Both widths of the first block give one module: 2 levels, of the others 3, less the teacher; 2 alphas.
     assert len(seen) == len(set(seen)) == 2 * (2 * 3 * 3 - 1)
     assert 0 < replay.stopped < len(seen)
     assert len(replay.completions) == len(seen) - replay.stopped
