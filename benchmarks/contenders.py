@@ -48,8 +48,8 @@ class Policy:
         startup: random trials before the sampler models the space.
         sampler: as in the experiment file.
         stopped: what the sampler is told of a stopped trial: `lesson` (what the search does: see
-            `search.lessons`), `pruned` (tried, and for TPE worse than every complete trial), `values` (complete
-            with its last values, as Ray tells it) or `nothing`.
+            `search.lessons`), `pruned` (tried, and for TPE worse than every complete trial), `values`
+            (complete with its last values, as Ray tells it) or `nothing`.
     """
 
     start: str = "library"
