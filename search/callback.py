@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ class StudyCallback(Callback):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into the run directory with the Tuner; holds nothing worth restoring
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Keep Ray's tracebacks off the terminal: a trial's own is in the file `error.txt` of its folder.
+
+        What people should know of a broken trial the searcher says in a line.
+        """
+        for name in ("ray.tune", "ray.train", "ray._private.worker"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial failed for good."""

@@ -277,6 +277,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         number = self._numbers[trial_id]
         if self.board.states[number] != "RUNNING" or self._halts(number, reason):
             return
+        log.warning("trial %d failed: %s", number, redact(reason))
         self._record.fail(number, reason)
         self._proposer.ended(number, TrialState.FAIL)
         self._reasons.append(redact(reason))
@@ -315,6 +316,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return False
         self._retries[number] += 1
         self._node_losses[number] += node_lost
+        log.warning("trial %d goes on from its last checkpoint after: %s", number, redact(reason))
         self._record.annotate(number, retries=self._retries[number], retry_reason=redact(reason))
         return not node_lost or self._node_losses[number] > NODE_LOSSES
 

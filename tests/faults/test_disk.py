@@ -85,7 +85,7 @@ def test_a_full_disk_ends_or_pauses_a_search(tmp_path: Path, teacher: Path, disk
     said = bench.said()
     assert "Traceback" not in said, said
     lines = [line for line in said.splitlines() if "disk is full" in line]
-    assert len(lines) == 1, said
+    assert len(lines) <= 2, said  # that it waits, and that it ended
     assert {row.state.name for row in bench.rows()} <= {"COMPLETE", "PRUNED", "WAITING", "RUNNING"}
     if "the budget is used" not in said:
         assert process.returncode == 1 and "continue with --resume" in said, said

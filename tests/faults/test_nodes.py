@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,11 +67,12 @@ def nodes(bench: Bench) -> Iterator[Nodes]:
     bench.kill()
 
 
-def in_training(bench: Bench, epochs: int) -> Epoch:
+def in_training(bench: Bench, process: subprocess.Popen[bytes], epochs: int) -> Epoch:
     """The newest line of a trial that has trained so many epochs and is in the middle of the next."""
     ended = {(line.key, line.epoch) for line in bench.epochs()}
 
     def found() -> Epoch | None:
+        assert process.poll() is None, bench.said()
         began = bench.epochs("began")
         ended.update((line.key, line.epoch) for line in bench.epochs())
         open_epochs = [line for line in began if (line.key, line.epoch) not in ended]
@@ -85,7 +87,7 @@ def in_training(bench: Bench, epochs: int) -> Epoch:
 @pytest.mark.parametrize("how", ["removed", "killed"])
 def test_a_lost_node_costs_an_epoch_at_most(bench: Bench, nodes: Nodes, how: str) -> None:
     process = bench.start("--address", nodes.cluster.address)
-    victim = in_training(bench, 3)
+    victim = in_training(bench, process, 3)
     node = nodes.node_of(victim.pid)
     lost_at = time.time()
     if how == "removed":

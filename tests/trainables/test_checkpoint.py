@@ -91,6 +91,8 @@ def test_nothing_readable_names_both_files(path: Path) -> None:
 
 def test_file_of_something_else_is_refused(path: Path) -> None:
     torch.save([1, 2], path)
+    assert load_checkpoint(path)["epoch"] == 1
+    previous_of(path).unlink()
     with pytest.raises(InputError, match="expected a dict, got list"):
         load_checkpoint(path)
 
