@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import shutil
 import signal
@@ -22,9 +23,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.cli import run_search
 from search.experiment import Experiment, dump_yaml, resolved_yaml
+from search.pipeline import prepare
 from search.runner import Outcome, search
 from search.searcher import ran
 from search.study import StudyRecord
+from trainables.config import StudentSpec
 from trainables.errors import InputError
 
 BASE: dict[str, Any] = {
@@ -60,8 +63,6 @@ def states(run: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained teacher and its cost table, which later runs start from."""
-    from search.pipeline import prepare
-
     folder = tmp_path_factory.mktemp("teacher")
     prepare(experiment(folder))
     return folder
@@ -423,3 +424,47 @@ def test_a_killed_driver(run: Path) -> None:
     running = [row for row in rows(run) if row.state == TrialState.RUNNING]
     assert running
     finish(run, {row.number: row.user_attrs.get("curve", {}).get("seconds", []) for row in running})
+
+
+def test_limits_that_exclude_most_of_the_space_cost_no_trial(
+    local_ray: None, teacher: Path, tmp_path: Path
+) -> None:
+    # Another space than the teacher's folder was priced for: 5 levels a block, priced anew.
+    run = tmp_path / "run"
+    shutil.copytree(teacher, run)
+    (run / "costs.json").unlink()
+    widths = [0.5, 1.0, 2.0, 3.0]
+    config = experiment(
+        run, space={"widths": widths, "fuse": False}, budget={"trials": 6, "epochs": 1}, seed=3
+    )
+    setup = prepare(config)
+    names = [block.name for block in setup.blocks]
+    every = [
+        setup.costs.price(StudentSpec(widths={n: w for n, w in zip(names, chosen, strict=True) if w}))
+        for chosen in itertools.product((None, *widths), repeat=len(names))
+    ]
+    limit = sorted(costs.flops for costs in every)[len(every) // 10 - 1]
+    inside = sum(costs.flops <= limit for costs in every)
+    assert 0.05 < inside / len(every) <= 0.1
+
+    limited = experiment(
+        run,
+        space={"widths": widths, "fuse": False},
+        budget={"trials": 6, "epochs": 1},
+        constraints={"flops": f"<= {limit}"},
+        seed=3,
+    )
+    outcome = search(limited)
+    assert outcome.reason == "the budget is used"
+    trained = rows(run)
+    assert len(trained) == 6
+    assert all(row.user_attrs["costs"]["flops"] <= limit for row in trained)
+    refused = [
+        row
+        for row in optuna.load_study(study_name="toy", storage=f"sqlite:///{run}/study.db").trials
+        if row.user_attrs.get("refused") == "infeasible"
+    ]
+    assert refused, "random proposals of this space break the limit nine times in ten"
+    for row in refused:
+        assert row.user_attrs["costs"]["flops"] > limit and row.user_attrs["epochs"] == 0
+        assert row.constraints[f"flops <= {limit}"] > 0
