@@ -16,6 +16,7 @@ from search.space import LEVEL, SearchSpace
 STARTS = ("teacher", "library")  # cold and warm
 SAMPLED = 104  # points of the CIFAR space
 CIFAR_SEED = 7
+VAL_IMAGES = 2_000  # of CIFAR; validating all 5,000 would take a third of the time
 
 Params = dict[str, Any]
 
@@ -60,9 +61,10 @@ CIFAR: dict[str, Any] = {
             "beta": [0.1, 10.0],
             "supervision": ["uniform", "adaptive"],
         },
-        "optim": {"lr": [0.01, 0.2], "batch_size": 128},
+        "optim": {"lr": [0.01, 0.2], "batch_size": 64},
     },
     "budget": {"epochs": 6, "grace_epochs": 1, "reduction_factor": 3.0},
+    "library": {"epochs": 0.5, "student_epochs": 8.0, "batch_size": 32, "lr": 1e-2},
     "runtime": {"device": "cpu", "precision": "bf16", "layout": "channels_last", "threads": 1},
 }
 
@@ -78,11 +80,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a table is made of; `experiment` holds what differs from the defaults."""
+    """What a table is made of.
+
+    Attributes:
+        experiment: what differs from the defaults.
+        seeds: of the runs.
+        sampled: points of the space; None: all of them.
+        saw: the teacher was trained on the first so many files of each class; validation is on the others.
+            None: the experiment's own split.
+        val_images: at most that many validation images.
+    """
 
     experiment: dict[str, Any]
     seeds: tuple[int, ...]
-    sampled: int | None  # points of the space; None: all of them
+    sampled: int | None
+    saw: int | None = None
+    val_images: int | None = None
 
     def points(self, blocks: Sequence[str]) -> list[Point]:
         """All runs of the table, in the order in which they are recorded: seed by seed."""
@@ -105,7 +118,14 @@ def digits() -> Plan:
     return Plan(DIGITS, (0, 1, 2), None)
 
 
-def cifar(root: str, teacher: str, train_limit: int | None, sampled: int = SAMPLED, epochs: int = 6) -> Plan:
+def cifar(
+    root: str,
+    teacher: str,
+    train_limit: int | None,
+    sampled: int = SAMPLED,
+    epochs: int = 6,
+    saw: int | None = None,
+) -> Plan:
     """A sample of the space of `CIFAR` on images under `root`, with the teacher of a file."""
     data = {**CIFAR["data"], "root": root, "train_limit": train_limit}
     changed = {
@@ -113,7 +133,7 @@ def cifar(root: str, teacher: str, train_limit: int | None, sampled: int = SAMPL
         "teacher": {**CIFAR["teacher"], "checkpoint": teacher},
         "budget": {**CIFAR["budget"], "epochs": epochs},
     }
-    return Plan(CIFAR | changed, (0,), sampled)
+    return Plan(CIFAR | changed, (0,), sampled, saw, VAL_IMAGES)
 
 
 def _replaces(params: Params, space: SearchSpace) -> bool:

@@ -17,12 +17,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.paper_data import table_data
 from benchmarks.plans import SAMPLED, Plan, Point, cifar, digits
 from benchmarks.table import Key, Run, Table, params_text, rows_to_runs, to_row
 from search.experiment import Experiment
@@ -52,7 +53,10 @@ def prepare(plan: Plan, work: Path) -> Bench:
     experiment = Experiment.model_validate({**plan.experiment, "run": {"dir": str(work)}})
     runtime = resolve(experiment.runtime)
     torch.set_num_threads(runtime.threads)
-    data = load_data(experiment.data)
+    if plan.val_images is None:
+        data = load_data(experiment.data)
+    else:
+        data = replace(table_data(experiment.data, plan.saw, plan.val_images), test=None)
     work.mkdir(parents=True, exist_ok=True)
     with (work / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one shard makes what the others then read
@@ -226,7 +230,10 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1", help="this process's part of the runs, e.g. 0/2")
     parser.add_argument("--root", help="cifar: folder with train/<class>/ and test/<class>/")
     parser.add_argument("--teacher", help="cifar: weights of a cifar_resnet20")
-    parser.add_argument("--train-limit", type=int, default=4_000, help="cifar: training images")
+    parser.add_argument("--train-limit", type=int, default=2_500, help="cifar: training images")
+    parser.add_argument(
+        "--teacher-saw", type=int, help="cifar: files of each class that the teacher has seen"
+    )
     parser.add_argument("--epochs", type=int, default=6, help="cifar: epochs of a run")
     parser.add_argument("--sampled", type=int, default=SAMPLED, help="cifar: points of the space")
     args = parser.parse_args()
@@ -236,10 +243,11 @@ def main() -> None:
     else:
         if args.root is None or args.teacher is None:
             parser.error("cifar needs --root and --teacher")
-        plan = cifar(args.root, args.teacher, args.train_limit, args.sampled, args.epochs)
+        plan = cifar(args.root, args.teacher, args.train_limit, args.sampled, args.epochs, args.teacher_saw)
         command = (
             f"python -m benchmarks.table_record cifar --root IMAGES --teacher FILE --out {args.out} "
             f"--train-limit {args.train_limit} --epochs {args.epochs} --sampled {args.sampled}"
+            + (f" --teacher-saw {args.teacher_saw}" if args.teacher_saw else "")
         )
     work = args.work or Path("runs") / f"table-{args.space}"
     bench = prepare(plan, work)
