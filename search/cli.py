@@ -18,7 +18,7 @@ from rich.markup import escape
 from analysis.errors import InputError as AnalysisInputError
 from analysis.metrics import show
 from search import cluster_cli
-from search.boards import count_words, duration, front_table, profile_tables
+from search.boards import count_words, duration, front_table, profile_tables, text_table
 from search.console import answers, console, search_view, stages
 from search.errors import FailedError
 from trainables.errors import InputError
@@ -42,12 +42,15 @@ app.add_typer(cluster_cli.app, name="cluster")
 ExperimentArg = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="a YAML file, or a preset's name such as digits")
 ]
-RunArg = Annotated[str, typer.Argument(metavar="RUN", help="a run directory")]
+RunArg = Annotated[str, typer.Argument(metavar="RUN", help="a run directory, also s3://… or gs://…")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="override a key, e.g. -o budget.trials=50"),
 ]
-Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="the run directory (run.dir)")]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", metavar="DIR", help="the run directory (run.dir), also s3://… or gs://…"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print the answer as JSON on standard output")]
 Address = Annotated[
     str | None,
@@ -117,18 +120,20 @@ def teacher(
     experiment: ExperimentArg, override: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
     """Train the teacher, or evaluate the one given (teacher.checkpoint)."""
+    from analysis.remote import join
     from search.pipeline import TEACHER_FILE, get_teacher, read_data
+    from search.rundir import at, working_folder
     from trainables.runtime import resolve
 
     loaded = _load(experiment, override, out)
-    with stages() as progress:
+    with working_folder(loaded.run.dir) as folder, stages() as progress:
         data = read_data(loaded, test=True, progress=progress)
-        record = get_teacher(loaded, data, resolve(loaded.runtime), progress).record
+        record = get_teacher(at(loaded, folder), data, resolve(loaded.runtime), progress).record
     if as_json:
         _emit(asdict(record))
         return
     test, val = (show("test_accuracy", accuracy) for accuracy in (record.test_accuracy, record.val_accuracy))
-    place = loaded.teacher.checkpoint or Path(loaded.run.dir) / TEACHER_FILE
+    place = loaded.teacher.checkpoint or join(loaded.run.dir, TEACHER_FILE)
     answers.print(
         f"teacher {record.arch}: test accuracy {test}, validation accuracy {val}\n{place}", soft_wrap=True
     )
@@ -141,11 +146,12 @@ def profile(
     """Show the teacher's blocks and the cost table: what every block and every AMA module costs."""
     from search.pipeline import profile as measure
     from search.pipeline import read_data
+    from search.rundir import at, working_folder
 
     loaded = _load(experiment, override, out)
-    with stages() as progress:
+    with working_folder(loaded.run.dir) as folder, stages() as progress:
         data = read_data(loaded, progress=progress)
-        record, _, table = measure(loaded, data, progress)
+        record, _, table = measure(at(loaded, folder), data, progress)
     if as_json:
         _emit(table.to_profile())
         return
@@ -162,11 +168,12 @@ def library(
 ) -> None:
     """Distil every candidate AMA module once; searches with `warm_start: library` start from them."""
     from search.pipeline import prepare
+    from search.rundir import at, working_folder
     from search.warmstart import get_library, library_folder
 
     loaded = _load(experiment, override, out)
-    with stages() as progress:
-        setup = prepare(loaded, progress=progress)
+    with working_folder(loaded.run.dir) as run, stages() as progress:
+        setup = prepare(at(loaded, run), progress=progress)
         made = get_library(setup, progress)
     folder = library_folder(setup)
     if as_json:
@@ -226,7 +233,7 @@ def run_search(experiment: Experiment, *, address: str | None = None, resume: bo
         counts = board.counts()
         counts["WAITING"] += counts.pop("RUNNING", 0)  # nothing runs any more; --resume takes them up
         answers.print(count_words(counts, board.refused))
-    answers.print(f"search over: {escape(outcome.reason)}\nrun: {outcome.run_dir}", soft_wrap=True)
+    answers.print(f"search over: {escape(outcome.reason)}\nrun: {outcome.run}", soft_wrap=True)
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -237,7 +244,7 @@ def status(run: RunArg, as_json: Json = False) -> None:
     from analysis.status import status as read_status
     from analysis.trials import Run
 
-    opened = Run.open(run)
+    opened = Run.open(run)  # of an object store it reads the experiment file alone
     answer = read_status(opened)
     if as_json:
         _emit(answer)
@@ -257,12 +264,40 @@ def report(
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="default: RUN/report")] = None,
 ) -> None:
     """Write pictures (PNG, SVG), their numbers (CSV), one HTML page and a Markdown summary."""
+    from analysis.remote import join
     from analysis.report import write_report
-    from analysis.trials import Run
+    from search.opened import opened
+    from search.rundir import working_folder
 
-    with console.status("drawing"):
-        written = write_report(Run.open(run), Path(out) if out else Path(run) / "report")
-    answers.print(f"report: {written.index}", soft_wrap=True)
+    place = out or join(run, "report")
+    with console.status("drawing"), opened(run) as (study, _), working_folder(place) as folder:
+        written = write_report(study, folder.path)
+    answers.print(f"report: {join(place, written.index.name)}", soft_wrap=True)
+
+
+@app.command(epilog=_example("ama compare runs/tpe-0 runs/tpe-1 runs/random-0 --out runs/compared"))
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="run directories or storage URLs")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="write pictures, CSV and Markdown there")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare fronts and hypervolumes of several runs; those that differ in the seed alone are repeats."""
+    from analysis import compare_report
+    from analysis.compare import compare as compare_runs
+
+    found = compare_runs(runs)
+    written = compare_report.write_comparison(found, out) if out else []
+    if as_json:
+        _emit(found.as_dict())
+        return
+    for headers, rows in (compare_report.group_table(found), compare_report.run_table(found)):
+        answers.print(text_table(headers, rows))
+    for line in (*compare_report.differences(found), *compare_report.explanation(found)):
+        answers.print(escape(line), soft_wrap=True)
+    if written:
+        answers.print(f"comparison: {written[0]}", soft_wrap=True)
 
 
 @app.command(epilog=_example("ama pick runs/digits --max flops=0.5x --out pick.yaml"))
@@ -283,19 +318,19 @@ def pick(
     """Choose configs worth retraining from the front, and write them to pick.yaml."""
     from analysis.pick import pick as choose
     from analysis.pick import write_pick
-    from analysis.trials import Run
+    from analysis.remote import join
+    from search.opened import opened
 
-    opened = Run.open(run)
-    picks = choose(opened, max=most, min=least, knee=knee, top=top)
-    path = Path(out) if out else Path(run) / "pick.yaml"
-    write_pick(path, picks, opened)
+    with opened(run) as (study, folder):
+        picks = choose(study, max=most, min=least, knee=knee, top=top)
+        write_pick(Path(out) if out else folder.path / "pick.yaml", picks, study)
     if as_json:
         _emit([asdict(p) for p in picks])
         return
-    say_picks(picks, path)
+    say_picks(picks, out or join(run, "pick.yaml"))
 
 
-def say_picks(picks: list[Pick], path: Path) -> None:
+def say_picks(picks: list[Pick], path: str | Path) -> None:
     """What was picked, why, and where it was written."""
     for chosen in picks:
         figures = ", ".join(f"{metric} {show(metric, value)}" for metric, value in chosen.values.items())
@@ -324,12 +359,12 @@ def retrain(
 
     with stages() as progress:
         done = retrain_picks(
-            Path(picked),
+            picked,
             seeds=seeds,
             epochs=epochs,
             with_baselines=baselines,
             address=address,
-            out=Path(out) if out else None,
+            out=out,
             overrides=override or [],
             command=shlex.join(["ama", *sys.argv[1:]]),
             progress=progress,
@@ -338,7 +373,7 @@ def retrain(
         _emit(done.as_dict())
         return
     answers.print(done.table())
-    answers.print(f"models and table: {done.folder}", soft_wrap=True)
+    answers.print(f"models and table: {done.place or done.folder}", soft_wrap=True)
 
 
 @app.command(epilog=_example("ama evaluate runs/digits/retrained/trial-12/student/seed-1"))
@@ -356,9 +391,10 @@ def evaluate(
 ) -> None:
     """Score a retrained model on test data."""
     from search.models import evaluate_model
+    from search.rundir import working_folder
 
-    with stages() as progress:
-        answer = evaluate_model(Path(model), data, progress)
+    with working_folder(model) as folder, stages() as progress:
+        answer = {**evaluate_model(folder.path, data, progress), "model": model}
     if as_json:
         _emit(answer)
         return
@@ -381,10 +417,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a retrained model, check that it computes the same, and time it."""
+    from analysis.remote import is_remote, join
     from search.models import export_retrained
+    from search.rundir import working_folder
 
-    with console.status("exporting"):
-        answer = export_retrained(Path(model), format, Path(out) if out else None)
+    with console.status("exporting"), working_folder(model) as folder:
+        answer = export_retrained(folder.path, format, Path(out) if out else None)
+    if is_remote(model) and out is None:
+        answer["path"] = join(model, Path(answer["path"]).name)
     if as_json:
         _emit(answer)
         return

@@ -5,11 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    ensure_token_if_auth_enabled,
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
 
+from search.autoscaling import autoscales
 from search.experiment import Resources
 from trainables.errors import InputError
 
@@ -26,15 +35,16 @@ QUIET = {
 
 
 @contextmanager
-def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
+def connected(address: str | None, cpus: int | None = None, modules: Sequence[str] = ()) -> Iterator[None]:
     """A connection to Ray, closed afterwards; a Ray that was started here is stopped as well.
 
     Args:
         address: of a running cluster, `auto` for the one on this machine, None to start one here.
         cpus: CPUs of a Ray started here; None: all of this machine's.
+        modules: Python files and packages that the workers of a running cluster are given.
 
     Raises:
-        InputError: no cluster answers at `address`.
+        InputError: no cluster answers at `address`, or it asks for another token.
     """
     if ray.is_initialized():  # someone else's connection: use it and leave it open
         yield
@@ -43,11 +53,21 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault(key, value)
     # "local", not None: with None Ray would connect to the cluster of the environment's RAY_ADDRESS.
     here = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
-    options = here if address is None else {"address": address}
+    there: dict[str, Any] = {"address": address}
+    if modules:
+        there["runtime_env"] = {"py_modules": list(modules)}
+    options = here if address is None else there
     try:
         if address is not None:
             _knock(address)
+            _show_token(address)
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except AuthenticationError:
+        raise InputError(
+            f"--address {address}: the cluster asks for a token, and this process has none or another one; "
+            "set RAY_AUTH_MODE=token and put the cluster's token into ~/.ray/auth_token, or name its file in "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from None
     except (OSError, ValueError, RuntimeError) as fault:
         if address is None:
             raise
@@ -74,27 +94,64 @@ def _knock(address: str) -> None:
             pass
 
 
-def slots(resources: Resources, total: Mapping[str, float] | None = None) -> int:
+def _show_token(address: str) -> None:
+    """Check the token: Ray itself would try for 20 seconds, and then say that nobody answers.
+
+    Raises:
+        AuthenticationError: there is none, or the cluster has another.
+        OSError: no cluster was found.
+    """
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    ensure_token_if_auth_enabled(create_token_if_missing=False)
+    if "://" not in address and (found := canonicalize_bootstrap_address(address)) is not None:
+        GcsClient(address=found)
+
+
+def fits(resources: Resources, node: Mapping[str, float]) -> int:
+    """How many trials a node with these CPUs and GPUs runs at once."""
+    wanted = {"CPU": resources.cpu, "GPU": resources.gpu}
+    counts = [int(node.get(name, 0.0) / each + 1e-9) for name, each in wanted.items() if each > 0]
+    return min(counts, default=1)
+
+
+def slots(resources: Resources, node: Mapping[str, float] | None = None) -> int:
     """How many trials run at once.
+
+    Where an autoscaler starts the workers, what there is now says nothing: `resources.concurrent` decides.
 
     Args:
         resources: what one trial is to get.
-        total: "CPU" and "GPU" that there are; None: of the cluster this process is connected to.
+        node: "CPU" and "GPU" of this machine; None: the nodes of the cluster this process is connected to.
 
     Raises:
-        InputError: there are not the CPUs or GPUs that one trial is to get.
+        InputError: no node has, or will have, the CPUs and GPUs that one trial is to get.
     """
-    total = ray.cluster_resources() if total is None else total
-    fits = []
-    for name, key, wanted in (("CPU", "cpu", resources.cpu), ("GPU", "gpu", resources.gpu)):
-        if wanted <= 0:
-            continue
-        there = total.get(name, 0.0)
-        if there < wanted:
+    nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]] if node is None else [node]
+    most = sum(fits(resources, each) for each in nodes)
+    if resources.concurrent is not None and resources.concurrent <= most:
+        return resources.concurrent
+    if node is None and autoscales():
+        if resources.concurrent is None and most == 0:
             raise InputError(
-                f"resources.{key}: a trial is to get {wanted:g} {name}s, but there are {there:g}; "
+                "resources.concurrent: expected how many trials are to run at once, because the cluster "
+                "starts its workers when they are asked for and has none now; got nothing"
+            )
+        return resources.concurrent or most
+    if most == 0:
+        raise _too_much(resources, nodes)
+    return most
+
+
+def _too_much(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> InputError:
+    for name, key, wanted in (("CPU", "cpu", resources.cpu), ("GPU", "gpu", resources.gpu)):
+        there = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if there < wanted:
+            where = " on the largest node" if len(nodes) > 1 and there else ""
+            return InputError(
+                f"resources.{key}: a trial is to get {wanted:g} {name}s, but there are {there:g}{where}; "
                 f"lower resources.{key} or use a cluster that has them (--address)"
             )
-        fits.append(int(there / wanted + 1e-9))
-    most = min(fits, default=1)
-    return most if resources.concurrent is None else min(resources.concurrent, most)
+    return InputError(
+        f"resources: a trial is to get {resources.cpu:g} CPUs and {resources.gpu:g} GPUs, but no node has "
+        "both"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from search.cluster import connected, slots
 from search.experiment import Experiment, Resources, resolved_yaml
 from search.goals import COSTS
 from search.pipeline import EXPERIMENT_FILE, Progress, absolute_limits, figures, profile, read_data
+from search.rundir import at, working_folder
 from search.space import SearchSpace
 from trainables.cost import Costs, CostTable
 
@@ -31,7 +31,9 @@ def plan(experiment: Experiment, *, address: str | None = None, progress: Progre
     """
     at_once = _slots(experiment.resources, address)
     data = read_data(experiment, progress=progress)
-    teacher, blocks, table = profile(experiment, data, progress, keep=False)
+    with working_folder(experiment.run.dir) as folder:
+        holds_run = folder.holds(EXPERIMENT_FILE)
+        teacher, blocks, table = profile(at(experiment, folder), data, progress, keep=False)
     space = SearchSpace.from_experiment(experiment, blocks)
     limits = absolute_limits(experiment, teacher, table)
     lines = [
@@ -43,7 +45,7 @@ def plan(experiment: Experiment, *, address: str | None = None, progress: Progre
         *(f"limit: {limit.text} (that is {limit.op} {show(limit.metric, limit.limit)})" for limit in limits),
         *_budget_lines(experiment, table, len(data.train), at_once),
     ]
-    if (Path(experiment.run.dir) / EXPERIMENT_FILE).exists():
+    if holds_run:
         lines.append(f"{experiment.run.dir} holds a run: --resume continues it, --out goes elsewhere")
     lines.append("nothing was started")
     return resolved_yaml(experiment) + "\n" + "\n".join(f"# {line}" for line in lines)

@@ -27,8 +27,10 @@ def run(out: str) -> None:
     """Teacher, costs, search, report, pick, retrained student: everything lands in `out`.
 
     Raises:
-        InputError: `out` holds a run already.
+        InputError: `out` holds a run already, or is no folder of this machine.
     """
+    if "://" in out:
+        raise InputError(f"--out: the quickstart runs on this machine: expected a folder, got {out}")
     if (Path(out) / EXPERIMENT_FILE).exists():
         raise InputError(f"--out: {out} already holds a run; look at {out}/report, or choose another place")
     run_experiment(load_experiment(PRESET, [], out), PRESET)

@@ -35,10 +35,11 @@ class Retrained:
 
     folder: Path
     rows: list[dict[str, Any]]
+    place: str = ""  # the folder as people know it, where `folder` was a working copy
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"folder": str(self.folder), "table": self.rows}
+        return {"folder": self.place or str(self.folder), "table": self.rows}
 
     def table(self) -> Table:
         """For people: the columns that a terminal has room for; `results.md` has all."""

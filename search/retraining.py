@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,20 +16,25 @@ from pydantic import BaseModel, ValidationError
 from ray.exceptions import RayError, RayTaskError
 
 from analysis.pick import PickFile, read_pick
+from analysis.remote import Store, is_remote, join, split
 from search.cluster import connected, slots
 from search.errors import FailedError
 from search.experiment import Experiment
 from search.faults import fault_lines
 from search.measured import tuned_runtime
-from search.pipeline import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, prepare, trial_runtime
+from search.onworker import prepared
+from search.pipeline import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, trial_runtime
+from search.preflight import preflight
 from search.retrained import Finished, Retrained, write_results
-from search.warmstart import get_library
+from search.rundir import Folder, working_folder
+from search.usercode import modules_of
 from search.yaml_io import apply_overrides
 from trainables.assembly import Modules
 from trainables.blocks import Block
 from trainables.config import DataConfig, DistillConfig, RuntimeConfig
 from trainables.data import ImageData
 from trainables.errors import InputError
+from trainables.library import Library
 from trainables.retrain import MANIFEST, RetrainResult, baselines, retrain_one
 from trainables.runtime import resolve
 from trainables.teachers import Teacher
@@ -73,28 +80,29 @@ class Shared:
     def train(self, job: Job) -> RetrainResult:
         """Train and test the model of `job` in this process; read it back where it is finished."""
         runtime = resolve(self.runtime)
-        return retrain_one(
-            job.config,
-            Teacher(self.teacher.model.to(runtime.device), self.teacher.record),
-            self.blocks,
-            ImageData.from_arrays(self.data),
-            runtime,
-            Path(self.folder) / job.folder,
-            self.modules,
-            kind=job.kind,
-            data_config=self.data_config,
-            made=self.made,
-        )
+        with working_folder(join(self.folder, job.folder)) as folder:
+            return retrain_one(
+                job.config,
+                Teacher(self.teacher.model.to(runtime.device), self.teacher.record),
+                self.blocks,
+                ImageData.from_arrays(self.data),
+                runtime,
+                folder.path,
+                self.modules,
+                kind=job.kind,
+                data_config=self.data_config,
+                made=self.made,
+            )
 
 
 def retrain_picks(
-    picked: Path,
+    picked: str | Path,
     *,
     seeds: int = 3,
     epochs: int | None = None,
     with_baselines: bool = False,
     address: str | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     overrides: Sequence[str] = (),
     command: str = "",
     progress: Progress | None = None,
@@ -120,42 +128,81 @@ def retrain_picks(
         InputError: anything in the pick, its run, the folder or the cluster that cannot be used.
         FailedError: some trainings failed; the finished models are kept.
     """
-    pick = read_pick(picked)
-    experiment = _experiment(pick, overrides)
-    folder = out or Path(experiment.run.dir) / "retrained"
-    jobs = {job.folder: job for job in _jobs(pick, experiment, seeds, epochs, with_baselines)}
-    setup = _setup(pick, experiment, progress)
-    shared = _shared(setup, folder, _made(pick, command, _seeds(experiment, seeds), overrides))
-    jobs = {job.folder: job for job in _present(folder)} | jobs
-    done = {place: shared.train(job) for place, job in jobs.items() if (folder / place / MANIFEST).exists()}
-    if missing := [job for place, job in jobs.items() if place not in done]:
-        if experiment.warm_start == "library":
-            # The one that the search started from, whatever the students are now trained on.
-            searched = _setup(pick, _experiment(pick, ()), progress) if overrides else setup
-            shared = replace(shared, modules=get_library(searched, progress).modules)
-        with connected(address):
+    with ExitStack() as open_:
+        pick, run = _pick(os.fspath(picked), open_)
+        experiment = _experiment(pick, run, overrides)
+        folder = open_.enter_context(working_folder(run))
+        models = open_.enter_context(working_folder(out or join(run, "retrained")))
+        models.fetch("", MANIFEST)
+        asked = {job.folder: job for job in _jobs(pick, experiment, seeds, epochs, with_baselines)}
+        jobs = {job.folder: job for job in _present(models.path)} | asked
+        missing = [job for place, job in jobs.items() if not (models.path / place / MANIFEST).exists()]
+        _check_teacher_there(pick, experiment, folder)
+        open_.enter_context(
+            connected(address, modules=modules_of(experiment.teacher.arch) if address else ())
+        )
+        slots(experiment.resources)
+        if address is not None:
+            preflight(experiment, folder)
+        library = bool(missing) and experiment.warm_start == "library"
+        # The library that the search started from, whatever the students are now trained on.
+        setup, modules = _setup(pick, experiment, folder, library and not overrides, progress)
+        if library and overrides:
+            _, modules = _setup(pick, _experiment(pick, run, ()), folder, True, progress)
+        made = _made(pick, command, _seeds(experiment, seeds), overrides)
+        shared = _shared(setup, models, made, modules.modules if modules else None)
+        done = {place: shared.train(job) for place, job in jobs.items() if job not in missing}
+        if missing:
             longest = max(job.config.epochs for job in missing)
             shared = replace(shared, runtime=tuned_runtime(setup, longest))
-            done |= _train(missing, shared, setup.experiment, len(done), progress)
-    order = sorted(jobs.values(), key=lambda job: (job.number, KINDS.index(job.kind), job.config.seed))
-    models = [
+            done |= _train(missing, shared, experiment, len(done), progress)
+        return _written(models, jobs.values(), done, setup)
+
+
+def _written(
+    models: Folder, jobs: Iterable[Job], done: Mapping[str, RetrainResult], setup: Setup
+) -> Retrained:
+    order = sorted(jobs, key=lambda job: (job.number, KINDS.index(job.kind), job.config.seed))
+    finished = [
         Finished(job.number, job.folder, setup.costs.price(job.config.student), done[job.folder])
         for job in order
     ]
-    return write_results(folder, models, setup.teacher.record, setup.costs.teacher)
+    written = write_results(models.path, finished, setup.teacher.record, setup.costs.teacher)
+    return replace(written, place=models.place)
 
 
-def _experiment(pick: PickFile, overrides: Sequence[str]) -> Experiment:
-    """The pick's experiment, changed, in the run directory: where recorded, or where the pick lies."""
-    for place in (pick.run, pick.path.parent):
-        if isinstance(place, Path) and (place / EXPERIMENT_FILE).exists():
-            values = {**deepcopy(pick.experiment), "run": {"dir": str(place)}}
-            _override(values, overrides)
-            return _validated(Experiment, values, f"{pick.path}: experiment")
+def _pick(picked: str, open_: ExitStack) -> tuple[PickFile, str]:
+    """The pick, and its run: where recorded, or where the pick lies, of an object store the other way round.
+
+    Args:
+        picked: the file, or the run directory that it is in; a path or a URI.
+        open_: keeps what is fetched until the end.
+    """
+    if not is_remote(picked):
+        pick = read_pick(picked)
+        places = [os.fspath(place) for place in (pick.run, pick.path.parent) if place is not None]
+    else:
+        near, name = split(picked) if picked.endswith((".yaml", ".yml")) else (picked, "pick.yaml")
+        pick = read_pick(open_.enter_context(working_folder(near)).path / name)
+        places = [near, *([pick.run] if isinstance(pick.run, str) else [])]
+    for place in places:
+        if is_remote(place):
+            found = Store.open(place).exists(EXPERIMENT_FILE)
+        else:
+            found = Path(place, EXPERIMENT_FILE).exists()
+        if found:
+            return pick, place
     raise InputError(
-        f"{pick.path}: its run {pick.run} is not there, nor does the pick lie in a run directory "
+        f"{picked}: its run {pick.run} is not there, nor does the pick lie in a run directory "
         f"(a folder with {EXPERIMENT_FILE})"
     )
+
+
+def _experiment(pick: PickFile, run: str, overrides: Sequence[str]) -> Experiment:
+    """The pick's experiment, changed, in the run directory as it is now."""
+    values = {**deepcopy(pick.experiment), "run": {"dir": run}}
+    _override(values, overrides)
+    return _validated(Experiment, values, f"{pick.path}: experiment")
 
 
 def _override(values: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -208,22 +255,27 @@ def _validated(model: type[Model], values: Any, where: str) -> Model:
         raise InputError("\n  ".join([f"{where} cannot be used", *fault_lines(error, model)])) from None
 
 
-def _setup(pick: PickFile, experiment: Experiment, progress: Progress | None) -> Setup:
-    """Data, teacher and costs of the run; the teacher must be the one that the search had."""
-    teacher = Path(experiment.run.dir) / TEACHER_FILE
-    if experiment.teacher.checkpoint is None and not teacher.exists():
+def _check_teacher_there(pick: PickFile, experiment: Experiment, folder: Folder) -> None:
+    if experiment.teacher.checkpoint is None and not (folder.path / TEACHER_FILE).exists():
+        teacher = join(folder.place, TEACHER_FILE)
         raise InputError(f"{pick.path}: the teacher of its run is gone: {teacher} does not exist")
-    setup = prepare(experiment, test=True, progress=progress)
+
+
+def _setup(
+    pick: PickFile, experiment: Experiment, folder: Folder, library: bool, progress: Progress | None
+) -> tuple[Setup, Library | None]:
+    """Data, teacher, costs and library of the run; the teacher must be the one that the search had."""
+    setup, made = prepared(experiment, folder, test=True, library=library, progress=progress)
     picked, found = pick.teacher.get("hash"), setup.teacher.record.hash
     if picked != found:
         raise InputError(
             f"{pick.path}: its students were made from the teacher {picked}, but the teacher of its run in "
-            f"{setup.run_dir} is {found}"
+            f"{folder.place} is {found}"
         )
-    return setup
+    return setup, made
 
 
-def _shared(setup: Setup, folder: Path, made: Mapping[str, Any]) -> Shared:
+def _shared(setup: Setup, models: Folder, made: Mapping[str, Any], modules: Modules | None) -> Shared:
     experiment = setup.experiment
     return Shared(
         data=setup.data.to_arrays(),
@@ -231,8 +283,9 @@ def _shared(setup: Setup, folder: Path, made: Mapping[str, Any]) -> Shared:
         blocks=setup.blocks,
         runtime=trial_runtime(experiment),
         data_config=experiment.data,
-        folder=str(folder.absolute()),
+        folder=models.place if models.remote else str(models.path.absolute()),
         made=made,
+        modules=modules,
     )
 
 

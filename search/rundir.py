@@ -47,6 +47,10 @@ class Folder:
         """Whether `path` is a working copy of what is in an object store."""
         return False
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file or folder of this name directly in the run directory."""
+        return (self.path / name).exists()
+
     def fetch(self, below: str, name: str | None = None) -> None:
         """Bring the files of the folder `below`, or those called `name`, into the working copy."""
 
@@ -69,6 +73,10 @@ class Mirror(Folder):
     def remote(self) -> bool:
         """Yes."""
         return True
+
+    def holds(self, name: str) -> bool:
+        """As `Folder.holds`."""
+        return name in self._store.top()
 
     def fetch(self, below: str, name: str | None = None) -> None:
         """As `Folder.fetch`."""

@@ -136,5 +136,10 @@ def _complete(text: str, source: str) -> str:
     if url.get_backend_name() == "sqlite":
         if not url.database or url.database == ":memory:":
             raise InputError(f"{source}: expected a database that outlives the process, got {text!r}")
+        if "://" in url.database:
+            raise InputError(
+                f"{source}: SQLite cannot be in an object store ({url.database}); expected a file of this "
+                "machine or, for a cluster, postgresql://…"
+            )
         url = url.set(database=str(Path(url.database).absolute()))
     return url.render_as_string(hide_password=False)

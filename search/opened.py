@@ -1,0 +1,30 @@
+"""A run to be read, wherever it is: what `ama status`, `report` and `pick` start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from analysis.remote import is_remote
+from analysis.retrained import RESULTS
+from analysis.trials import Run
+from search.rundir import Folder, working_folder
+
+
+@contextmanager
+def opened(run: str) -> Iterator[tuple[Run, Folder]]:
+    """The study of `run` as it is now, and the run directory, to which files may be added.
+
+    Args:
+        run: a run directory, the URI of one in an object store, or the URL of a study's database.
+
+    Raises:
+        InputError: no run there, or its database cannot be read.
+    """
+    if is_remote(run):
+        with working_folder(run) as folder:
+            folder.fetch("retrained", RESULTS)
+            yield Run.open(folder.path, place=folder.place), folder
+    else:
+        yield Run.open(run), Folder(run, Path(run))
