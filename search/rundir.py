@@ -62,8 +62,8 @@ class Mirror(Folder):
     """A working copy of a prefix of an object store."""
 
     def __init__(self, place: str, path: Path) -> None:
-        super().__init__(place, path)
         self._store = Store.open(place)
+        super().__init__(self._store.uri, path)
         self._known: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
         names = [name for name in self._store.top() if not _passed_over(Path(name))]
@@ -145,7 +145,7 @@ def working_folder(place: str | os.PathLike[str]) -> Iterator[Folder]:
     scratch = Path(tempfile.mkdtemp(prefix="ama-run-"))
     try:
         with _as_run_dir():
-            mirror = Mirror(text.rstrip("/"), scratch)
+            mirror = Mirror(text, scratch)
     except BaseException:
         shutil.rmtree(scratch)
         raise

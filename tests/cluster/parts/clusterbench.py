@@ -21,7 +21,7 @@ space: {widths: [0.25, 0.5], optim: {batch_size: 32}}
 objectives: [val_accuracy, latency_ms]
 budget: {trials: 2, epochs: 1, grace_epochs: 1}
 costs: {batch_size: 4, seconds: 0.1}
-runtime: {device: cpu, precision: fp32, layout: contiguous, optimizer: foreach, compile: "off", eval_batch: 512}
+runtime: {device: cpu, precision: fp32, layout: contiguous, optimizer: foreach, compile: "off"}
 resources: {concurrent: 2}
 """
 
