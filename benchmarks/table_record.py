@@ -15,6 +15,7 @@ import csv
 import fcntl
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -46,6 +47,11 @@ class Bench:
     setup: Setup
     libraries: dict[int, Library]
     library_seconds: dict[int, float]  # CPU
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space that the points are of."""
+        return SearchSpace.from_experiment(self.setup.experiment, self.setup.blocks)
 
 
 def prepare(plan: Plan, work: Path) -> Bench:
@@ -125,8 +131,7 @@ def record(bench: Bench, point: Point) -> Run:
     """Train one point to its last epoch."""
     setup = bench.setup
     runtime = setup.runtime
-    space = SearchSpace.from_experiment(setup.experiment, setup.blocks)
-    config = space.to_config(point.params, point.seed).model_copy(update={"warm_start": point.start})
+    config = bench.space.to_config(point.params, point.seed).model_copy(update={"warm_start": point.start})
     started = time.process_time()
     modules = bench.libraries[point.seed].modules
     distiller = Distiller(config, setup.teacher.model, setup.blocks, setup.data, runtime, modules)
@@ -180,17 +185,23 @@ def record_all(bench: Bench, points: Iterable[Point], file: Path, say: Callable[
 
 def finish(bench: Bench, plan: Plan, points: list[Point], out: Path, command: str) -> bool:
     """Write the table if all its runs are there."""
-    setup = bench.setup
-    runs = recorded(setup.run_dir)
+    runs = recorded(bench.setup.run_dir)
     keys = [(params_text(p.params), p.start, p.seed) for p in points]
     if not all(key in runs for key in keys):
         return False
+    Table(meta_of(bench, plan, command), {key: runs[key] for key in keys}).save(out)
+    return True
+
+
+def meta_of(bench: Bench, plan: Plan, command: str) -> dict[str, Any]:
+    """What the runs were made from."""
+    setup = bench.setup
     teacher = setup.teacher.record
     experiment = {k: v for k, v in plan.experiment.items() if k != "data"}
     # Where the images and the teacher were belongs to the machine.
     experiment["data"] = {k: v for k, v in plan.experiment["data"].items() if k != "root"}
     experiment["teacher"] = {k: v for k, v in plan.experiment["teacher"].items() if k != "checkpoint"}
-    meta: dict[str, Any] = {
+    return {
         "command": command,
         "experiment": experiment,
         "classes": setup.data.num_classes,
@@ -216,8 +227,31 @@ def finish(bench: Bench, plan: Plan, points: list[Point], out: Path, command: st
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    Table(meta, {key: runs[key] for key in keys}).save(out)
-    return True
+
+
+def cifar_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options that say which CIFAR table."""
+    parser.add_argument("--work", type=Path, help="teacher, libraries and rows so far; default: runs/table-…")
+    parser.add_argument("--root", help="cifar: folder with train/<class>/ and test/<class>/")
+    parser.add_argument("--teacher", help="cifar: weights of a cifar_resnet20")
+    parser.add_argument(
+        "--teacher-saw", type=int, help="cifar: files of each class that the teacher has seen"
+    )
+    parser.add_argument("--train-limit", type=int, default=2_500, help="cifar: training images")
+    parser.add_argument("--epochs", type=int, default=6, help="cifar: epochs of a run")
+    parser.add_argument("--sampled", type=int, default=SAMPLED, help="cifar: points of the space")
+    return parser
+
+
+def cifar_plan(args: argparse.Namespace) -> Plan:
+    """The table that the options ask for.
+
+    Raises:
+        SystemExit: images or teacher are not named.
+    """
+    if args.root is None or args.teacher is None:
+        sys.exit("error: cifar needs --root and --teacher")
+    return cifar(args.root, args.teacher, args.train_limit, args.sampled, args.epochs, args.teacher_saw)
 
 
 def main() -> None:
@@ -226,24 +260,14 @@ def main() -> None:
     )
     parser.add_argument("space", choices=["digits", "cifar"])
     parser.add_argument("--out", type=Path, required=True, help="the table, .csv.gz")
-    parser.add_argument("--work", type=Path, help="teacher, libraries and rows so far; default: runs/table-…")
     parser.add_argument("--shard", default="0/1", help="this process's part of the runs, e.g. 0/2")
-    parser.add_argument("--root", help="cifar: folder with train/<class>/ and test/<class>/")
-    parser.add_argument("--teacher", help="cifar: weights of a cifar_resnet20")
-    parser.add_argument("--train-limit", type=int, default=2_500, help="cifar: training images")
-    parser.add_argument(
-        "--teacher-saw", type=int, help="cifar: files of each class that the teacher has seen"
-    )
-    parser.add_argument("--epochs", type=int, default=6, help="cifar: epochs of a run")
-    parser.add_argument("--sampled", type=int, default=SAMPLED, help="cifar: points of the space")
+    cifar_options(parser)
     args = parser.parse_args()
     part, parts = map(int, args.shard.split("/"))
     if args.space == "digits":
         plan, command = digits(), f"python -m benchmarks.table_record digits --out {args.out}"
     else:
-        if args.root is None or args.teacher is None:
-            parser.error("cifar needs --root and --teacher")
-        plan = cifar(args.root, args.teacher, args.train_limit, args.sampled, args.epochs, args.teacher_saw)
+        plan = cifar_plan(args)
         command = (
             f"python -m benchmarks.table_record cifar --root IMAGES --teacher FILE --out {args.out} "
             f"--train-limit {args.train_limit} --epochs {args.epochs} --sampled {args.sampled}"
