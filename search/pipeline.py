@@ -62,7 +62,8 @@ def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | 
 
     Args:
         experiment: what to do.
-        test: read the test data too (for the teacher's and the retrained students' record).
+        test: read the test data too, for the teacher's and the retrained students' record; the cost table
+            may be another device's then: what a retrained student costs is what the search took it for.
         progress: called as work goes on.
     """
     runtime = resolve(experiment.runtime)
@@ -70,7 +71,7 @@ def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | 
     data = read_data(experiment, test=test, progress=progress)
     teacher = get_teacher(experiment, data, runtime, progress)
     blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
-    costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress)
+    costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress, any_device=test)
     return Setup(experiment, run_dir, runtime, data, teacher, blocks, costs)
 
 
@@ -144,8 +145,9 @@ def get_costs(
     image_shape: tuple[int, int, int],
     runtime: Runtime,
     progress: Progress | None = None,
+    any_device: bool = False,
 ) -> CostTable:
-    """The cost table of the run directory, or one measured now and written there."""
+    """The cost table of the run directory, of this device or any; or one measured now and written there."""
     path = Path(experiment.run.dir) / COSTS_FILE
     fuse = experiment.space.fuse is not False
     if path.exists():
@@ -158,6 +160,7 @@ def get_costs(
             fuse=fuse,
             batch_size=experiment.costs.batch_size,
             device=device_name(runtime.device),
+            allow_other_device=any_device,
         )
     table = _measure(experiment, teacher.model, blocks, image_shape, runtime, progress)
     table.save(path)

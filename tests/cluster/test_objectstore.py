@@ -99,6 +99,10 @@ def test_retrained_and_resumed_after_a_copy_to_another_bucket(run: str, place: P
     written = place.objects("second")["runs/first/retrained/results.json"]
     again = place.ama(*retrain)
     assert again.code == 0 and place.objects("second")["runs/first/retrained/results.json"] == written
+    laptop = place.ama("retrain", f"{copy}/pick.yaml", "--seeds", 2, "--epochs", 1)
+    assert laptop.code == 0, laptop.output
+    both = json.loads(place.objects("second")["runs/first/retrained/results.json"])
+    assert len(both) == 2 and both[0] == json.loads(written)[0], "one is read back, one trained here"
     ended = place.ama("evaluate", f"s3://second/{next(iter(models)).rpartition('/')[0]}", "--json")
     assert ended.code == 0 and json.loads(ended.output)["accuracy"] == json.loads(written)[0]["test_accuracy"]
     ended = place.ama("report", copy)
