@@ -164,12 +164,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._reached[number] = row.user_attrs.get("epochs", 0)
         self._record.resume(number)
         self._register(trial_id, number, row.user_attrs["costs"])
-        return self._config(number, json.dumps(row.user_attrs["config"]), checkpoints)
+        # The last epoch in the row is told again: whether the trial passed its rung, the row does not say.
+        told = max(0, self._reached[number] - 1)
+        return self._config(number, json.dumps(row.user_attrs["config"]), checkpoints, told)
 
     @staticmethod
-    def _config(number: int, distill: str, checkpoints: Sequence[str] = ()) -> dict[str, Any]:
+    def _config(number: int, distill: str, checkpoints: Sequence[str] = (), told: int = 0) -> dict[str, Any]:
         # As JSON: Ray flattens nested dictionaries, and block names are keys in this one.
-        return {"number": number, "distill": distill, "resume": list(checkpoints)}
+        return {"number": number, "distill": distill, "resume": list(checkpoints), "told": told}
 
     def _register(self, trial_id: str, number: int, costs: Mapping[str, float]) -> None:
         self._numbers[trial_id] = number
@@ -213,7 +215,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         number = self._numbers[trial_id]
         metrics = {name: result[name] for name in METRICS}
         self._last[number] = metrics
-        self._compare(number, metrics["epoch"])
+        if not result.get("again"):
+            self._compare(number, metrics["epoch"])
         self._record.epoch(number, metrics)
         self._proposer.reported(number, metrics["epoch"], self._values(number, metrics))
         self.board.done_epochs[number] = metrics["epoch"]

@@ -57,7 +57,8 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
     """A full distillation job; one step is one epoch.
 
     The trial's config has `number` (of the study's row), `distill` (a `DistillConfig` as JSON) and,
-    for a trial that an earlier session left unfinished, `resume` (its checkpoint folders, newest first).
+    for a trial that an earlier session left unfinished, `resume` (its checkpoint folders, newest first) and
+    `told` (epochs that the study surely knows of; those after it that the checkpoint has are told again).
     """
 
     def setup(self, config: dict[str, Any], *, context: TrialContext) -> None:
@@ -94,31 +95,47 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
             supervisor=self._supervisor,
         )
         self._take_up(config.get("resume") or ())
+        self._tell_after(config.get("told", self._distiller.epoch))
         self._startup_seconds = time.perf_counter() - started
 
-    def _take_up(self, checkpoints: Sequence[str]) -> None:
-        """Continue from the first of `checkpoints` that can be read; from the beginning where none can."""
+    def _tell_after(self, epochs: int) -> None:
+        """Report the epochs after so many, trained or not; one at least, a trial's end is a report."""
+        self._told = min(epochs, self._distiller.config.epochs - 1)
+
+    def _take_up(self, checkpoints: Sequence[str]) -> int | None:
+        """Continue from the first of `checkpoints` that can be read; from the beginning where none can.
+
+        Returns:
+            Epochs that had been reported when the checkpoint was written; None: none can be read.
+        """
         for path in checkpoints:
             try:
                 with tune.Checkpoint(path).as_directory() as folder:
-                    self._distiller.load_state_dict(load_checkpoint(Path(folder) / CHECKPOINT_FILE))
-                return
+                    state = load_checkpoint(Path(folder) / CHECKPOINT_FILE)
+                    self._distiller.load_state_dict(state)
+                return int(state.get("told", self._distiller.epoch))
             except (InputError, OSError) as fault:
                 logger.warning("trial %d: checkpoint passed over: %s", self._number, fault)
+        return None
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch and report it; a trial that diverged or is too large ends with its reason."""
+        """Train one epoch and report it; a trial that diverged or is too large ends with its reason.
+
+        Ray saves a trial that a rung stops before the study hears of the epoch. One that was cut off between
+        the two is taken up with an epoch that nobody was told of: it is reported first, and judged again.
+        """
+        again = self._told < self._distiller.epoch
         try:
-            # A trial cut off between its last checkpoint and its end is taken up with nothing left to train.
-            done = self._distiller.finished
-            metrics = self._distiller.history[-1] if done else self._epoch()
+            metrics = self._distiller.history[self._told] if again else self._epoch()
         except (TrainingDiverged, TooLarge) as fault:
             return {"number": self._number, "failure": str(fault), "done": True}
+        self._told = metrics.epoch
         return {
             **metrics.as_dict(),
             "number": self._number,
             "startup_seconds": self._startup_seconds,
-            "done": self._distiller.finished,
+            "again": again,
+            "done": metrics.epoch == self._distiller.config.epochs,
         }
 
     def _epoch(self) -> EpochMetrics:
@@ -130,7 +147,8 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write everything an exact resume needs into `checkpoint_dir`."""
-        save_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, self._distiller.state_dict())
+        state = {**self._distiller.state_dict(), "told": self._told}
+        save_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, state)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Continue from what `save_checkpoint` wrote; where it is damaged, from the checkpoint before it.
@@ -139,4 +157,6 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         """
         newest = Path(checkpoint_dir)
         older = sorted(newest.parent.glob("checkpoint_*"), reverse=True)
-        self._take_up([str(newest), *(str(f) for f in older if f.name < newest.name)])
+        told = self._take_up([str(newest), *(str(f) for f in older if f.name < newest.name)])
+        if told is not None:
+            self._tell_after(told)

@@ -17,6 +17,8 @@ from ray.cluster_utils import Cluster
 from search.callback import NODE_LOST
 
 GOES_ON_SECONDS = 30.0
+# Ray takes five missed heartbeats (15 s) to give a killed node up, and a new worker imports torch.
+NOTICED_SECONDS = 120.0
 
 
 class Nodes:
@@ -100,7 +102,7 @@ def test_a_lost_node_costs_an_epoch_at_most(bench: Bench, nodes: Nodes, how: str
 
     wait_until(later, "any epoch after the loss", GOES_ON_SECONDS)
     taken_up = wait_until(
-        lambda: [line for line in later() if line.key == victim.key], "the lost trial", GOES_ON_SECONDS
+        lambda: [line for line in later() if line.key == victim.key], "the lost trial", NOTICED_SECONDS
     )[0]
     took = taken_up.time - lost_at
     said = bench.finish(process)

@@ -137,6 +137,23 @@ def test_an_interrupted_trial_is_taken_up_from_its_newest_readable_checkpoint(
     assert train(make(config(resume=(newer, older))), 3) == whole
 
 
+def test_epochs_that_the_study_missed_are_told_before_anything_is_trained(make: Make, tmp_path: Path) -> None:
+    first = make(config())
+    whole = train(first, 2)
+    checkpoint = saved(first, tmp_path / "00000-1" / "checkpoint_000001")
+    whole += train(first, 1)
+    second = make({**config(resume=(checkpoint,)), "told": 0})
+    assert [{**result, "again": False} for result in train(second, 3)] == whole
+    third = make({**config(resume=(checkpoint,)), "told": 1})
+    assert train(third, 2) == [{**whole[1], "again": True}, whole[2]]
+    # Retried in the middle of telling: neither is an epoch left out nor told once more.
+    fourth = make({**config(resume=(checkpoint,)), "told": 0})
+    train(fourth, 1)
+    fourth.load_checkpoint(str(saved(fourth, tmp_path / "00000-2" / "checkpoint_000000")))
+    assert [(r["epoch"], r["again"]) for r in train(fourth, 2)] == [(2, True), (3, False)]
+    assert train(make({**config(), "told": 2}), 1) == whole[:1], "without its checkpoint it starts anew"
+
+
 def test_a_retried_trial_passes_over_damaged_checkpoints(make: Make, tmp_path: Path) -> None:
     first = make(config())
     whole = []
@@ -166,7 +183,7 @@ def test_a_trial_cut_off_after_its_last_epoch_only_reports_it(make: Make, tmp_pa
     last = train(first, 2)[-1]
     folder = saved(first, tmp_path / "checkpoint_000001")
     again = make(config(epochs=2, resume=(folder,)))
-    assert train(again, 1) == [last] and last["done"]
+    assert train(again, 1) == [{**last, "again": True}] and last["done"]
 
 
 def test_a_diverged_trial_ends_with_its_reason(make: Make) -> None:
