@@ -10,18 +10,20 @@ from typing import Any
 import torch
 
 from search.pipeline import Progress
-from trainables.config import DataConfig
-from trainables.data import DEFAULT_CACHE, Split, load_data, split_of
+from trainables.config import DataConfig, RuntimeConfig
+from trainables.data import DEFAULT_CACHE, load_data
 from trainables.errors import InputError
 from trainables.evaluation import evaluate
 from trainables.export import FORMATS, export_model, snippet
 from trainables.imagecache import decode_split
 from trainables.imagefolder import class_folders, list_images
+from trainables.imagesplits import AnySplit, Split, split_of
 from trainables.pixels import normalisation_constants, normalise
 from trainables.retrain import MANIFEST, WEIGHTS, load_model
 from trainables.runtime import Runtime, resolve
 
 BATCH = 512
+EXACT = RuntimeConfig(precision="fp32")  # the manifest's figures are scored like that, too
 CHECKED_IMAGES = 32  # real test images on which an exported file is compared with PyTorch
 
 
@@ -44,7 +46,7 @@ def evaluate_model(
         split, skipped = _own_images(manifest, progress), 0
     else:
         split, skipped = _folder_images(manifest, Path(folder).expanduser(), progress)
-    runtime = resolve()
+    runtime = resolve(EXACT)
     score = evaluate(module.to(runtime.device), _batches(split, manifest, runtime, BATCH), runtime)
     data = manifest["data"]["name"] if folder is None else str(folder)
     return {"model": str(model), "data": data, **asdict(score), "skipped": skipped}
@@ -60,10 +62,10 @@ def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[
         raise InputError(f"--format: expected {' or '.join(FORMATS)}, got {format!r}")
     _, manifest = _load(model)
     try:
-        split: Split | None = _own_images(manifest)
+        split: AnySplit | None = _own_images(manifest)
     except InputError:
         split = None  # the model was moved away from its data: random images have to do
-    images = None if split is None else next(_batches(split, manifest, resolve(), CHECKED_IMAGES))[0]
+    images = None if split is None else next(_batches(split, manifest, resolve(EXACT), CHECKED_IMAGES))[0]
     result = export_model(model, format, out, images=images)
     checked = "random images" if images is None else f"{len(images)} test images"
     return {**asdict(result), "path": str(result.path), "checked_on": checked, "snippet": snippet(result)}
@@ -75,7 +77,7 @@ def _load(model: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     return load_model(model)
 
 
-def _own_images(manifest: Mapping[str, Any], progress: Progress | None = None) -> Split:
+def _own_images(manifest: Mapping[str, Any], progress: Progress | None = None) -> AnySplit:
     """The test images of the data that the model was trained on."""
     if manifest["data"]["config"] is None:
         raise InputError("the model does not say what data it was trained on; name a folder with --data")
@@ -115,12 +117,12 @@ def _check_classes(manifest: Mapping[str, Any], found: tuple[str, ...], where: s
 
 
 def _batches(
-    split: Split, manifest: Mapping[str, Any], runtime: Runtime, size: int
+    split: AnySplit, manifest: Mapping[str, Any], runtime: Runtime, size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches as the model takes them: its own normalisation is a part of it, whatever the data."""
     data = manifest["data"]
     constants = normalisation_constants(tuple(data["mean"]), tuple(data["std"]), runtime.device)
-    for images, labels in zip(torch.split(split.images, size), torch.split(split.labels, size), strict=True):
+    for images, labels in split.chunks(size):
         yield (
             normalise(images.to(runtime.device), constants, runtime.memory_format),
             labels.to(runtime.device),

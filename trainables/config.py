@@ -49,6 +49,17 @@ class DataConfig(Config):
     mean: Triple | None = Field(None, description="per-channel mean of inputs in 0..1; null: data set's own")
     std: Triple | None = Field(None, description="per-channel deviation of inputs in 0..1; null: as mean")
     cache: str | None = Field(None, description="folder for decoded images; null: ~/.cache/ama-search")
+    storage: Literal["auto", "memory", "stream"] = Field(
+        "auto",
+        description="memory: all images stay in memory, on the device of the trials; stream: they are read "
+        "from `data.cache` as they are needed; auto: stream beyond `data.memory_limit`",
+    )
+    memory_limit: PositiveFloat | None = Field(
+        None,
+        description="GiB of decoded images that may stay in memory; null: half of this machine's, and a "
+        "quarter of its GPU's",
+    )
+    workers: int = Field(2, ge=0, description="processes of a trial that prepare streamed images; 0: none")
 
 
 class TeacherConfig(Config):

@@ -8,40 +8,30 @@ searching never passes.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from trainables.augment import Augment, augment_for, gather_augmented, plan_epoch
+from trainables.augment import Augment, EpochPlan, augment_for, gather_augmented, plan_epoch
 from trainables.config import DataConfig, Triple, hash_json
 from trainables.errors import InputError
 from trainables.imagefolder import read_imagefolder
-from trainables.pixels import NORMALISATION, channel_statistics, normalisation_constants, normalise, resize
+from trainables.imagesplits import AnySplit, Batch, Split, StreamedSplit, select, split_of
+from trainables.pixels import NORMALISATION, channel_statistics, normalisation_constants, normalise
+from trainables.rowfile import RowFile
 from trainables.runtime import Runtime
 from trainables.sources import Images, Progress, Source, read_digits, read_torchvision
 from trainables.splits import LIMIT_STREAM, VAL_STREAM, Indices, stratified_sample, stratified_split
+from trainables.storage import row_file, streams
+from trainables.streaming import Stream, in_order
 
 DEFAULT_CACHE = Path("~/.cache/ama-search")
 
-Batch = tuple[torch.Tensor, torch.Tensor]
 Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Some images and their classes. The images are never written to: they may be shared memory."""
-
-    images: torch.Tensor  # uint8 (N, 3, H, W)
-    labels: torch.Tensor  # int64 (N,)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +50,22 @@ class ImageData:
         hash: 16 hex digits, of the training images' content and the config that shapes the splits. The same
             in every process, with and without the test images.
         skipped: files that could not be decoded and were left out.
+        workers: processes that prepare images, where these are streamed.
     """
 
     name: str
-    train: Split
-    val: Split
-    test: Split | None
+    train: AnySplit
+    val: AnySplit
+    test: AnySplit | None
     classes: tuple[str, ...]
     mean: Triple
     std: Triple
     augment: Augment
     hash: str
     skipped: int = 0
+    workers: int = 2
     _on_device: dict[tuple[str, torch.device], Split] = field(default_factory=dict, init=False, repr=False)
+    _streams: dict[tuple[str, Augment], Stream] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -82,7 +75,7 @@ class ImageData:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(3, height, width)."""
-        _, height, width = self.train.images.shape[1:]
+        _, height, width = self.train.image_shape
         return 3, height, width
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -106,16 +99,20 @@ class ImageData:
 
     def train_steps(self, batch_size: int, seed: int, epoch: int, runtime: Runtime) -> Iterator[Step]:
         """As `train_batches`, with each batch's indices into the training images, int64 (B,)."""
-        split = self._split_on("train", runtime.device)
+        plan = plan_epoch(len(self.train), self.augment, seed, epoch)
+        steps = self.steps_per_epoch(batch_size)
         constants = normalisation_constants(self.mean, self.std, runtime.device)
-        plan = plan_epoch(len(split), self.augment, seed, epoch).to(runtime.device)
-        for part in plan.batches(self.steps_per_epoch(batch_size)):
+        if isinstance(self.train, StreamedSplit):
+            parts = plan.batches(steps)
+            for part, images in zip(parts, self._stream("train", self.augment, parts, runtime), strict=True):
+                labels, order = (_sent(each, runtime) for each in (self.train.labels[part.order], part.order))
+                yield normalise(images, constants, runtime.memory_format), labels, order
+            return
+        split = self._split_on("train", runtime.device)
+        for part in plan.to(runtime.device).batches(steps):
             images = gather_augmented(split.images, part, self.augment)
-            yield (
-                normalise(images, constants, runtime.memory_format),
-                split.labels.index_select(0, part.order),
-                part.order,
-            )
+            labels = split.labels.index_select(0, part.order)
+            yield normalise(images, constants, runtime.memory_format), labels, part.order
 
     def eval_batches(self, split: str, runtime: Runtime, batch_size: int = 512) -> Iterator[Batch]:
         """The images of one split in order, normalised, without augmentation.
@@ -131,22 +128,35 @@ class ImageData:
         Raises:
             ValueError: test images were not loaded.
         """
-        part = self._split_on(split, runtime.device)
+        part = self._split(split)
+        chunks: Iterator[Batch]
+        if isinstance(part, StreamedSplit):
+            plan = in_order(len(part), batch_size)
+            labels = (_sent(each, runtime) for each in torch.split(part.labels, batch_size))
+            chunks = zip(self._stream(split, Augment(), plan, runtime), labels, strict=True)
+        else:
+            chunks = self._split_on(split, runtime.device).chunks(batch_size)
         constants = normalisation_constants(self.mean, self.std, runtime.device)
-        for images, labels in zip(torch.split(part.images, batch_size), torch.split(part.labels, batch_size)):
-            yield normalise(images, constants, runtime.memory_format), labels
+        for images, classes in chunks:
+            yield normalise(images, constants, runtime.memory_format), classes
 
     def to_arrays(self) -> dict[str, Any]:
         """NumPy arrays `<split>.images`, `<split>.labels`, sharing memory, and plain values under `meta`.
+
+        Of a streamed split, the split itself: `<split>.stream`.
 
         Ray's object store keeps such arrays once per machine, and every process maps them read-only.
         """
         splits = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
         arrays: dict[str, Any] = {}
         for name, split in splits.items():
+            if isinstance(split, StreamedSplit):
+                arrays[f"{name}.stream"] = split
+                continue
             arrays[f"{name}.images"] = split.images.numpy()
             arrays[f"{name}.labels"] = split.labels.numpy()
-        meta = {key: getattr(self, key) for key in ("name", "classes", "mean", "std", "hash", "skipped")}
+        kept = ("name", "classes", "mean", "std", "hash", "skipped", "workers")
+        meta = {key: getattr(self, key) for key in kept}
         return arrays | {"meta": meta | {"augment": asdict(self.augment)}}
 
     @classmethod
@@ -155,7 +165,7 @@ class ImageData:
         train, val, test = (
             split_of(arrays[f"{name}.images"], arrays[f"{name}.labels"])
             if f"{name}.images" in arrays
-            else None
+            else arrays.get(f"{name}.stream")
             for name in ("train", "val", "test")
         )
         assert train and val, "arrays without a train or val split"
@@ -163,12 +173,28 @@ class ImageData:
         augment = Augment(**meta.pop("augment"))
         return cls(train=train, val=val, test=test, augment=augment, **meta)
 
+    def _split(self, name: str) -> AnySplit:
+        split: AnySplit | None = {"train": self.train, "val": self.val, "test": self.test}[name]
+        if split is None:
+            raise ValueError(f"{self.name}: test images were not loaded: load_data(..., test=True)")
+        return split
+
+    def _stream(
+        self, name: str, augment: Augment, parts: list[EpochPlan], runtime: Runtime
+    ) -> Iterator[torch.Tensor]:
+        """The planned images of a streamed split on the device, uint8; its workers are started once."""
+        if (name, augment) not in self._streams:
+            split = self._split(name)
+            assert isinstance(split, StreamedSplit)
+            pin = runtime.device.type == "cuda"
+            self._streams[name, augment] = Stream(split, augment, self.workers, pin)
+        return (_sent(images, runtime) for images in self._streams[name, augment].batches(parts))
+
     def _split_on(self, name: str, device: torch.device) -> Split:
         """The split on `device`, moved there once."""
         if (name, device) not in self._on_device:
-            split: Split | None = {"train": self.train, "val": self.val, "test": self.test}[name]
-            if split is None:
-                raise ValueError(f"{self.name}: test images were not loaded: load_data(..., test=True)")
+            split = self._split(name)
+            assert isinstance(split, Split)
             # The copy outlives the caller's mode: tensors born in inference mode cannot be trained on.
             with torch.inference_mode(False):
                 self._on_device[name, device] = Split(
@@ -177,7 +203,12 @@ class ImageData:
         return self._on_device[name, device]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_on_device": {}}
+        return {**self.__dict__, "_on_device": {}, "_streams": {}}
+
+
+def _sent(tensor: torch.Tensor, runtime: Runtime) -> torch.Tensor:
+    """It on the device, without waiting where it lies in page-locked memory."""
+    return tensor.to(runtime.device, non_blocking=True)
 
 
 def load_data(config: DataConfig, *, test: bool = False, progress: Progress | None = None) -> ImageData:
@@ -201,34 +232,40 @@ def load_data(config: DataConfig, *, test: bool = False, progress: Progress | No
     rest, held_out = stratified_split(
         source.labels, config.val_fraction, classes, config.split_seed, VAL_STREAM
     )
-    size = config.size or source.images.shape[-1]
-    mean, std = _normalisation(config, source.images, rest, size)
     chosen = rest
     if config.train_limit is not None:
         labels = source.labels[rest]
         sample = stratified_sample(labels, config.train_limit, len(classes), config.split_seed, LIMIT_STREAM)
         chosen = rest[sample]
+    size = config.size or source.images.shape[-1]
+    count = len(chosen) + len(held_out) + (len(source.test[1]) if source.test else 0)
+    if streams(config, count * 3 * size**2):
+        source = _in_files(source, size, _cache(config))
+    mean, std = _normalisation(config, source.images, rest, size)
     shaping = config.model_dump(include={"name", "train_limit", "val_fraction", "split_seed"})
     return ImageData(
         name=config.name,
-        train=split_of(resize(source.images[chosen], size), source.labels[chosen]),
-        val=split_of(resize(source.images[held_out], size), source.labels[held_out]),
-        test=split_of(resize(source.test[0], size), source.test[1]) if source.test else None,
+        train=select(source.images, source.labels, chosen, size),
+        val=select(source.images, source.labels, held_out, size),
+        test=select(*source.test, np.arange(len(source.test[1])), size) if source.test else None,
         classes=classes,
         mean=mean,
         std=std,
         augment=augment_for(config.name, config.augment, size),
         hash=hash_json(shaping | {"source": source.hash, "size": size}),
         skipped=source.skipped,
+        workers=config.workers,
     )
 
 
-def split_of(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Split:
-    """Arrays (N, 3, H, W) and (N,) as a split that shares their memory, which may be read-only."""
-    with warnings.catch_warnings():
-        # Nothing here writes to images, so that they are not writable is no danger.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-        return Split(torch.from_numpy(images), torch.from_numpy(labels))
+def _in_files(source: Source, size: int, cache: Path) -> Source:
+    """The same images, brought to `size` and kept in files."""
+    test = source.test and (row_file(source.test[0], size, cache), source.test[1])
+    return replace(source, images=row_file(source.images, size, cache), test=test)
+
+
+def _cache(config: DataConfig) -> Path:
+    return Path(config.cache or DEFAULT_CACHE).expanduser()
 
 
 def _check_normalisation(config: DataConfig) -> None:
@@ -240,7 +277,7 @@ def _check_normalisation(config: DataConfig) -> None:
 
 
 def _read(config: DataConfig, test: bool, progress: Progress | None) -> Source:
-    cache = Path(config.cache or DEFAULT_CACHE).expanduser()
+    cache = _cache(config)
     if config.name == "digits":
         return read_digits(config.split_seed, test)
     if config.name == "imagefolder":
@@ -252,7 +289,9 @@ def _read(config: DataConfig, test: bool, progress: Progress | None) -> Source:
     return read_torchvision(config.name, root, config.download, test)
 
 
-def _normalisation(config: DataConfig, images: Images, training: Indices, size: int) -> tuple[Triple, Triple]:
+def _normalisation(
+    config: DataConfig, images: Images | RowFile, training: Indices, size: int
+) -> tuple[Triple, Triple]:
     """Mean and deviation as given, as known, or computed from the training images.
 
     Those are the ones before `train_limit`: a teacher's normalisation fits whatever part is trained on.

@@ -70,7 +70,7 @@ def decode_split(
     decoded = _load(place, listing, skip_unreadable)
     if decoded is None:
         shutil.rmtree(place, ignore_errors=True)  # absent, or damaged
-        with _fresh_folder(place, len(listing.files) * 3 * side * side) as scratch:
+        with fresh_folder(place, len(listing.files) * 3 * side * side) as scratch:
             _decode_all(listing, side, exact, scratch, skip_unreadable, progress)
         decoded = _load(place, listing, skip_unreadable)
         assert decoded is not None, f"{place} was just written"
@@ -160,7 +160,7 @@ def _load(place: Path, listing: Listing, skip_unreadable: bool) -> Decoded | Non
 
 
 @contextmanager
-def _fresh_folder(place: Path, size: int) -> Iterator[Path]:
+def fresh_folder(place: Path, size: int) -> Iterator[Path]:
     """A new folder with room for `size` bytes that becomes `place` if the body succeeds, and else is removed.
 
     Raises:

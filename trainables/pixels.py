@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from trainables.config import Triple
+from trainables.rowfile import RowFile
 from trainables.sources import Images
 from trainables.splits import Indices
 
 Constants = tuple[torch.Tensor, torch.Tensor]
 
-CHUNK = 1024  # images handled at once where whole splits are converted
+CHUNK_BYTES = 2**20  # of uint8 images handled at once where whole splits are converted
 
 # Mean and deviation of the training images of torchvision's data sets, inputs in 0..1. Those of digits and
 # of image folders are computed.
@@ -46,24 +47,31 @@ def resize(images: Images, size: int) -> Images:
     if images.shape[-1] == size:
         return images
     resized = np.empty((len(images), 3, size, size), dtype=np.uint8)
-    for start in range(0, len(images), CHUNK):
-        chunk = torch.from_numpy(images[start : start + CHUNK].astype(np.float32))
+    count = chunk_length(max(size, images.shape[-1]))
+    for start in range(0, len(images), count):
+        chunk = torch.from_numpy(images[start : start + count].astype(np.float32))
         chunk = F.interpolate(chunk, size=(size, size), mode="bilinear", antialias=True)
-        resized[start : start + CHUNK] = chunk.round_().clamp_(0, 255).numpy()
+        resized[start : start + count] = chunk.round_().clamp_(0, 255).numpy()
     return resized
 
 
-def channel_statistics(images: Images, indices: Indices, size: int) -> tuple[Triple, Triple]:
+def chunk_length(size: int) -> int:
+    """How many images of `size` pixels a side are handled at once."""
+    return max(1, CHUNK_BYTES // (3 * size**2))
+
+
+def channel_statistics(images: Images | RowFile, indices: Indices, size: int) -> tuple[Triple, Triple]:
     """Mean and deviation per channel, to four decimals, of inputs in 0..1.
 
     Args:
-        images: (N, 3, H, H), may be a memory map.
+        images: (N, 3, H, H), may be a memory map or a file.
         indices: which of them.
         size: side that they are resized to first.
     """
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for start in range(0, len(indices), CHUNK):
-        chunk = resize(images[indices[start : start + CHUNK]], size)
+    count = chunk_length(max(size, images.shape[-1]))
+    for start in range(0, len(indices), count):
+        chunk = resize(images[indices[start : start + count]], size)
         values = torch.from_numpy(chunk).float().div_(255)
         total += values.sum((2, 3)).double().sum(0)
         squares += values.square_().sum((2, 3)).double().sum(0)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.errors import InputError
+from trainables.rowfile import RowFile
 from trainables.splits import TEST_STREAM, stratified_split
 
 Images = NDArray[np.uint8]  # (N, 3, H, W)
@@ -38,11 +39,11 @@ FASHION_CLASSES = (
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Decoded images before the train/validation split. Arrays may be read-only memory maps."""
+    """Decoded images before the train/validation split. Arrays may be read-only memory maps, or files."""
 
-    images: Images
+    images: Images | RowFile
     labels: Labels
-    test: tuple[Images, Labels] | None  # None unless asked for
+    test: tuple[Images | RowFile, Labels] | None  # None unless asked for
     classes: tuple[str, ...]
     hash: str  # of the training content alone, so the same with and without the test images
     skipped: int = 0
