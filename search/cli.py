@@ -192,6 +192,9 @@ def search(
     address: Address = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in the run directory")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done; start nothing")] = False,
+    profile_trial: Annotated[
+        bool, typer.Option("--profile-trial", help="write a torch.profiler trace of a trial's second epoch")
+    ] = False,
     override: Overrides = None,
     out: Out = None,
 ) -> None:
@@ -205,10 +208,16 @@ def search(
             text = plan(loaded, address=address, progress=progress)
         print(text)
         return
-    run_search(loaded, address=address, resume=resume)
+    run_search(loaded, address=address, resume=resume, profile_trial=profile_trial)
 
 
-def run_search(experiment: Experiment, *, address: str | None = None, resume: bool = False) -> None:
+def run_search(
+    experiment: Experiment,
+    *,
+    address: str | None = None,
+    resume: bool = False,
+    profile_trial: bool = False,
+) -> None:
     """Search with a live view; exits with 1 where the search failed as a whole."""
     from search import runner
 
@@ -227,6 +236,7 @@ def run_search(experiment: Experiment, *, address: str | None = None, resume: bo
             command=shlex.join(["ama", *sys.argv[1:]]),
             progress=progress,
             watch=watch,
+            profile_trial=profile_trial,
         )
     for board in boards:
         answers.print(front_table(board.values, objectives))
@@ -234,6 +244,11 @@ def run_search(experiment: Experiment, *, address: str | None = None, resume: bo
         counts["WAITING"] += counts.pop("RUNNING", 0)  # nothing runs any more; --resume takes them up
         answers.print(count_words(counts, board.refused))
     answers.print(f"search over: {escape(outcome.reason)}\nrun: {outcome.run}", soft_wrap=True)
+    if profile_trial:
+        files = " ".join(outcome.profile)
+        answers.print(
+            f"profile: {escape(files) or 'none: no trial here got to its second epoch'}", soft_wrap=True
+        )
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -429,7 +444,8 @@ def export(
         _emit(answer)
         return
     console.print(
-        f"{answer['path']}: {answer['bytes']:,} bytes; logits differ from PyTorch's by at most "
+        f"{answer['path']}: {answer['bytes']:,} bytes, as safetensors {answer['weights_bytes']:,}; "
+        "logits differ from PyTorch's by at most "
         f"{answer['max_abs_difference']:.1e} on {answer['checked_on']}; one image takes "
         f"{answer['latency_ms']:.3g} ms, in PyTorch {answer['eager_latency_ms']:.3g} ms; to use it:",
         soft_wrap=True,

@@ -68,7 +68,14 @@ def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[
     images = None if split is None else next(_batches(split, manifest, resolve(EXACT), CHECKED_IMAGES))[0]
     result = export_model(model, format, out, images=images)
     checked = "random images" if images is None else f"{len(images)} test images"
-    return {**asdict(result), "path": str(result.path), "checked_on": checked, "snippet": snippet(result)}
+    folder = model if model.is_dir() else model.parent
+    return {
+        **asdict(result),
+        "path": str(result.path),
+        "weights_bytes": (folder / WEIGHTS).stat().st_size,  # of the safetensors file
+        "checked_on": checked,
+        "snippet": snippet(result),
+    }
 
 
 def _load(model: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
