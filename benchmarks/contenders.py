@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -191,7 +191,7 @@ class SyneMoasha(Contender):
     """Syne Tune's own MOASHA: random proposals, its rungs on all objectives."""
 
     def __init__(self, table: Table, seed: int, eta: float = 3.0, grace: int = 1) -> None:
-        from syne_tune.config_space import choice, randint  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        from syne_tune.config_space import choice, loguniform, randint, uniform  # type: ignore[import-untyped,import-not-found,unused-ignore]
         from syne_tune.optimizer.schedulers.multiobjective.moasha import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
             MOASHA,
         )
@@ -203,8 +203,11 @@ class SyneMoasha(Contender):
         space = {
             name: choice(list(d.choices))
             if isinstance(d, CategoricalDistribution)
-            else randint(int(cast(Any, d).low), int(cast(Any, d).high))
+            else randint(d.low, d.high)
+            if isinstance(d, IntDistribution)
+            else (loguniform if d.log else uniform)(d.low, d.high)
             for name, d in table.space.distributions.items()
+            if isinstance(d, CategoricalDistribution | IntDistribution | FloatDistribution)
         }
         self._scheduler = MOASHA(
             space,

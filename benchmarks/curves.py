@@ -22,7 +22,7 @@ class Scale:
 
     Attributes:
         within: the box of hypervolume.
-        best: hypervolume of all runs of the table, cold and warm, by recorded seed.
+        best: hypervolume of the table's reference, cold and warm, by recorded seed.
         trial_flops: of a cold trial trained to its end, the mean over the table: the unit of compute.
         trial_seconds: likewise of CPU time.
     """
@@ -41,9 +41,7 @@ class Scale:
         metrics = [o.metric for o in objectives]
         best = {
             seed: hypervolume(
-                minimised(
-                    [final_values(r, metrics) for r in table.runs.values() if r.seed == seed], objectives
-                ),
+                minimised([final_values(r, metrics) for r in table.reference(seed)], objectives),
                 within,
             )
             for seed in table.seeds

@@ -100,7 +100,7 @@ class Plan:
     def points(self, blocks: Sequence[str]) -> list[Point]:
         """All runs of the table, in the order in which they are recorded: seed by seed."""
         space = SearchSpace(Experiment.model_validate(self.experiment | _RUN), tuple(blocks))
-        whole = list(_all(space) if self.sampled is None else _sample(space, self.sampled))
+        whole = list(_all(space) if self.sampled is None else random_points(space, self.sampled))
         return [
             Point(params, start, seed)
             for seed in self.seeds
@@ -153,7 +153,7 @@ def _choices(distribution: Any) -> Sequence[Any]:
     return range(distribution.low, distribution.high + 1)
 
 
-def _sample(space: SearchSpace, count: int) -> Iterator[Params]:
+def random_points(space: SearchSpace, count: int) -> Iterator[Params]:
     """Random points; the share of replaced blocks is uniform, so that the whole cost axis is covered."""
     rng = random.Random(CIFAR_SEED)
     for _ in range(count):

@@ -16,13 +16,13 @@ import os
 import random
 import re
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from benchmarks import RESULTS
 from trainables.blocks import Block, find_blocks
 from trainables.config import RuntimeConfig, StudentSpec
 from trainables.cost import CostTable, measure_costs, measure_many
@@ -31,7 +31,6 @@ from trainables.models import build_model
 from trainables.runtime import Runtime, device_name, resolve, seeded
 from trainables.student import build_student
 
-RESULTS = Path(__file__).parent / "results"
 WIDTHS = (0.125, 0.25, 0.5)
 CASES = {"resnet56_32px": ("cifar_resnet56", 32, 8), "resnet20_8px": ("cifar_resnet20", 8, 32)}
 

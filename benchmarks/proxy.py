@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from benchmarks import RESULTS, TABLES
 from benchmarks.plans import STARTS
-from benchmarks.search import RESULTS, TABLES
 from benchmarks.table import Run, Table
 from trainables.student import spans_of
 

@@ -23,7 +23,6 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import moocore
@@ -31,6 +30,7 @@ import numpy as np
 import torch
 from optuna.trial import TrialState
 
+from benchmarks import RESULTS
 from search.experiment import Experiment
 from search.lessons import Curves
 from search.moasha import Decision, MoAsha
@@ -40,7 +40,6 @@ from trainables.config import StudentSpec
 from trainables.cost import Costs
 from trainables.runtime import device_name
 
-RESULTS = Path(__file__).parent / "results"
 BLOCKS = tuple(f"block{i}" for i in range(9))
 WIDTHS = (0.25, 0.5, 1.0)
 EPOCHS, WORKERS = 9, 4

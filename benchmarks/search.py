@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import RESULTS, TABLES
 from benchmarks.contenders import Make, Policy, ablations, contenders
 from benchmarks.curves import Curve, Floats, Scale, interval, ratio_interval
 from benchmarks.search_report import markdown, plot
 from benchmarks.simulator import simulate
+from benchmarks.surrogate import load
 from benchmarks.table import Table
 
-RESULTS = Path(__file__).parent / "results"
-TABLES = Path(__file__).parent / "tables"
 SHARES = (0.95, 0.99)
 GRID = 200  # budgets at which curves are compared
 WORKERS = 8
@@ -66,7 +66,7 @@ class Result:
 
 @lru_cache
 def _loaded(path: Path) -> tuple[Table, Scale]:
-    table = Table.load(path)
+    table = load(path)
     return table, Scale.of(table)
 
 

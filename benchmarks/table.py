@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import FloatDistribution
+
 from benchmarks.plans import STARTS, Params
 from search.experiment import Experiment
 from search.space import SearchSpace
@@ -144,6 +146,15 @@ class Table:
     def seeds(self) -> tuple[int, ...]:
         """Seeds of which there are runs."""
         return tuple(sorted({run.seed for run in self.runs.values()}))
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the runs are of some points of the space, and not of all."""
+        return any(isinstance(d, FloatDistribution) for d in self.space.distributions.values())
+
+    def reference(self, seed: int) -> Iterable[Run]:
+        """The runs whose front is the best there is."""
+        return [run for run in self.runs.values() if run.seed == seed]
 
     def run(self, params: Mapping[str, Any], start: str, seed: int) -> Run:
         """The recorded run of a point; a student without modules has the same run for both starts."""

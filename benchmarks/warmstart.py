@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import RESULTS
 from benchmarks.curves import Scale, interval
 from benchmarks.plans import Point
-from benchmarks.search import RESULTS
 from benchmarks.table import Key, LibraryRecord, Run, Table, params_text
 from benchmarks.table_record import Bench, cifar_options, cifar_plan, meta_of, prepare, recorded
 from trainables.distill import distill

@@ -1,0 +1,242 @@
+"""A table of sampled runs made whole: curves predicted for every point of its space.
+
+    python -m benchmarks.surrogate --table benchmarks/tables/cifar.csv.gz
+
+Two Gaussian processes, one for cold and one for warm starts, from what a trial trains (per block whether and
+how wide it is replaced and fused, prices, loss weights, learning rate) to the logits of its accuracies and
+the logarithms of its losses, epoch by epoch. A replayed trial is the prediction plus an error as large as the
+held-out ones, drawn once for each point and seed, so that the policies see as much noise as the surrogate is
+wrong. The command states the held-out error: 10-fold cross-validation over the points, both starts of a point
+in one fold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit  # type: ignore[import-untyped]
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks import RESULTS
+from benchmarks.plans import STARTS, Params, random_points
+from benchmarks.table import LibraryRecord, Run, Table, params_text
+from trainables.config import hash_json
+from trainables.cost import Costs
+from trainables.student import spans_of
+
+Floats = NDArray[np.float64]
+
+FOLDS = 10
+SEEDS = 5  # of the errors
+REFERENCE = 1_000  # random points whose best is the scale of hypervolume
+CLIP = 1e-3  # accuracies are kept off 0 and 1
+
+
+def features(table: Table, params: Params) -> list[float]:
+    """What tells points apart: per block, of the whole student, of its training."""
+    config = table.space.to_config(params, 0)
+    student, loss = config.student, config.loss
+    row: list[float] = []
+    spans = {name: span for span in spans_of(table.costs.structure, student) for name in span.blocks}
+    for block in table.costs.structure:
+        span = spans.get(block.name)
+        row += [
+            float(span is not None),
+            0.0 if span is None else student.widths[block.name],
+            float(span is not None and span.blocks[0] != block.name),  # joined to the one before
+        ]
+    price, whole = table.price(student), table.costs.teacher
+    row += [price.flops / whole.flops, price.params / whole.params, float(len(set(spans.values())))]
+    row += [np.log(config.optim.lr), loss.alpha, np.log(loss.tau), np.log(loss.beta)]
+    row.append(float(loss.supervision == "adaptive"))
+    return row
+
+
+def targets(run: Run) -> list[float]:
+    """(2 * epochs,): logits of the accuracies, then logarithms of the losses."""
+    accuracy = logit(np.clip(run.val_accuracy, CLIP, 1 - CLIP))
+    return [*accuracy.tolist(), *np.log(run.val_loss).tolist()]
+
+
+class Model:
+    """One Gaussian process over standardised features, for all targets at once."""
+
+    def __init__(self, rows: Sequence[Sequence[float]], wanted: Sequence[Sequence[float]]) -> None:
+        self._scaler = StandardScaler().fit(np.asarray(rows))
+        self._mean, values = np.mean(wanted, axis=0), np.asarray(wanted)
+        wide = (1e-8, 1e4)
+        kernel = (
+            ConstantKernel(0.1, wide) * DotProduct(1.0, "fixed")
+            + ConstantKernel(1.0, wide) * RBF(6.0, (0.5, 1e3))
+            + WhiteKernel(0.1, wide)
+        )
+        process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
+        self._process = process.fit(self._scaler.transform(np.asarray(rows)), values)
+
+    def predict(self, rows: Sequence[Sequence[float]]) -> Floats:
+        """Targets (n, 2 * epochs) of features (n, d)."""
+        found = self._process.predict(self._scaler.transform(np.asarray(rows)))
+        return np.asarray(found, dtype=np.float64).reshape(len(rows), -1)
+
+
+def held_out(table: Table, folds: int = FOLDS) -> dict[str, tuple[Floats, Floats]]:
+    """Per start: targets that were predicted for points left out, and the true ones, (n, 2 * epochs) each."""
+    found = {}
+    for start in STARTS:
+        runs = [run for run in table.runs.values() if run.start == start]
+        rows, wanted = [features(table, run.params) for run in runs], [targets(run) for run in runs]
+        # By the point's own text: both starts of a point are left out together.
+        fold = [int(hash_json([run.params])[:8], 16) % folds for run in runs]
+        guesses = np.zeros_like(np.asarray(wanted))
+        for part in range(folds):
+            inside = [i for i in range(len(runs)) if fold[i] != part]
+            outside = [i for i in range(len(runs)) if fold[i] == part]
+            if outside:
+                model = Model([rows[i] for i in inside], [wanted[i] for i in inside])
+                guesses[outside] = model.predict([rows[i] for i in outside])
+        found[start] = (guesses, np.asarray(wanted))
+    return found
+
+
+def errors(guesses: Floats, wanted: Floats) -> dict[str, float]:
+    """Of the final accuracy: root mean square error in points, share of variance explained, Spearman."""
+    last = wanted.shape[1] // 2 - 1
+    guessed, true = expit(guesses[:, last]), expit(wanted[:, last])
+    rmse = float(np.sqrt(np.mean((guessed - true) ** 2)))
+    return {
+        "n": len(true),
+        "rmse_points": round(100 * rmse, 2),
+        "spread_points": round(100 * float(true.std()), 2),
+        "r2": round(1 - rmse**2 / float(true.var()), 3),
+        "spearman": round(float(spearmanr(guessed, true).statistic), 3),
+    }
+
+
+@dataclass(frozen=True)
+class Surrogate(Table):
+    """A table that has a run for every point of its space, predicted from those that were recorded."""
+
+    @classmethod
+    def of(cls, table: Table) -> Surrogate:
+        """The surrogate of a table of sampled runs."""
+        return cls(table.meta, table.runs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the errors."""
+        return tuple(range(SEEDS))
+
+    @cached_property
+    def libraries(self) -> dict[int, LibraryRecord]:
+        """The one library that was recorded, for every seed."""
+        (record,) = super().libraries.values()
+        return dict.fromkeys(self.seeds, record)
+
+    def reference(self, seed: int) -> Iterable[Run]:
+        """Random points from both starts."""
+        points = list(random_points(self.space, REFERENCE))
+        for start in STARTS:
+            self._predict(points, start)
+        return [self._run(params, start, seed) for params in points for start in STARTS]
+
+    def run(self, params: Mapping[str, Any], start: str, seed: int) -> Run:
+        """The predicted run of a point, with the error of this point and seed."""
+        self._predict([dict(params)], start)
+        return self._run(dict(params), start, seed)
+
+    def _predict(self, points: Sequence[Params], start: str) -> None:
+        """Predict, all at once, what is not known yet."""
+        new = [params for params in points if (params_text(params), start) not in self._known]
+        if new:
+            found = self._models[start][0].predict([features(self, params) for params in new])
+            self._known.update({(params_text(p), start): row for p, row in zip(new, found, strict=True)})
+
+    def _run(self, params: Params, start: str, seed: int) -> Run:
+        draw = int(hash_json([params, start, seed])[:12], 16)
+        # One draw for the whole curve: a run that is better than predicted is so at all epochs.
+        error = np.random.default_rng(draw).standard_normal() * self._models[start][1]
+        found = self._known[params_text(params), start] + error
+        half = len(found) // 2
+        price: Costs = self.price(self.space.to_config(params, 0).student)
+        slope, base = self._seconds
+        return Run(
+            params=params,
+            start=start,
+            seed=seed,
+            params_count=price.params,
+            flops=price.flops,
+            start_accuracy=0.0,  # not predicted
+            start_seconds=self._start_seconds[start],
+            seconds=float(base + slope * price.flops),
+            val_accuracy=tuple(expit(found[:half]).tolist()),
+            val_loss=tuple(np.exp(found[half:]).tolist()),
+        )
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, str], Floats]:
+        """Predicted targets by the point's text and start."""
+        return {}
+
+    @cached_property
+    def _models(self) -> dict[str, tuple[Model, Floats]]:
+        """Per start: the model of all runs, and the signed size (2 * epochs,) of its held-out errors."""
+        outside, found = held_out(self), {}
+        for start in STARTS:
+            runs = [run for run in self.runs.values() if run.start == start]
+            guesses, wanted = outside[start]
+            size = np.sqrt(np.mean((guesses - wanted) ** 2, axis=0))
+            size[len(size) // 2 :] *= -1.0  # a more accurate run has the lower loss
+            model = Model([features(self, run.params) for run in runs], [targets(run) for run in runs])
+            found[start] = (model, size)
+        return found
+
+    @cached_property
+    def _seconds(self) -> tuple[float, float]:
+        """CPU seconds an epoch against the student's FLOPs: slope and base of a line."""
+        slope, base = np.polyfit(
+            [run.flops for run in self.runs.values()], [run.seconds for run in self.runs.values()], 1
+        )
+        return float(slope), float(base)
+
+    @cached_property
+    def _start_seconds(self) -> dict[str, float]:
+        runs = self.runs.values()
+        return {s: float(np.median([r.start_seconds for r in runs if r.start == s])) for s in STARTS}
+
+
+def load(path: Path) -> Table:
+    """The table of a file; a sampled one as its surrogate."""
+    table = Table.load(path)
+    return Surrogate.of(table) if table.sampled else table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", type=Path, required=True)
+    args = parser.parse_args()
+    found = {start: errors(*pair) for start, pair in held_out(Table.load(args.table)).items()}
+    lines = {
+        f"surrogate_{name}_{start}": value for start, row in found.items() for name, value in row.items()
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"surrogate-{args.table.name.partition('.')[0]}.json"
+    path.write_text(json.dumps({"table": args.table.name, "folds": FOLDS, "figures": lines}, indent=1) + "\n")
+    for name, value in lines.items():
+        print(name, value)
+
+
+if __name__ == "__main__":
+    main()
