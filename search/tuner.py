@@ -56,8 +56,12 @@ def make_tuner(
     concurrent: int,
     session: int,
     deadline: float | None,
+    profile: Path | None = None,
 ) -> tune.Tuner:
-    """A Tuner whose trials are those of `searcher`; Ray writes them below `trials` of the run directory."""
+    """A Tuner whose trials are those of `searcher`; Ray writes them below `trials` of the run directory.
+
+    The first trial that gets to its second epoch leaves a profile of it in the folder `profile`.
+    """
     resources = setup.experiment.resources
     context = TrialContext(
         data=setup.data.to_arrays(),
@@ -65,6 +69,7 @@ def make_tuner(
         blocks=setup.blocks,
         runtime=tuned_runtime(setup),
         modules=library.modules if library else None,
+        profile=str(profile) if profile else None,
     )
     trainable = tune.with_resources(
         tune.with_parameters(DistillTrial, context=context), {"cpu": resources.cpu, "gpu": resources.gpu}
