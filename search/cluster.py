@@ -128,15 +128,16 @@ def slots(resources: Resources, node: Mapping[str, float] | None = None) -> int:
     """
     nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]] if node is None else [node]
     most = sum(fits(resources, each) for each in nodes)
-    if resources.concurrent is not None and resources.concurrent <= most:
-        return resources.concurrent
+    asked = resources.concurrent if isinstance(resources.concurrent, int) else None
+    if asked is not None and asked <= most:
+        return asked
     if node is None and autoscales():
-        if resources.concurrent is None and most == 0:
+        if asked is None and most == 0:
             raise InputError(
                 "resources.concurrent: expected how many trials are to run at once, because the cluster "
                 "starts its workers when they are asked for and has none now; got nothing"
             )
-        return resources.concurrent or most
+        return asked or most
     if most == 0:
         raise _too_much(resources, nodes)
     return most

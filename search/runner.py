@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
 from optuna.trial import TrialState
 
+from search.autoresources import choose_resources
 from search.cluster import connected, slots
 from search.database import away_is_failure
 from search.experiment import Experiment, difference, dump_yaml
@@ -32,6 +33,7 @@ from search.yaml_io import read_yaml
 from trainables.config import StudentSpec
 from trainables.errors import InputError
 from trainables.library import Library
+from trainables.profiling import PROFILE, profile_folder
 
 STARTED = "sessions"  # the attribute that a study gets last when a search begins
 INTERRUPTED = "interrupted; continue with --resume"
@@ -41,12 +43,13 @@ Watch = Callable[[Board], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a search ended: why, and the numbers of the rows that a `--resume` would take up."""
+    """How a search ended: why, numbers of the rows that a `--resume` would take up, files of a profile."""
 
     run: str
     reason: str
     interrupted: tuple[int, ...]
     failed: bool = False
+    profile: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -62,6 +65,7 @@ def search(
     command: str = "",
     progress: Progress | None = None,
     watch: Watch | None = None,
+    profile_trial: bool = False,
 ) -> Outcome:
     """Search, from a trained teacher to a study whose every row has its true state.
 
@@ -72,6 +76,7 @@ def search(
         command: as typed, for the record.
         progress: called by the stages before the search.
         watch: called whenever a trial starts, reports or ends.
+        profile_trial: write a profile of the first trial's second epoch into the run directory.
 
     Raises:
         InputError: something in the experiment, run directory, database or cluster cannot be used.
@@ -96,8 +101,16 @@ def search(
                 dump_yaml(experiment, folder.path / EXPERIMENT_FILE)  # from now on the directory holds a run
                 folder.push()
                 record = _begun(experiment, setup, limits, record, url, command)
-                outcome = _run(setup, folder, modules, record, limits, concurrent, watch)
+                if experiment.resources.concurrent == "auto":
+                    resources = choose_resources(setup, progress)
+                    setup = replace(setup, experiment=experiment.model_copy(update={"resources": resources}))
+                    concurrent = slots(resources)
+                outcome = _run(setup, folder, modules, record, limits, concurrent, watch, profile_trial)
                 record.close()
+                if profile_trial:
+                    written = sorted(file.name for file in (folder.path / PROFILE).glob("trial-*"))
+                    files = tuple(f"{folder.place}/{PROFILE}/{name}" for name in written)
+                    outcome = replace(outcome, profile=files)
                 return outcome
 
 
@@ -176,11 +189,13 @@ def _run(
     limits: list[Limit],
     concurrent: int,
     watch: Watch | None,
+    profile_trial: bool,
 ) -> Outcome:
     experiment = setup.experiment
     past = record.trials()
     session = int(record.attrs[STARTED]) + 1
-    record.set_attrs({STARTED: session, "budget": experiment.budget.model_dump(mode="json")})
+    sections = {name: getattr(experiment, name).model_dump(mode="json") for name in ("budget", "resources")}
+    record.set_attrs({STARTED: session, **sections})
     hours = experiment.budget.hours
     deadline = None if hours is None else time.monotonic() + hours * 3600 - _spent(record)
     scheduler = RungScheduler(
@@ -204,7 +219,11 @@ def _run(
     )
     began = time.monotonic()
     try:
-        make_tuner(setup, folder, library, searcher, scheduler, concurrent, session, deadline).fit()
+        profile = profile_folder(folder.path) if profile_trial else None
+        tuner = make_tuner(
+            setup, folder, library, searcher, scheduler, concurrent, session, deadline, profile
+        )
+        tuner.fit()
     finally:
         record.interrupt()
         record.set_attrs({"elapsed_seconds": _spent(record) + time.monotonic() - began})

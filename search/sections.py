@@ -202,13 +202,24 @@ class SamplerConfig(Config):
 
 
 class Resources(Config):
-    """What one trial is given, and how many run at once."""
+    """What one trial is given, and how many run at once.
+
+    `resources: auto` in an experiment is short for `concurrent: auto`.
+    """
 
     cpu: PositiveFloat = Field(1.0, description="CPU cores of a trial")
     gpu: float = Field(0.0, ge=0.0, description="GPUs of a trial; 0.25 puts four trials on one GPU")
-    concurrent: PositiveInt | None = Field(
-        None, description="trials at a time; null: as many as the machine or cluster has room for"
+    concurrent: PositiveInt | Literal["auto"] | None = Field(
+        None,
+        description="trials at a time; null: as many as the machine or cluster has room for; auto (or "
+        "`resources: auto`): `cpu` and `gpu` are chosen by a short measurement before the first trial, so "
+        "that the trials that fit train the most images a second together",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return {"concurrent": "auto"} if value == "auto" else value
 
     @field_validator("cpu", "gpu", mode="after")
     @classmethod

@@ -13,8 +13,16 @@ from torch.profiler import ProfilerActivity, profile
 from trainables.distill import Distiller, EpochMetrics
 
 MAX_STEPS = 50  # of the epoch: traces grow by some MB every ten steps
+PROFILE = "profile"  # folder of the run directory
 ROWS = 40  # of the table
 CLAIM = ".claimed"  # whose presence says that a trial is, or was, profiled
+
+
+def profile_folder(run_dir: Path) -> Path:
+    """Where a run's profile goes; a search that begins there makes a new one."""
+    folder = (run_dir / PROFILE).absolute()
+    (folder / CLAIM).unlink(missing_ok=True)
+    return folder
 
 
 def claim(folder: Path) -> bool:

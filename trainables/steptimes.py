@@ -134,6 +134,22 @@ def _placed(model: nn.Module, runtime: Runtime) -> nn.Module:
     return copied.requires_grad_(True)
 
 
+def training_step(model: nn.Module, runtime: Runtime, batch: int, shape: Shape) -> Callable[[], None]:
+    """A step of a copy of `model` on random images: a pass without gradients, one with, and back."""
+    with seeded(0):
+        images, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.int64)
+    images = images.to(runtime.device, memory_format=runtime.memory_format)
+    step = _step(model, runtime, images, labels)
+    teacher = _placed(model, runtime).eval()
+
+    def whole() -> None:
+        with torch.inference_mode(), runtime.autocast():
+            teacher(images)
+        step()
+
+    return whole
+
+
 def _step(model: nn.Module, runtime: Runtime, images: Tensor, labels: Tensor) -> Action:
     copied = _placed(model, runtime).train()
     called = torch.compile(copied) if runtime.compiled else copied
