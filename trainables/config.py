@@ -130,12 +130,12 @@ class DistillConfig(Config):
 class LibraryConfig(Config):
     """How the module library is distilled."""
 
-    epochs: PositiveFloat = Field(1.0, description="passes in which each module learns its own block")
+    epochs: PositiveFloat = Field(0.5, description="passes in which each module learns its own block")
     student_epochs: float = Field(
-        1.0, ge=0.0, description="passes in which modules are trained on in randomly sampled students"
+        4.0, ge=0.0, description="passes in which modules are trained on in randomly sampled students"
     )
-    lr: PositiveFloat = Field(2e-3, description="peak learning rate (Adam)")
-    batch_size: PositiveInt = Field(256, description="images a step")
+    lr: PositiveFloat = Field(5e-3, description="peak learning rate (Adam)")
+    batch_size: PositiveInt = Field(64, description="images a step; small batches, many steps")
     dir: str | None = Field(None, description="where libraries are kept; null: ~/.cache/ama-search/library")
 
 
