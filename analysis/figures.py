@@ -18,6 +18,10 @@ from analysis.style import DPI, RC, standalone_svg, svg_text
 from analysis.trials import Run
 
 MAX_STUDENTS = 24
+BARS = (
+    "Bars: 95 % intervals, of the front's students by the number of validation images, of retrained ones "
+    "over seeds."
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,9 @@ def _scatters(run: Run, points: pd.DataFrame) -> Iterator[Drawn]:
         title = title[0].upper() + title[1:]
         columns = ["number", "role", "picked", x, y]
         note = "" if front else "Not a pair of objectives: the front need not look like one here."
+        if y == "val_accuracy":
+            columns += ["val_accuracy_low", "val_accuracy_high"]
+            note += BARS if front else ""
         slug = f"{'front' if front else 'accuracy'}-{y}-{x}" if front else f"accuracy-{x}"
         plot = Plot(slug, "front" if front else "costs", title, note, points[columns])
         yield plot, partial(plots.draw_scatter, points, x, y, run.objectives)
@@ -104,10 +111,11 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
     effects = importance.block_effects(run)
     effects = effects if complete >= importance.MIN_TRIALS else effects.iloc[:0]
     cost = next((m for m in run.metrics if m in COST_METRICS), COST_METRICS[0])
+    costs = list(dict.fromkeys([cost, "latency_ms"]))  # what was searched for, and what a user waits for
     note = "Against keeping the block, all other blocks as they are (ridge regression on all levels at once)."
     few = f"needs {importance.MIN_TRIALS} fully trained trials, there are {complete}"
     plot = Plot("block-effects", "matters", "What replacing each block does", note, effects)
-    yield _unless_empty(plot, lambda: plots.draw_effects(effects, cost), few)
+    yield _unless_empty(plot, lambda: plots.draw_effects(effects, costs), few)
     settings = tables.settings(run)
     settings = settings if complete >= importance.MIN_TRIALS else settings.iloc[:0]
     plot = Plot("settings", "matters", "Loss weights and optimiser against accuracy", "", settings)

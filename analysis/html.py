@@ -119,6 +119,12 @@ def figure(svg: str, title: str, note: str, csv: str) -> str:
     return f"<figure>\n<h3>{escape(title)}</h3>\n{words}{svg}\n{link}</figure>"
 
 
+def noted(text: str, *files: str) -> str:
+    """A small note that ends with links to the tables behind it."""
+    links = ", ".join(f'<a href="{escape(file)}">{escape(file)}</a>' for file in files)
+    return f'<p class="note muted">{escape(text)}{links}</p>'
+
+
 def code(text: str) -> str:
     """Commands to copy."""
     return f"<pre><code>{escape(text)}</code></pre>"

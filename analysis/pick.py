@@ -17,7 +17,7 @@ import yaml
 from analysis.errors import InputError
 from analysis.limits import Limit, Limits, parse_limits
 from analysis.metrics import METRICS, show
-from analysis.pareto import Floats, front_mask, knee, spread
+from analysis.pareto import Floats, front_mask, knee, scale_to_front, spread
 from analysis.remote import is_remote
 from analysis.trials import Run, describe_unfinished
 
@@ -99,6 +99,8 @@ def pick(
     return [_explain(opened, complete, candidates, limits, row, how) for row in chosen]
 
 
+MAX_NAMED = 10  # candidates that an explanation names
+
 _knee = knee  # `pick` has an option of this name
 
 
@@ -152,10 +154,13 @@ def _explain(
     first = run.metrics[0]
     within = f" within {' and '.join(map(str, limits))}" if limits else ""
     what = f"best {first}" if how == "best" else how
-    count = f"{len(candidates)} candidate{'s' if len(candidates) > 1 else ''}"
-    parts = [f"{what} of {count} (fully trained, non-dominated){within}"]
+    parts = [f"{what} of {_named(candidates)} (non-dominated of {len(complete)} fully trained){within}"]
     if how == "best":
-        parts += [_what_bound(run, complete, chosen, limits), _next_best(run, candidates)]
+        parts.append(_what_bound(run, complete, chosen, limits))
+    if len(candidates) < 2:
+        parts.append("the only candidate")
+    elif how in ("best", "the knee"):
+        parts.append(_next_best(run, candidates, row, how))
     attrs = run.trial(int(chosen["number"])).user_attrs
     if not isinstance(attrs.get("config"), dict):
         raise InputError(f"{run.label}: trial {chosen['number']} has no config to retrain from")
@@ -180,12 +185,35 @@ def _what_bound(run: Run, complete: pd.DataFrame, chosen: pd.Series, limits: tup
     )
 
 
-def _next_best(run: Run, candidates: pd.DataFrame) -> str:
-    if len(candidates) < 2:
-        return "the only candidate"
-    row, first = candidates.iloc[1], run.metrics[0]
-    costs = ", ".join(f"{m} {show(m, row[m])}" for m in run.metrics[1:])
-    return f"next is trial {row['number']} with {first} {show(first, row[first])}, {costs}"
+def _named(candidates: pd.DataFrame) -> str:
+    """How many candidates there are, and which: "3 candidates: trials 4, 7, 9"."""
+    numbers = [str(number) for number in candidates["number"]]
+    more = ", …" if len(numbers) > MAX_NAMED else ""
+    plural = "s" if len(numbers) > 1 else ""
+    return f"{len(numbers)} candidate{plural}: trial{plural} {', '.join(numbers[:MAX_NAMED])}{more}"
+
+
+def _next_best(run: Run, candidates: pd.DataFrame, row: int, how: str) -> str:
+    """The candidate that would be chosen if this one were not there, and how far it is in every objective.
+
+    For the best one that is the second in the first objective; for the knee, the point that lies next deepest
+    below the line between the front's ends.
+    """
+    order = np.arange(len(candidates))
+    if how == "the knee":
+        order = np.argsort(scale_to_front(run.points(candidates)).sum(axis=1), kind="stable")
+    other, chosen = candidates.iloc[next(int(i) for i in order if i != row)], candidates.iloc[row]
+    parts = [f"{m} {show(m, other[m])} ({_gap(m, other[m] - chosen[m])})" for m in run.metrics]
+    return f"next is trial {other['number']} with {', '.join(parts)}"
+
+
+def _gap(metric: str, difference: float) -> str:
+    """ "1.20 points less", "3.1 M more", "the same" """
+    if difference == 0:
+        return "the same"
+    size = abs(difference)
+    shown = f"{100 * size:.2f} points" if metric == "val_accuracy" else show(metric, size)
+    return f"{shown} {'more' if difference > 0 else 'less'}"
 
 
 def write_pick(path: str | Path, picks: list[Pick], run: str | Path | optuna.Study | Run) -> Path:

@@ -35,8 +35,19 @@ _ROLES: dict[str, dict[str, Any]] = {
     "stopped early": {"marker": "x", "s": 12, "color": GREY, "alpha": 0.45, "linewidths": 0.8, "zorder": 1},
     "dominated": {"marker": "o", "s": 14, "color": GREY, "alpha": 0.7, "linewidths": 0, "zorder": 2},
     "front": {"marker": "o", "s": 34, "color": BLUE, "edgecolors": PAPER, "linewidths": 0.8, "zorder": 4},
+    "baseline finetune": {"marker": "v", "s": 34, "color": RED, "linewidths": 0, "zorder": 5},
+    "baseline scratch": {"marker": "s", "s": 26, "color": RED, "linewidths": 0, "zorder": 5},
+    "retrained": {
+        "marker": "D",
+        "s": 34,
+        "color": GREEN,
+        "edgecolors": PAPER,
+        "linewidths": 0.8,
+        "zorder": 5,
+    },
     "teacher": {"marker": "*", "s": 150, "color": RED, "edgecolors": PAPER, "linewidths": 0.8, "zorder": 5},
 }
+_RETRAINED = ("retrained", "baseline finetune", "baseline scratch")
 
 
 def draw_scatter(points: pd.DataFrame, x: str, y: str, objectives: Sequence[Objective]) -> Figure:
@@ -56,6 +67,8 @@ def draw_scatter(points: pd.DataFrame, x: str, y: str, objectives: Sequence[Obje
     front = shown[shown["role"] == "front"]
     if len(pair) == 2 and len(front):
         _staircase(axes, front, pair)
+    if y == "val_accuracy":
+        _error_bars(axes, shown, x)
     label_axis(axes, "x", x)
     label_axis(axes, "y", y)
     _note_outside(axes, shown, x, y)
@@ -63,19 +76,31 @@ def draw_scatter(points: pd.DataFrame, x: str, y: str, objectives: Sequence[Obje
     axes.scatter(
         picked[x], picked[y], marker="o", s=90, facecolors="none", edgecolors=GREEN, linewidths=2, zorder=6
     )
-    figure.legend(
-        *_without_count(axes), loc="outside upper left", ncols=4, columnspacing=1, handletextpad=0.3
-    )
+    handles, names = _without_count(axes)
+    columns = 4 if len(names) <= 4 else 3
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1, handletextpad=0.3)
     labels = [(row[x], row[y], f"pick {row['number']}", GREEN) for _, row in picked.iterrows()]
     avoid = shown if len(shown) < _CLOUD else pd.concat([front, picked])
     place_labels(axes, labels, list(zip(avoid[x], avoid[y], strict=True)))
     return figure
 
 
+def _error_bars(axes: Axes, shown: pd.DataFrame, x: str) -> None:
+    """95 % intervals of the accuracies of the front and of retrained models, where they are known."""
+    colours = {"front": BLUE, "retrained": GREEN, **dict.fromkeys(_RETRAINED[1:], RED)}
+    for role, colour in colours.items():
+        rows = shown[(shown["role"] == role) & shown["val_accuracy_low"].notna()]
+        axes.vlines(
+            rows[x], rows["val_accuracy_low"], rows["val_accuracy_high"], color=colour, lw=0.9, alpha=0.6
+        )
+
+
 def _without_count(axes: Axes) -> tuple[list[Any], list[str]]:
-    """Legend entries, teacher first; its count is always one."""
+    """Legend entries, teacher first; only trials have counts."""
     handles, labels = axes.get_legend_handles_labels()
-    return handles[::-1], [label.replace("teacher (1)", "teacher") for label in labels[::-1]]
+    single = ("teacher", *_RETRAINED)
+    names = [label.rpartition(" (")[0] if label.startswith(single) else label for label in labels]
+    return handles[::-1], names[::-1]
 
 
 def _staircase(axes: Axes, front: pd.DataFrame, pair: list[Objective]) -> None:
@@ -88,7 +113,7 @@ def _staircase(axes: Axes, front: pd.DataFrame, pair: list[Objective]) -> None:
 
 def _note_outside(axes: Axes, shown: pd.DataFrame, x: str, y: str) -> None:
     """Zoom to what matters: front, teacher and the bulk of the finished; say how many are out of view."""
-    main = shown[shown["role"].isin(["front", "teacher"])]
+    main = shown[shown["role"].isin(["front", "teacher", "retrained"])]
     done = shown[shown["role"] == "dominated"]
     limits = {}
     for which, metric in (("x", x), ("y", y)):
@@ -204,13 +229,14 @@ def draw_curves(curves: pd.DataFrame, teacher: float | None) -> Figure:
     return figure
 
 
-def draw_effects(effects: pd.DataFrame, cost: str) -> Figure:
-    """Change of accuracy and of one cost by block and width, from `importance.block_effects`."""
+def draw_effects(effects: pd.DataFrame, costs: Sequence[str]) -> Figure:
+    """Change of accuracy and of some costs by block and width, from `importance.block_effects`."""
     blocks = list(dict.fromkeys(effects["block"]))
-    figure, panels = new_figure(1.2 + 0.24 * len(blocks), columns=2, sharey=True)
+    figure, panels = new_figure(1.2 + 0.24 * len(blocks), columns=1 + len(costs), sharey=True)
     rows = effects[effects["width"].notna()]
     colours = width_colours(sorted(set(rows["width"])))
-    units = {"val_accuracy": (100, "accuracy (points)"), cost: (1, axis_label(cost))}
+    units: dict[str, tuple[float, str]] = {"val_accuracy": (100, "accuracy\n(points)")}
+    units |= {cost: (1, axis_label(cost).replace(" (", "\n(")) for cost in costs}
     for axes, (metric, (scale, label)) in zip(panels, units.items(), strict=True):
         for width, part in rows.groupby("width"):
             y = [blocks.index(block) for block in part["block"]]
@@ -228,7 +254,7 @@ def draw_effects(effects: pd.DataFrame, cost: str) -> Figure:
         if metric in ("flops", "params"):
             label_axis(axes, "x", metric)
         axes.set_xlabel(f"change of {label}")
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=4 if len(costs) == 1 else 3)
     panels[0].set_yticks(range(len(blocks)), blocks)
     panels[0].set_ylim(len(blocks) - 0.4, -0.6)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, columnspacing=1)

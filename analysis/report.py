@@ -62,14 +62,19 @@ def write_report(
     table = opened.frame()
     frames: dict[str, pd.DataFrame] = {
         "trials": table,
-        "front": opened.front() if table["on_front"].any() else table.iloc[:0],
+        "front": tables.front(opened),
         "states": tables.states(opened),
+        "losses": tables.losses(opened),
         "failures": tables.failures(opened),
         "retrained": tables.retrained(opened),
     }
+    facts, suggestions = status(opened), texts.suggest(opened)
+    frames["facts"] = pd.DataFrame(
+        [*texts.headline(opened, facts), *texts.describe(opened)], columns=["what", "value"]
+    )
+    frames["suggestions"] = texts.suggestion_table(opened, suggestions)
     for name, frame in frames.items():
         frame.to_csv(out / f"{name}.csv", index=False)
-    facts, suggestions = status(opened), texts.suggest(opened)
     index, summary = out / "index.html", out / "summary.md"
     body = "\n".join(_sections(opened, facts, frames, plots, picks, suggestions))
     index.write_text(html.page(f"{opened.name}: search report", body), encoding="utf-8")
@@ -110,11 +115,22 @@ def _sections(
         ),
         html.section("next", "What next", *_next_steps(run, suggestions)),
         _retrained(run, frames["retrained"]),
-        html.section("progress", "How it went", _states(frames["states"]), figures("progress")),
+        html.section(
+            "progress",
+            "How it went",
+            _states(frames["states"]),
+            html.noted(f"{texts.losses_line(frames['losses'])} Numbers: ", "states.csv", "losses.csv"),
+            figures("progress"),
+        ),
         html.section("matters", "What matters", figures("matters")),
         html.section("costs", "Accuracy against the other costs", figures("costs")),
         _failures(frames["failures"]),
-        html.section("searched", "What was searched", html.facts(texts.describe(run))),
+        html.section(
+            "searched",
+            "What was searched",
+            html.facts(texts.describe(run)),
+            html.noted("These and the figures at the top: ", "facts.csv", "trials.csv"),
+        ),
     ]
 
 
@@ -136,8 +152,12 @@ def _front_table(run: Run, picks: Sequence[Pick]) -> str:
     headers, rows = texts.front_rows(run)
     chosen = {str(p.number) for p in picks}
     marks = ["teacher" if r[0] == "teacher" else "picked" if r[0] in chosen else "" for r in rows]
-    note = "Accuracy and loss on validation data, of one seed each; the picks are green. All: front.csv."
-    words = f"<h3>Students of the front</h3>{html.paragraph(note, 'note muted')}"
+    note = (
+        "Accuracy and loss on validation data, of one seed each, with the interval that the number of images "
+        "leaves; latency as predicted, and as measured on the whole student; test accuracy where a student "
+        "was retrained, over its seeds. The picks are green. All: "
+    )
+    words = f"<h3>Students of the front</h3>{html.noted(note, 'front.csv')}"
     return words + html.table(headers, rows, marks)
 
 
@@ -149,7 +169,7 @@ def _next_steps(run: Run, suggestions: Sequence[texts.Suggestion]) -> list[str]:
         values = ", ".join(show(m, s.pick.values.get(m)) for m in run.metrics)
         parts.append(f"<h3>{escape(s.title)}: trial {s.pick.number} ({escape(values)})</h3>")
         parts += [html.paragraph(f"Why: {s.pick.reason}.", "note muted"), html.code(texts.commands(run, s))]
-    return parts
+    return [*parts, html.noted("Numbers: ", "suggestions.csv")]
 
 
 def _states(states: pd.DataFrame) -> str:
@@ -170,7 +190,8 @@ def _failures(failures: pd.DataFrame) -> str:
         for _, r in failures.iterrows()
     ]
     headers = ["reason", "trials", "training hours lost", "which"]
-    return html.section("failures", "Failures", html.table(headers, rows, text=(0, 3)))
+    table = html.table(headers, rows, text=(0, 3))
+    return html.section("failures", "Failures", table, html.noted("Numbers: ", "failures.csv"))
 
 
 def _shorten(numbers: str, limit: int = 40) -> str:
@@ -181,6 +202,6 @@ def _retrained(run: Run, retrained: pd.DataFrame) -> str:
     if retrained.empty:
         return ""
     headers, rows = texts.retrained_rows(run, retrained)
-    note = html.paragraph(f"{NOTE} All: retrained.csv.", "note muted")
+    note = html.noted(f"{NOTE} All: ", "retrained.csv")
     marks = ["teacher", *[""] * (len(rows) - 1)]
     return html.section("retrained", "Retrained", note, html.table(headers, rows, marks, text=(0, 1)))

@@ -28,7 +28,7 @@ NOTE = (
 )
 SCORES = ("test_accuracy", "test_loss", "val_accuracy")
 GAINS = ("test_accuracy", "test_loss")
-RESULTS = "results.json"
+RESULTS, TABLE = "results.json", "results.csv"
 
 Row = dict[str, Any]
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from analysis.importance import importances
 from analysis.metrics import COST_METRICS
-from analysis.pareto import Box, hypervolume_history
-from analysis.retrained import RESULTS, read_results, summary_rows
+from analysis.pareto import Box, Floats, hypervolume_history
+from analysis.retrained import GAINS, RESULTS, STUDENT, TABLE, read_results, summary_rows
 from analysis.trials import Run
 
 MAX_CURVES = 300
@@ -28,8 +28,11 @@ def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
     """The teacher and every trial with metrics, for scatter plots.
 
     Returns:
-        number (-1 for the teacher), role (teacher, front, dominated or "stopped early", whose metrics are its
-        last), picked, and the metrics. Trials that run, failed or were refused are left out.
+        number (-1 for the teacher), role (teacher, front, dominated, "stopped early", whose metrics are its
+        last, or "retrained" and "baseline <kind>", means over seeds with the full budget), picked, the
+        metrics, and val_accuracy_low and _high: of trials what the number of validation images leaves open
+        (`accuracy_interval`), of retrained models the 95 % interval over seeds. Trials that run, failed or
+        were refused are left out.
     """
     table = ran(run.frame())
     table = table[table["state"].isin(["COMPLETE", "PRUNED"]) & table["val_accuracy"].notna()]
@@ -40,9 +43,34 @@ def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
     shown.insert(2, "picked", shown["number"].isin(list(picks)))
     teacher = {name: run.teacher.get(name) for name in _SHOWN}
     first = pd.DataFrame([{"number": -1, "role": "teacher", "picked": False, **teacher}])
-    first = first.astype(dict.fromkeys(_SHOWN, "float64"))
-    shown = shown.astype(dict.fromkeys(_SHOWN, "float64"))
-    return pd.concat([first, shown], ignore_index=True) if len(shown) else first
+    parts = [part.astype(dict.fromkeys(_SHOWN, "float64")) for part in (first, shown) if len(part)]
+    found = pd.concat(parts, ignore_index=True)
+    images = int(run.data.get("val") or 0)
+    found["val_accuracy_low"], found["val_accuracy_high"] = accuracy_interval(found["val_accuracy"], images)
+    again = _retrained_points(run)
+    return pd.concat([found, again.astype({"number": found["number"].dtype})]) if len(again) else found
+
+
+def accuracy_interval(accuracy: pd.Series, images: int) -> tuple[Floats, Floats]:
+    """95 % interval of an accuracy (n,) that was measured on so many images (Wilson 1927); NaN for none."""
+    share = accuracy.to_numpy(dtype=np.float64)
+    if images < 1:
+        return np.full(len(share), np.nan), np.full(len(share), np.nan)
+    z2 = 1.959964**2 / images
+    centre = (share + z2 / 2) / (1 + z2)
+    half = np.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
+    return centre - half, centre + half
+
+
+def _retrained_points(run: Run) -> pd.DataFrame:
+    """Retrained models at their validation accuracy, in the columns of `points`."""
+    table = retrained(run)
+    if table.empty:
+        return table
+    kinds = table["kind"].map(lambda kind: "retrained" if kind == STUDENT else f"baseline {kind}")
+    rows = table.assign(role=kinds, picked=False)
+    columns = ["number", "role", "picked", *_SHOWN, "val_accuracy_low", "val_accuracy_high"]
+    return rows.reindex(columns=columns)[rows["val_accuracy"].notna()]
 
 
 def history(run: Run, within: Box | None = None) -> pd.DataFrame:
@@ -172,6 +200,58 @@ def failures(run: Run) -> pd.DataFrame:
     )
     out = out.sort_values("trials", ascending=False, kind="stable").reset_index(drop=True)
     return out.assign(train_hours=out["train_hours"] / 3600)
+
+
+def losses(run: Run) -> pd.DataFrame:
+    """What failures cost: what, trials, train_hours, share (of all training hours); in this order always.
+
+    `failed` trials lost all they trained; `epochs trained again` are those that were lost with a damaged
+    checkpoint, at the trial's mean seconds an epoch; `went on` are trials that a failure interrupted and that
+    went on from a checkpoint, which costs no more than the epoch it broke off: 0 here.
+    """
+    table = ran(run.frame())
+    total = float(table["seconds"].sum()) / 3600
+    failed = table[table["state"] == "FAIL"]
+    interrupted = table[(table["retries"].fillna(0) > 0) & (table["state"] != "FAIL")]
+    again = table["number"].map(lambda number: run.trial(number).user_attrs.get("epochs_lost", 0))
+    seconds = again * table["seconds"] / table["epochs"].astype("float64").where(table["epochs"] > 0)
+    rows = [
+        ("failed", len(failed), float(failed["seconds"].sum()) / 3600),
+        ("epochs trained again", int((again > 0).sum()), float(seconds.sum()) / 3600),
+        ("went on", len(interrupted), 0.0),
+    ]
+    out = pd.DataFrame(rows, columns=["what", "trials", "train_hours"])
+    return out.assign(share=out["train_hours"] / total if total else 0.0)
+
+
+def front(run: Run) -> pd.DataFrame:
+    """The front's rows of `run.frame()`, with the uncertainty of their accuracy.
+
+    Adds val_accuracy_low and _high (see `accuracy_interval`), latency_error (measured over predicted, less
+    one) and, where the student was retrained, test_accuracy and val_accuracy over seeds as
+    `retrained_<name>`, with `_std`, and `retrained_n`.
+    """
+    table = run.frame()
+    rows = run.front() if table["on_front"].any() else table.iloc[:0]
+    low, high = accuracy_interval(rows["val_accuracy"], int(run.data.get("val") or 0))
+    rows = rows.assign(val_accuracy_low=low, val_accuracy_high=high)
+    rows["latency_error"] = rows["measured_latency_ms"] / rows["latency_ms"] - 1
+    again = retrained(run)
+    again = again[again["kind"] == STUDENT]
+    for name in ("test_accuracy", "test_accuracy_std", "val_accuracy", "val_accuracy_std", "n"):
+        values = again.set_index("number")[name] if len(again) else pd.Series(dtype="float64")
+        rows[f"retrained_{name}"] = rows["number"].map(values).astype("float64")
+    return rows
+
+
+def teacher_tests(run: Run) -> dict[str, float]:
+    """The teacher's scores on test data, which `retrain` read; nothing where nothing was retrained."""
+    path = run.path / "retrained" / TABLE if run.path else None
+    if path is None or not path.is_file():
+        return {}
+    rows = pd.read_csv(path)
+    rows = rows[rows["kind"] == "teacher"]
+    return {name: float(rows[name].iloc[0]) for name in GAINS if len(rows) and name in rows}
 
 
 def retrained(run: Run) -> pd.DataFrame:

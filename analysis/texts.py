@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import tables
 from analysis.errors import InputError
 from analysis.figures import Plot
 from analysis.metrics import COST_METRICS, METRICS, show
@@ -51,7 +52,22 @@ def suggest(run: Run) -> list[Suggestion]:
 def commands(run: Run, suggestion: Suggestion) -> str:
     """The commands that pick and retrain `suggestion`."""
     target = shlex.quote(join(run.place, "pick.yaml") if run.place else "pick.yaml")
-    return f"{suggestion.command} --out {target}\nama retrain {target} --seeds 3 --baselines"
+    models = shlex.quote(join(run.place, "retrained") if run.place else "retrained")
+    best = f"{models}/trial-{suggestion.pick.number}/student/seed-{int(run.experiment.get('seed') or 0) + 1}"
+    return (
+        f"{suggestion.command} --out {target}\nama retrain {target} --seeds 3 --baselines\n"
+        f"ama export {best} --format onnx"
+    )
+
+
+def suggestion_table(run: Run, suggestions: Sequence[Suggestion]) -> pd.DataFrame:
+    """The suggested picks as numbers: title, number, the metrics, reason and commands."""
+    rows = [
+        {"title": s.title, "number": s.pick.number, **s.pick.values, "reason": s.pick.reason,
+         "commands": commands(run, s)}
+        for s in suggestions
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=None if rows else ["title", "number", "reason", "commands"])
 
 
 def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -100,40 +116,69 @@ def describe(run: Run) -> list[tuple[str, str]]:
 
 
 def front_rows(run: Run, limit: int = MAX_ROWS) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of the front's table, teacher first; costs as predicted, measured and relative."""
+    """Headers and texts of the front's table, teacher first; costs as predicted, measured and relative.
+
+    Accuracies have the 95 % interval that the number of validation images leaves.
+    """
     first = run.metrics[0]
-    columns = ["val_accuracy", "val_loss", *COST_METRICS]
-    headers = [
-        "trial",
-        *(METRICS[m].label for m in columns),
-        "latency measured",
-        "of the teacher's",
-        "replaced",
-    ]
     share = next((m for m in run.metrics if m in COST_METRICS), first)
-    headers[-2] = f"{METRICS[share].label} of teacher's"
+    headers = [
+        *("trial", "accuracy [95 %]", "loss", "latency", "measured", "FLOPs", "params"),
+        f"{METRICS[share].label} / teacher's",
+        *("replaced", "test accuracy"),
+    ]
+    columns = ["val_loss", "latency_ms", "measured_latency_ms", "flops", "params"]
     teacher = run.teacher
-    latency = show("latency_ms", teacher.get("latency_ms"))
-    rows = [["teacher", *(show(m, teacher.get(m)) for m in columns), latency, "100 %", "–"]]
-    front = run.front() if run.frame()["on_front"].any() else run.frame().iloc[:0]
-    for _, row in front.head(limit).iterrows():
+    teacher |= {"measured_latency_ms": teacher.get("latency_ms"), **tables.teacher_tests(run)}
+    known = [show(m, teacher.get(m)) for m in ("val_accuracy", *columns)]
+    rows = [["teacher", *known, "100 %", "–", show("test_accuracy", teacher.get("test_accuracy"))]]
+    for _, row in tables.front(run).head(limit).iterrows():
         part = row[share] / teacher[share] if teacher.get(share) else float("nan")
         rows.append(
             [
                 str(row["number"]),
+                _with_interval(row),
                 *(show(m, row[m]) for m in columns),
-                show("measured_latency_ms", row["measured_latency_ms"]),
                 f"{100 * part:.1f} %" if part == part else "–",
                 f"{row['replaced']:.0f} of {len(run.blocks)}" if pd.notna(row["replaced"]) else "–",
+                _retested(row),
             ]
         )
     return headers, rows
 
 
+def _with_interval(row: pd.Series) -> str:
+    accuracy = show("val_accuracy", row["val_accuracy"])
+    low, high = row["val_accuracy_low"], row["val_accuracy_high"]
+    return accuracy if pd.isna(low) else f"{accuracy} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _retested(row: pd.Series) -> str:
+    """Test accuracy of the retrained student: mean ± deviation over its seeds."""
+    if pd.isna(row["retrained_test_accuracy"]):
+        return "–"
+    spread = row["retrained_test_accuracy_std"]
+    tail = "" if pd.isna(spread) else f" ± {100 * spread:.2f}"
+    return f"{100 * row['retrained_test_accuracy']:.2f}{tail} % (n = {row['retrained_n']:.0f})"
+
+
+def losses_line(losses: pd.DataFrame) -> str:
+    """What failures cost, in one sentence."""
+    hours, share = float(losses["train_hours"].sum()), float(losses["share"].sum())
+    by = {row["what"]: int(row["trials"]) for _, row in losses.iterrows()}
+    if not any(by.values()):
+        return "Nothing was lost to failures."
+    return (
+        f"Lost to failures: {hours:.2f} training hours, {100 * share:.1f} % of all: {by['failed']} trials "
+        f"failed, {by['epochs trained again']} trained epochs again after a damaged checkpoint; "
+        f"{by['went on']} were interrupted and went on from a checkpoint."
+    )
+
+
 def retrained_rows(run: Run, retrained: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headers and texts of the retrained students' table, the teacher first."""
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in retrained.to_dict("records")]
-    return list(HEAD), [cells(row) for row in (teacher_row(run.teacher), *rows)]
+    return list(HEAD), [cells(row) for row in (teacher_row(run.teacher | tables.teacher_tests(run)), *rows)]
 
 
 def markdown(

@@ -8,7 +8,7 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 from analysis.errors import InputError
-from analysis.pareto import knee, spread
+from analysis.pareto import knee, scale_to_front, spread
 from analysis.pick import pick, read_pick, write_pick
 from analysis.trials import Run
 
@@ -42,9 +42,10 @@ def test_limits_alone_give_the_best_first_objective(study: optuna.Study) -> None
     assert chosen.config == {"seed": 1, "epochs": 8}
     assert chosen.costs == {"params": 200e3, "flops": 4e6, "latency_ms": 4.0}
     assert chosen.reason == (
-        "best val_accuracy of 3 candidates (fully trained, non-dominated) within latency_ms <= 4.50 ms; "
+        "best val_accuracy of 3 candidates: trials 1, 2, 3 (non-dominated of 5 fully trained) within "
+        "latency_ms <= 4.50 ms; "
         "trial 0 is better with 93.00 %, but its latency_ms 6.00 ms breaks latency_ms <= 4.50 ms by 33.3 %; "
-        "next is trial 2 with val_accuracy 88.00 %, latency_ms 3.00 ms"
+        "next is trial 2 with val_accuracy 88.00 % (3.00 points less), latency_ms 3.00 ms (1.00 ms less)"
     )
 
 
@@ -68,7 +69,12 @@ def test_knee_and_top(study: optuna.Study) -> None:
     (chosen,) = pick(run, knee=True)
     assert chosen.number == front["number"].iloc[knee(points)]
     assert pick(run) == [chosen]
-    assert chosen.reason == "the knee of 4 candidates (fully trained, non-dominated)"
+    others = [i for i in range(len(front)) if front["number"].iloc[i] != chosen.number]
+    depth = scale_to_front(points).sum(axis=1)
+    second = front["number"].iloc[min(others, key=lambda i: depth[i])]
+    numbers = ", ".join(map(str, front["number"]))
+    assert chosen.reason.startswith(f"the knee of 4 candidates: trials {numbers} (non-dominated of ")
+    assert f"; next is trial {second} with val_accuracy " in chosen.reason
     several = pick(run, top=3)
     assert [p.number for p in several] == front["number"].iloc[spread(points, 3)].tolist()
     assert len(pick(run, top=99)) == 4

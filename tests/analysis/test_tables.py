@@ -1,11 +1,15 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from optuna.trial import TrialState, create_trial
+from scipy import stats
+from scipy.stats import binomtest
 
 from analysis import tables
 from analysis.errors import InputError
@@ -129,6 +133,79 @@ def test_retrained_students_mean_and_deviation(make_run: Callable[..., Path]) ->
     assert np.isnan(table.loc["scratch", "test_accuracy_std"])
     assert table.loc["scratch", "gain_test_accuracy"] == pytest.approx(0.1)  # of the one seed that both have
     assert np.isnan(table.loc["student", "gain_test_accuracy"])
+
+
+def test_an_accuracys_interval_is_wilsons() -> None:
+    low, high = tables.accuracy_interval(pd.Series([0.9, 1.0, 0.5, np.nan]), 100)
+    # scipy.stats.binomtest(90, 100).proportion_ci(method="wilson"), and so on
+    for k, place in ((90, 0), (100, 1), (50, 2)):
+        found = binomtest(k, 100).proportion_ci(method="wilson")
+        assert (low[place], high[place]) == (pytest.approx(found.low), pytest.approx(found.high))
+    assert np.isnan(low[3]) and np.isnan(high[3])
+    assert np.isnan(tables.accuracy_interval(pd.Series([0.5]), 0)[0]).all()
+
+
+def test_the_front_has_its_students_retrained_scores_beside_it(make_run: Callable[..., Path]) -> None:
+    folder = make_run(complete=12)
+    best = Run.open(folder).front()
+    number = int(best["number"].iloc[0])
+    (folder / "retrained").mkdir()
+    rows = [
+        {
+            "number": number,
+            "kind": kind,
+            "seed": s,
+            "test_accuracy": a,
+            "test_loss": 0.3,
+            "val_accuracy": a + 0.01,
+        }
+        for kind, values in (("student", [0.90, 0.92]), ("scratch", [0.80, 0.81]))
+        for s, a in enumerate(values)
+    ]
+    (folder / "retrained" / "results.json").write_text(json.dumps(rows))
+    run = Run.open(folder)
+    front = tables.front(run)
+    assert front["number"].tolist() == best["number"].tolist()
+    first = front.iloc[0]
+    assert (first["retrained_test_accuracy"], first["retrained_n"]) == (pytest.approx(0.91), 2)
+    assert first["val_accuracy_low"] < first["val_accuracy"] < first["val_accuracy_high"]
+    assert front["retrained_n"].iloc[1:].isna().all()
+    points = tables.points(run).set_index("role")
+    assert points.loc["retrained", "val_accuracy"] == pytest.approx(0.92)
+    low, high = stats.t.interval(0.95, 1, loc=0.92, scale=0.01)
+    assert points.loc["retrained", "val_accuracy_low"] == pytest.approx(low)
+    assert points.loc["retrained", "val_accuracy_high"] == pytest.approx(high)
+    assert points.loc["baseline scratch", "val_accuracy"] == pytest.approx(0.815)
+
+
+def test_the_teachers_test_scores_come_from_the_retraining(make_run: Callable[..., Path]) -> None:
+    folder = make_run(complete=2)
+    assert tables.teacher_tests(Run.open(folder)) == {}
+    (folder / "retrained").mkdir()
+    file = folder / "retrained" / "results.csv"
+    file.write_text(
+        "number,kind,test_accuracy,test_loss,val_accuracy\n,teacher,0.93,0.2,0.95\n1,student,0.9,0.3,0.9\n"
+    )
+    assert tables.teacher_tests(Run.open(folder)) == {"test_accuracy": 0.93, "test_loss": 0.2}
+
+
+def test_losses_are_what_failed_and_what_was_trained_again(make_study: Make) -> None:
+    study = make_study(complete=4, pruned=0, failed=2, running=0, waiting=0, refused=3)
+    run = Run.open(study)
+    table = run.frame()
+    failed = table[table["state"] == "FAIL"]
+    found = tables.losses(run).set_index("what")
+    assert found.loc["failed", "trials"] == 2
+    assert found.loc["failed", "train_hours"] == pytest.approx(failed["seconds"].sum() / 3600)
+    assert found.loc["failed", "share"] == pytest.approx(failed["seconds"].sum() / table["seconds"].sum())
+    assert found.loc["went on", "trials"] == found.loc["epochs trained again", "trials"] == 0
+    changed = [t for t in run.trials if t.state is TrialState.COMPLETE][:2]
+    changed[0].user_attrs.update(retries=1)
+    changed[1].user_attrs.update(retries=2, epochs_lost=3)
+    again = tables.losses(replace(run, trials=run.trials)).set_index("what")
+    assert again.loc["went on", "trials"] == 2
+    seconds = changed[1].user_attrs["seconds"] * 3 / changed[1].user_attrs["epochs"]
+    assert again.loc["epochs trained again", "train_hours"] == pytest.approx(seconds / 3600)
 
 
 @pytest.mark.parametrize("text", ["{", '[{"kind": "ama"}]', "[3]", "7"])
