@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults check format bench-prices bench-engine bench-search bench-paper bench-fastnas clean
+.PHONY: help install quickstart test test-faults check format bench-prices bench-engine bench-search bench-paper bench-fastnas bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench-paper: $(STAMP) ## the paper's table; PAPER="--root IMAGES --teacher FILE 
 
 bench-fastnas: $(STAMP) ## our search at the limits of ModelOpt's FastNAS example; FASTNAS="--root IMAGES --teacher FILE"
 	$(BIN)/python -m benchmarks.fastnas $(FASTNAS)
+
+bench-report: $(STAMP) ## time and memory of a report and a pick on 10,000 trials
+	$(BIN)/python -m benchmarks.report
 
 clean: ## remove .venv, caches and runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache runs *.egg-info

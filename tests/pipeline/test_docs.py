@@ -1,0 +1,168 @@
+"""The README's tour and the tutorial, command by command, with budgets so small that nothing is learnt.
+
+Lines that start with `ama` run through the command's entry point, one after the other in one process in an
+empty folder (starting Python for each would take longer than the work); other blocks are given to bash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+FENCED = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
+
+RUNNER = """
+import glob, io, json, logging, os, shlex, sys
+from contextlib import redirect_stdout
+import ray
+from search.cli import main
+from search.cluster import QUIET
+
+os.environ.update(QUIET)
+ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+         logging_level=logging.ERROR, object_store_memory=200 * 1024**2)
+for words in json.load(sys.stdin):
+    sys.argv = [w for word in words for w in (sorted(glob.glob(word)) or [word])]
+    print("$", shlex.join(sys.argv), flush=True)
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    if code:
+        sys.exit(f"{shlex.join(sys.argv)}: exit code {code}")
+"""
+
+
+def blocks(file: Path) -> list[str]:
+    """The bash blocks of a document."""
+    return [match.group(1) for match in FENCED.finditer(file.read_text())]
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words of each `ama` line of a block."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True)) and words[0] == "ama"]
+
+
+def cheaper(words: list[str], tiny: list[str]) -> list[str]:
+    """The same command with a budget of seconds, by the overrides that the tutorial names."""
+    if words[1] in ("teacher", "profile", "library", "search"):
+        words = [*words, *(part for setting in tiny for part in ("-o", setting))]
+    if words[1] == "search" and "--trials" in words:
+        words = [*words, "--trials", "3"]
+    if words[1] == "retrain":
+        words = [*words, "--seeds", "1", "--epochs", "1"]
+    return words
+
+
+def run_document(file: Path, folder: Path, tiny: list[str]) -> list[list[str]]:
+    """Run a document's blocks in `folder`; the `ama` commands that ran."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(folder),
+        "AMA_STUDY_URL": "",
+    }
+    del environment["AMA_STUDY_URL"]
+    ran: list[list[str]] = []
+    for block in blocks(file):
+        found = commands(block)
+        rest = "\n".join(line for line in block.splitlines() if not line.startswith(("ama ", "source ")))
+        if rest.strip():
+            shell = subprocess.run(
+                ["bash", "-e", "-c", rest],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert shell.returncode == 0, f"{rest}\n{shell.stderr}"
+        ran += found
+    lines = [words for words in ran if words[1] != "--help"]
+    ended = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps([cheaper(words, tiny) for words in lines]),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, f"{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+    return ran
+
+
+TINY = [
+    "budget.epochs=1",
+    "budget.grace_epochs=1",
+    "teacher.epochs=1",
+    "costs.seconds=0.1",
+    "library.dir=library",
+]
+
+
+def test_the_readmes_tour_runs(tmp_path: Path) -> None:
+    tiny = [*TINY, "data.train_limit=200", "constraints={flops: <= 0.5x}", "teacher.arch=cifar_resnet8"]
+    ran = run_document(ROOT / "README.md", tmp_path, tiny)
+    assert {words[1] for words in ran} >= {
+        *(
+            "teacher",
+            "profile",
+            "search",
+            "status",
+            "report",
+            "pick",
+            "compare",
+            "retrain",
+            "evaluate",
+            "export",
+        )
+    }
+    run = tmp_path / "runs" / "digits"
+    assert (run / "report" / "index.html").is_file()
+    assert list(run.glob("retrained/trial-*/student/seed-1/model.onnx"))
+
+
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    tiny = [*TINY, "budget.trials=3", "data.train_limit=200", "constraints={flops: <= 0.5x}"]
+    run_document(ROOT / "docs" / "tutorial.md", tmp_path, tiny)
+    assert len(list((tmp_path / "images" / "train").rglob("*.png"))) > 1000
+    assert (tmp_path / "runs" / "compared" / "compare.md").is_file()
+    assert list((tmp_path / "runs" / "first").glob("retrained/trial-*/student/seed-1/model.onnx"))
+
+
+@pytest.mark.parametrize("file", [ROOT / "README.md", *DOCS], ids=lambda file: file.name)
+def test_links_between_documents_lead_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", file.read_text()):
+        if not target.startswith("http"):
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_the_errors_of_the_faq_are_the_ones_there_are() -> None:
+    source = "".join(
+        file.read_text()
+        for folder in ("search", "trainables", "analysis")
+        for file in (ROOT / folder).glob("*.py")
+    )
+    quoted = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "faq.md").read_text(), re.M)
+    assert len(quoted) > 15
+    assert [fragment for fragment in quoted if fragment not in source] == []
+
+
+def test_files_that_the_documents_name_are_there() -> None:
+    for file in (ROOT / "docs" / "architecture.md", ROOT / "docs" / "method.md"):
+        for name in re.findall(r"`((?:search|trainables|analysis)/\w+\.py)`", file.read_text()):
+            assert (ROOT / name).is_file(), f"{file.name}: {name}"
