@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 quickstart: $(STAMP) ## search, report, pick and retrain on the embedded digits
-	$(BIN)/ama quickstart --out runs/quickstart
+	$(BIN)/ama quickstart
 
 test: $(STAMP) ## all tests, with line coverage of the three packages
 	rm -f .coverage .coverage.*

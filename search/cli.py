@@ -106,8 +106,11 @@ def _example(text: str) -> str:
 @app.command(epilog=_example("ama quickstart --out runs/first"))
 def quickstart(
     out: Annotated[
-        str, typer.Option("--out", metavar="DIR", help="where to put the run")
-    ] = "runs/quickstart",
+        str | None,
+        typer.Option(
+            "--out", metavar="DIR", help="where to put the run; runs/quickstart, or -2, -3 after it"
+        ),
+    ] = None,
 ) -> None:
     """Everything below on the embedded digits: teacher, costs, search, report, pick, retrain."""
     from search.quickstart import run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain, count
 from pathlib import Path
 
 from analysis.pick import pick, write_pick
@@ -21,14 +22,25 @@ PRESET = "digits"
 # The student to retrain: the most accurate that costs at most this share of the teacher.
 LIMIT = "flops=0.5x"
 SEEDS = 3
+PLACE = "runs/quickstart"
 
 
-def run(out: str) -> None:
+def free_place(base: str = PLACE) -> str:
+    """`base`, or the first of `base-2`, `base-3`, … that holds no run: a quickstart may be repeated."""
+    names = chain([base], (f"{base}-{number}" for number in count(2)))
+    return next(name for name in names if not (Path(name) / EXPERIMENT_FILE).exists())
+
+
+def run(out: str | None = None) -> None:
     """Teacher, costs, search, report, pick, retrained student: everything lands in `out`.
+
+    Args:
+        out: a folder; None: a free one.
 
     Raises:
         InputError: `out` holds a run already, or is no folder of this machine.
     """
+    out = free_place() if out is None else out
     if "://" in out:
         raise InputError(f"--out: the quickstart runs on this machine: expected a folder, got {out}")
     if (Path(out) / EXPERIMENT_FILE).exists():

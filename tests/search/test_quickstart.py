@@ -11,7 +11,7 @@ import pytest
 from analysis.pick import read_pick
 from analysis.trials import Run
 from search.experiment import load_experiment
-from search.quickstart import LIMIT, PRESET, run, run_experiment
+from search.quickstart import LIMIT, PRESET, free_place, run, run_experiment
 from trainables.errors import InputError
 
 
@@ -67,6 +67,16 @@ def test_the_picked_student_keeps_the_limit(done: Path) -> None:
 def test_a_second_quickstart_in_the_same_place_is_refused(done: Path) -> None:
     with pytest.raises(InputError, match=f"--out: {done} already holds a run; look at {done}/report"):
         run(str(done))
+
+
+def test_without_a_place_a_repeated_quickstart_takes_the_next(tmp_path: Path) -> None:
+    base = str(tmp_path / "quick")
+    assert free_place(base) == base
+    for name, following in ((base, f"{base}-2"), (f"{base}-2", f"{base}-3")):
+        Path(name).mkdir()
+        assert free_place(base) == name, "an empty folder will do"
+        (Path(name) / "experiment.yaml").touch()
+        assert free_place(base) == following
 
 
 def test_the_preset_is_what_the_quickstart_promises(ama: Callable[..., Any]) -> None:
