@@ -27,8 +27,8 @@ from analysis.retrained import RESULTS as ENTRIES
 from analysis.retrained import read_results
 from analysis.status import status
 from analysis.trials import Run
+from benchmarks import RESULTS
 from benchmarks.paper import ON_CPU, command_line
-from benchmarks.search import RESULTS
 from search import runner
 from search.cluster import connected
 from search.experiment import Experiment, load_experiment

@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
+from benchmarks import RESULTS
 from benchmarks.paper_arms import ARMS, SIZES, TUNING_SEED, Job, jobs
 from benchmarks.paper_data import table_data
 from benchmarks.paper_report import write_table
-from benchmarks.search import RESULTS
 from search.experiment import Experiment, load_experiment
 from search.pipeline import Setup, get_costs, get_teacher, teacher_blocks
 from search.warmstart import get_library

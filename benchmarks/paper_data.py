@@ -9,9 +9,10 @@ import numpy as np
 
 from trainables.augment import augment_for
 from trainables.config import DataConfig, hash_json
-from trainables.data import DEFAULT_CACHE, ImageData, load_data, split_of
+from trainables.data import DEFAULT_CACHE, ImageData, load_data
 from trainables.errors import InputError
 from trainables.imagefolder import read_imagefolder
+from trainables.imagesplits import Split, select
 from trainables.splits import LIMIT_STREAM, VAL_STREAM, stratified_sample
 
 
@@ -32,7 +33,8 @@ def table_data(config: DataConfig, saw: int | None, val_images: int) -> ImageDat
         return data
     labels = data.val.labels.numpy()
     some = stratified_sample(labels, val_images, data.num_classes, config.split_seed, VAL_STREAM)
-    val = split_of(data.val.images.numpy()[some], labels[some])
+    assert isinstance(data.val, Split), "these benchmarks hold their images in memory"
+    val = Split(data.val.images[some], data.val.labels[some])
     return replace(data, val=val, hash=hash_json([data.hash, "val", val_images]))
 
 
@@ -58,9 +60,9 @@ def _after(config: DataConfig, saw: int) -> ImageData:
         ]
     return ImageData(
         name=config.name,
-        train=split_of(source.images[seen], source.labels[seen]),
-        val=split_of(source.images[rest], source.labels[rest]),
-        test=split_of(*source.test),
+        train=select(source.images, source.labels, seen, config.size),
+        val=select(source.images, source.labels, rest, config.size),
+        test=select(*source.test, np.arange(len(source.test[1])), config.size),
         classes=source.classes,
         mean=config.mean,
         std=config.std,

@@ -103,7 +103,8 @@ class Landscape:
         # A high learning rate starts slowly and many narrow modules do; neither says where they end.
         rate = 1.2 * math.exp(-0.4 * off) * (1.0 - 0.5 * sum(missing) / len(BLOCKS))
         noise = random.Random(f"{self._seed} {sorted(params.items())} {epoch}").gauss(0.0, NOISE)
-        return final - (final - CHANCE) * math.exp(-rate * epoch**0.8) + noise * (1 - epoch / (EPOCHS + 1))
+        shown = final - (final - CHANCE) * math.exp(-rate * epoch**0.8) + noise * (1 - epoch / (EPOCHS + 1))
+        return float(shown)
 
 
 def hypervolume(values: Sequence[Sequence[float]]) -> float:

@@ -28,7 +28,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from benchmarks.search import RESULTS
+from benchmarks import RESULTS
 
 TRIALS = 10_000
 STATES = {"COMPLETE": 0.60, "PRUNED": 0.31, "refused": 0.07, "FAIL": 0.02}

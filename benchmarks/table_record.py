@@ -30,11 +30,12 @@ from benchmarks.table import Key, Run, Table, params_text, rows_to_runs, to_row
 from search.experiment import Experiment
 from search.pipeline import Setup, get_teacher, teacher_blocks
 from search.space import SearchSpace
+from search.warmstart import make_library
 from trainables.cost import CostTable, measure_costs
 from trainables.data import load_data
 from trainables.distill import Distiller
 from trainables.evaluation import evaluate
-from trainables.library import SOLO_IMAGES, Library, build_library
+from trainables.library import SOLO_IMAGES, Library
 from trainables.runtime import device_name, resolve
 
 COST_SECONDS = 2.0  # FLOPs and params are exact however short; latencies of the table are not used
@@ -93,19 +94,8 @@ def _library(setup: Setup, seed: int) -> tuple[Library, float]:
     folder = setup.run_dir / "libraries" / f"seed{seed}"
     clock = folder.with_suffix(".seconds")
     if not folder.exists():
-        experiment = setup.experiment
         started = time.process_time()
-        library = build_library(
-            folder.name,
-            setup.teacher.model,
-            setup.blocks,
-            experiment.space.widths,
-            experiment.space.fuse is not False,
-            setup.data,
-            setup.runtime,
-            experiment.library,
-            seed,
-        )
+        library = make_library(setup, folder.name, seed)
         clock.parent.mkdir(parents=True, exist_ok=True)
         clock.write_text(f"{time.process_time() - started:.4f}")
         library.save(folder.parent)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.background import repeated
 from search.rundir import Folder
 from search.storage_url import redact
 from trainables.errors import InputError
@@ -80,21 +80,16 @@ def _session_locked(url: URL, name: str) -> Iterator[None]:
             f"storage.study: another `ama search` is running with the study {name!r} in {shown}; the lock of "
             "one whose machine was lost goes within two minutes"
         )
-    over = threading.Event()
 
-    def keep() -> None:
-        while not over.wait(PING_SECONDS):
-            with suppress(SQLAlchemyError):  # away: the search itself waits for it, and says so
-                if not lock.alive() and not lock.take():
-                    log.warning("storage.study: while the database was away, another search took the study")
+    def ping() -> None:
+        with suppress(SQLAlchemyError):  # away: the search itself waits for it, and says so
+            if not lock.alive() and not lock.take():
+                log.warning("storage.study: while the database was away, another search took the study")
 
-    thread = threading.Thread(target=keep, name="study lock", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(ping, PING_SECONDS, "study lock"):
+            yield
     finally:
-        over.set()
-        thread.join()
         lock.release()
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from analysis.errors import InputError as AnalysisInputError
 from analysis.remote import Store, is_remote
+from search.background import repeated
 from search.experiment import Experiment
 from search.sections import RunConfig
 from trainables.errors import InputError
@@ -149,33 +150,20 @@ def working_folder(place: str | os.PathLike[str]) -> Iterator[Folder]:
     except BaseException:
         shutil.rmtree(scratch)
         raise
+
+    def push() -> None:
+        try:
+            mirror.push()
+        except AnalysisInputError as fault:  # tried again, and at the end for good
+            log.warning("run.dir: %s", fault)
+
     try:
-        with _pushing(mirror):
+        with repeated(push, SYNC_SECONDS, "run directory"):
             yield mirror
     finally:
         with _as_run_dir(f"; what did not get there is in {scratch}"):
             mirror.push()
         shutil.rmtree(scratch)
-
-
-@contextmanager
-def _pushing(mirror: Mirror) -> Iterator[None]:
-    over = threading.Event()
-
-    def keep() -> None:
-        while not over.wait(SYNC_SECONDS):
-            try:
-                mirror.push()
-            except AnalysisInputError as fault:  # tried again, and at the end for good
-                log.warning("run.dir: %s", fault)
-
-    thread = threading.Thread(target=keep, name="run directory", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextmanager

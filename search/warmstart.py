@@ -43,9 +43,16 @@ def get_library(setup: Setup, progress: Progress | None = None) -> Library:
     folder = library_folder(setup)
     if folder.exists():
         return Library.load(folder)
+    library = make_library(setup, folder.name, setup.experiment.seed, progress)
+    library.save(folder.parent)
+    return library
+
+
+def make_library(setup: Setup, key: str, seed: int, progress: Progress | None = None) -> Library:
+    """Distil all modules that the experiment's space can ask for; `key` is the library's name."""
     experiment = setup.experiment
-    library = build_library(
-        folder.name,
+    return build_library(
+        key,
         setup.teacher.model,
         setup.blocks,
         experiment.space.widths,
@@ -53,11 +60,9 @@ def get_library(setup: Setup, progress: Progress | None = None) -> Library:
         setup.data,
         setup.runtime,
         experiment.library,
-        experiment.seed,
+        seed,
         progress,
     )
-    library.save(folder.parent)
-    return library
 
 
 def first_proposals(setup: Setup, library: Library, space: SearchSpace) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ TINY = Plan(
             "optim": {"lr": 0.05},
         },
         "budget": {"epochs": 2},
+        "library": {"epochs": 1.0, "student_epochs": 1.0},
         "runtime": {"device": "cpu", "precision": "fp32", "layout": "contiguous", "threads": 1},
     },
     (0,),
