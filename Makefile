@@ -41,8 +41,8 @@ format: $(STAMP) ## let ruff format and sort imports
 bench-prices: $(STAMP) ## prices of 30 students against end-to-end measurements
 	$(BIN)/python -m benchmarks.prices
 
-bench-engine: $(STAMP) ## an epoch of ours against the bare arithmetic, a plain loop and torchdistill
-	$(BIN)/python -m benchmarks.engine
+bench-engine: $(STAMP) ## epochs against the bare arithmetic, a plain loop, torchdistill; trials; ENGINE="--root IMAGES --teacher FILE"
+	$(BIN)/python -m benchmarks.engine $(ENGINE)
 
 bench-search: $(STAMP) ## search policies replayed on the recorded table of distillation runs
 	$(BIN)/python -m benchmarks.search

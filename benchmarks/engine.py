@@ -1,15 +1,23 @@
-"""Does a distillation epoch cost what its arithmetic costs, and what do other ways of running it cost?
+"""Does a trial cost what its arithmetic costs, and what do other ways of running it cost?
 
     python -m benchmarks.engine
-    python -m benchmarks.engine --root IMAGEFOLDER --teacher WEIGHTS --rounds 7
-    python -m benchmarks.engine --root IMAGEFOLDER --teacher WEIGHTS --accuracy
+    python -m benchmarks.engine --root IMAGEFOLDER --teacher WEIGHTS
+    python -m benchmarks.engine epochs accuracy --root IMAGEFOLDER --teacher WEIGHTS --rounds 7
 
-Ours against the bare arithmetic, a loop written by hand, and torchdistill (where it is installed:
-`pip install torchdistill --no-deps`): ResNet-20 teacher, three students of different cost, 32 px images,
-batches of 256. Each contender has a process of its own; they take turns, epoch by epoch. `--accuracy` trains
-the three that distil for three epochs on three seeds instead. Without `--root` the images are digits,
-enlarged. Times are those of the clock; `_cpu_time` compares what the processes computed, data workers
-included, which other programs on the machine disturb less.
+Four parts, one after the other; each replaces what the result file has of it:
+
+- `epochs`: ours against the bare arithmetic, a loop written by hand, and torchdistill. ResNet-20 teacher,
+  three students of different cost, 32 px images, batches of 256. Each contender has a process of its own;
+  they take turns, epoch by epoch. Times are those of the clock, on a GPU of its events; `_cpu_time` compares
+  what the processes computed, data workers included, which other programs on the machine disturb less.
+- `accuracy`: what the three that distil reach in three epochs on three seeds.
+- `memory`: of one actor over 200 trials.
+- `trials`: from suggestion to first step, and how busy two workers are over 40 trials of about 10 s, against
+  a stock function trainable that loads its own data and teacher. Needs two quiet cores.
+
+Without `--root` the images are digits, enlarged, and without `--teacher` one is trained on them. torchdistill
+is left out where it is not installed; it pins old versions of what it needs, so give it a folder of its own:
+`pip install --no-deps --target FOLDER torchdistill==1.1.5`, and `PYTHONPATH=FOLDER`.
 """
 
 from __future__ import annotations
@@ -19,191 +27,202 @@ import importlib.util
 import json
 import os
 import re
-import statistics
 import sys
-from contextlib import ExitStack
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.engine_jobs import Job
-from benchmarks.engine_process import Contender, Epoch
-from trainables.config import RuntimeConfig
+from benchmarks import RESULTS
+from benchmarks.engine_epochs import (
+    accuracies,
+    accuracy_figures,
+    accuracy_table,
+    compete,
+    epochs_table,
+    plain,
+    summary,
+)
+from benchmarks.engine_jobs import Job, data_config
+from benchmarks.engine_memory import SETTLED, memory_part
+from benchmarks.engine_trials import trials_part, trials_table
+from trainables.config import RuntimeConfig, TeacherConfig
+from trainables.data import load_data
 from trainables.runtime import device_name, resolve
+from trainables.teachers import train_teacher
 
-RESULTS = Path(__file__).parent / "results"
-STUDENTS = ("small", "medium", "large")
-Times = dict[str, dict[str, list[Epoch]]]  # contender to student to one epoch a round
+PARTS = ("epochs", "accuracy", "memory", "trials")
+TEACHER_EPOCHS = 12  # on digits
+VAL_IMAGES = 2000  # with `accuracy`, of an image folder's
 
-
-def compete(job: Job, names: list[str], rounds: int) -> tuple[Times, dict[str, Any]]:
-    """One warm-up epoch of everything, then `rounds` rounds in which every contender trains every student.
-
-    The order of the contenders turns from round to round, so that none always follows the same one.
-
-    Returns:
-        The epochs, and in which precision and layout ours computed.
-    """
-    times: Times = {name: {student: [] for student in STUDENTS} for name in names}
-    with ExitStack() as stack:
-        contenders = [stack.enter_context(Contender(name, job)) for name in names]
-        for index in range(rounds + 1):
-            turn = index % len(contenders)
-            for student in STUDENTS:
-                for contender in contenders[turn:] + contenders[:turn]:
-                    epoch = contender.epoch(student)
-                    if index:
-                        times[contender.name][student].append(epoch)
-            print(f"round {index} of {rounds}{' (warm-up)' if not index else ''}", file=sys.stderr)
-        return times, contenders[0].runtime
-
-
-def ratios(times: Times, over: str, cpu: bool = False) -> dict[str, list[float]]:
-    """Our time in units of another contender's, per student, round by round."""
-    field = "cpu_seconds" if cpu else "seconds"
-    return {
-        student: [
-            getattr(mine, field) / getattr(theirs, field)
-            for mine, theirs in zip(epochs, times[over][student], strict=True)
-        ]
-        for student, epochs in times["ours"].items()
-    }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles; the extremes where there are fewer than four values."""
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 3 else (min(values), 0.0, max(values))
-    return {"median": statistics.median(values), "low": low, "high": high, "n": len(values)}
-
-
-def summary(times: Times) -> tuple[dict[str, Any], dict[str, float]]:
-    """Spreads by contender and student, and the figures: medians over all students and rounds."""
-    compared: dict[str, Any] = {}
-    figures = {}
-    for over in (name for name in times if name != "ours"):
-        by_student = ratios(times, over)
-        everything = [value for values in by_student.values() for value in values]
-        compared[over] = {student: spread(values) for student, values in by_student.items()}
-        compared[over]["all"] = spread(everything)
-        figures[f"epoch_vs_{over}"] = round(statistics.median(everything), 3)
-        worked = [value for values in ratios(times, over, cpu=True).values() for value in values]
-        compared[over]["cpu_time"] = spread(worked)
-        figures[f"epoch_vs_{over}_cpu_time"] = round(statistics.median(worked), 3)
-    return compared, figures
-
-
-def table(times: Times, compared: dict[str, Any], title: str) -> str:
-    """A Markdown table: median seconds an epoch, and ours as a multiple of the others'."""
-    lines = [f"{title}", "", f"| contender | {' | '.join(STUDENTS)} | ours as a multiple (quartiles) |"]
-    lines.append("|---|" + "---:|" * (len(STUDENTS) + 1))
-    for name, by_student in times.items():
-        seconds = [statistics.median(e.seconds for e in by_student[student]) for student in STUDENTS]
-        found = compared.get(name, {}).get("all")
-        ratio = f"{found['median']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found else ""
-        lines.append(f"| {name} | {' | '.join(f'{s:.2f} s' for s in seconds)} | {ratio} |")
-    return "\n".join(lines) + "\n"
-
-
-def accuracies(job: Job, names: list[str], seeds: int) -> dict[str, dict[str, list[float]]]:
-    """Validation accuracy of every student after the job's epochs: contender to student to one a seed."""
-    found: dict[str, dict[str, list[float]]] = {name: {s: [] for s in STUDENTS} for name in names}
-    for name in names:
-        for seed in range(seeds):
-            with Contender(name, Job(**{**asdict(job), "seed": seed})) as contender:
-                for student in STUDENTS:
-                    last = [contender.epoch(student) for _ in range(job.epochs)][-1]
-                    found[name][student].append(last.accuracy)
-            print(f"{name}, seed {seed}: {found[name]}", file=sys.stderr)
-    return found
+Part = dict[str, Any]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--root", help="image folder with train/<class>/*; default: digits, enlarged")
-    parser.add_argument("--teacher", help="weights of a cifar_resnet20; default: random, for times alone")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--teacher", help="weights of a cifar_resnet20; default: trained on the digits")
+    parser.add_argument("--device", help="cpu or cuda; default: the CPU, then the GPU where there is one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="auto", help="ours and the bare arithmetic's")
     parser.add_argument("--layout", default="auto")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--images", type=int, default=2560, help="training images an epoch; 0: all")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--accuracy", action="store_true", help="compare accuracies instead of times")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3, help="with --accuracy")
+    parser.add_argument("--rounds", type=int, default=5, help="of epochs")
+    parser.add_argument("--seeds", type=int, default=3, help="of accuracy")
+    parser.add_argument("--epochs", type=int, default=3, help="of accuracy")
     parser.add_argument("--contenders", default="ours,bare,plain,torchdistill")
+    parser.add_argument("--lives", type=int, default=200, help="trials of memory")
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=2, help="of trials")
+    parser.add_argument("--trial-seconds", type=float, default=10.0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    args.names = args.contenders.split(",")
-    if "torchdistill" in args.names and importlib.util.find_spec("torchdistill") is None:
+    args.parts = args.parts or list(PARTS)
+    if unknown := sorted(set(args.parts) - set(PARTS)):
+        parser.error(f"PART: expected some of {', '.join(PARTS)}, got {', '.join(unknown)}")
+    if args.lives <= SETTLED:
+        parser.error(f"--lives: expected more than {SETTLED}, got {args.lives}")
+    if args.root and args.teacher is None:
+        parser.error("--root needs a teacher trained on such images: --teacher WEIGHTS")
+    args.contenders = args.contenders.split(",")
+    if "torchdistill" in args.contenders and importlib.util.find_spec("torchdistill") is None:
         print("torchdistill is not installed: left out", file=sys.stderr)
-        args.names.remove("torchdistill")
-    if args.accuracy and args.teacher is None:
-        parser.error("--accuracy needs a trained teacher: --teacher WEIGHTS")
+        args.contenders.remove("torchdistill")
     return args
 
 
-def main() -> None:
-    args = parse()
-    machine = device_name(resolve(RuntimeConfig(device=args.device, threads=args.threads)).device)
-    conditions: dict[str, Any] = {
-        "machine": machine,
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "torchdistill": version("torchdistill") if "torchdistill" in args.names else None,
-        "batch": args.batch,
-        "images": args.images,
-        "data": "image folder" if args.root else "digits",
-        "load_at_start": os.getloadavg()[0],
+def digits_teacher(job: Job, folder: Path) -> str:
+    """Weights of a teacher trained on the job's digits."""
+    runtime = resolve(RuntimeConfig(device=job.device, threads=job.threads))
+    config = TeacherConfig(arch="cifar_resnet20", epochs=TEACHER_EPOCHS, batch_size=64)
+    path = folder / "teacher.safetensors"
+    record = train_teacher(config, load_data(data_config(job)), runtime, path).record
+    print(f"teacher trained, validation accuracy {record.val_accuracy:.4f}", file=sys.stderr)
+    return str(path)
+
+
+def epochs_part(job: Job, args: argparse.Namespace) -> Part:
+    times, how = compete(replace(job, epochs=args.rounds + 1), args.contenders, args.rounds)
+    ratios, figures = summary(times)
+    return {"rounds": args.rounds, "ours": how, "figures": figures, "ratios": ratios, "epochs": plain(times)}
+
+
+def accuracy_part(job: Job, args: argparse.Namespace) -> Part:
+    names = [name for name in args.contenders if name != "bare"]
+    found = accuracies(replace(job, epochs=args.epochs, val_images=VAL_IMAGES), names, args.seeds)
+    conditions = {"epochs": args.epochs, "seeds": args.seeds, "val_images": VAL_IMAGES}
+    return {**conditions, "figures": accuracy_figures(found), "accuracy": found}
+
+
+def run(part: str, job: Job, args: argparse.Namespace, folder: Path) -> Part:
+    """One part, with the conditions it ran under."""
+    run_it: dict[str, Callable[[], Part]] = {
+        "epochs": lambda: epochs_part(job, args),
+        "accuracy": lambda: accuracy_part(job, args),
+        "memory": lambda: memory_part(args.lives, job.device, job.threads),
+        "trials": lambda: trials_part(job, args.trials, args.workers, args.trial_seconds, folder),
     }
+    conditions = {
+        "command": command(part, args),
+        "torch": torch.__version__,
+        "torchdistill": version("torchdistill") if "torchdistill" in args.contenders else None,
+        "threads": job.threads,
+        "batch": job.batch,
+        "images": job.images,
+        "data": "image folder" if job.root else "digits",
+        "load_at_start": round(os.getloadavg()[0], 2),
+    }
+    return {**conditions, **run_it[part](), "load_at_end": round(os.getloadavg()[0], 2)}
+
+
+def command(part: str, args: argparse.Namespace) -> str:
+    """What repeats the part elsewhere."""
+    given = ["--root IMAGES", "--teacher WEIGHTS"] if args.root else []
+    given += [f"--rounds {args.rounds}"] if part == "epochs" else []
+    return " ".join(["python -m benchmarks.engine", part, *given])
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The result's tables, a section for each part that it has."""
+    texts: dict[str, Callable[[Part], str]] = {
+        "epochs": lambda p: epochs_table(p["epochs"], p["ratios"]),
+        "accuracy": lambda p: accuracy_table(p["accuracy"]),
+        "memory": lambda p: (
+            f"After {p['trials']} trials {p['figures']['memory_growth']} times what it was "
+            f"after the {p['settled_after']}th ({p['host_mib'][-1]} MiB resident)."
+        ),
+        "trials": trials_table,
+    }
+    titles = {
+        "epochs": "Median seconds an epoch, training and validation",
+        "accuracy": "Validation accuracy, mean and deviation over the seeds",
+        "memory": "Memory of one actor",
+        "trials": "Trials of a search",
+    }
+    lines = [f"# The engine on {content['machine']}"]
+    for name in (name for name in PARTS if name in content["parts"]):
+        part = content["parts"][name]
+        about = (
+            f"{part['threads']} thread(s), torch {part['torch']}, batches of {part['batch']}, "
+            f"{part['images'] or 'all'} training images of {part['data']}, load {part['load_at_start']} to "
+            f"{part['load_at_end']}"
+        )
+        lines += ["", f"## {titles[name]}", "", f"`{part['command']}`: {about}.", "", texts[name](part)]
+    return "\n".join(lines) + "\n"
+
+
+def save(out: Path, machine: str, name: str, part: Part) -> dict[str, Any]:
+    """Replace this part of the machine's result; the whole result."""
+    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    path = out / f"engine-{slug}.json"
+    content: dict[str, Any] = {"machine": machine, "parts": {}}
+    if path.exists():
+        content = json.loads(path.read_text())
+    content["parts"][name] = part
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content) + "\n")
+    path.with_suffix(".md").write_text(markdown(content))
+    return content
+
+
+def bench(device: str, args: argparse.Namespace) -> None:
+    """All parts asked for on one device."""
+    machine = device_name(torch.device(device))
     job = Job(
         root=args.root,
         teacher=args.teacher,
-        device=args.device,
+        device=device,
         threads=args.threads,
         precision=args.precision,
         layout=args.layout,
         batch=args.batch,
         images=args.images or None,
-        epochs=args.epochs if args.accuracy else args.rounds + 1,
+        epochs=args.epochs,
     )
-    args.out.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    if args.accuracy:
-        names = [name for name in args.names if name != "bare"]
-        found = accuracies(job, names, args.seeds)
-        conditions |= {"epochs": args.epochs, "seeds": args.seeds}
-        write(args.out / f"engine-accuracy-{slug}.json", {**conditions, "accuracy": found})
-        for name, by_student in found.items():
-            values = [value for each in by_student.values() for value in each]
-            print(f"accuracy_{name} {statistics.mean(values):.4f}")
-        return
-    times, conditions["ours"] = compete(job, args.names, args.rounds)
-    compared, figures = summary(times)
-    epochs = {n: {s: [asdict(e) for e in each] for s, each in by.items()} for n, by in times.items()}
-    conditions |= {"rounds": args.rounds, "load_at_end": os.getloadavg()[0]}
-    write(
-        args.out / f"engine-{slug}.json",
-        {**conditions, "figures": figures, "ratios": compared, "epochs": epochs},
-    )
-    title = (
-        f"{machine}, {args.threads} thread(s), torch {torch.__version__}, batches of {args.batch}, "
-        f"{args.images or 'all'} images an epoch, {args.rounds} rounds; median seconds an epoch"
-    )
-    text = table(times, compared, title)
-    (args.out / f"engine-{slug}.md").write_text(text)
-    print(text)
-    for name, value in figures.items():
-        print(name, value)
+    with tempfile.TemporaryDirectory() as folder:
+        if job.teacher is None and args.parts != ["memory"]:
+            job = replace(job, teacher=digits_teacher(job, Path(folder)))
+        for name in args.parts:
+            content = save(args.out, machine, name, run(name, job, args, Path(folder)))
+    print(markdown(content))
+    for name in args.parts:
+        for figure, value in content["parts"][name]["figures"].items():
+            print(figure, value)
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def main() -> None:
+    args = parse()
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in [args.device] if args.device else there:
+        bench(device, args)
 
 
 if __name__ == "__main__":

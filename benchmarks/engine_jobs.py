@@ -21,9 +21,10 @@ from torchvision import transforms
 
 from trainables.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data import ImageData, Split, load_data
+from trainables.data import ImageData, load_data
 from trainables.distill import Distiller
 from trainables.evaluation import evaluate
+from trainables.imagesplits import AnySplit, Split
 from trainables.models import build_model
 from trainables.optim import lr_at
 from trainables.runtime import Runtime, resolve, seeded
@@ -49,6 +50,7 @@ class Job:
     images: int | None  # training images an epoch; None: all
     epochs: int
     seed: int = 0
+    val_images: int | None = None  # None: a ninth of the training images, as in the whole data set
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,20 @@ def students(blocks: tuple[Block, ...]) -> dict[str, StudentSpec]:
     }
 
 
-def load(job: Job) -> Parts:
-    """Read the images and the teacher, and set torch's threads."""
+def data_config(job: Job) -> DataConfig:
+    """The job's images."""
     if job.root:
-        config = DataConfig(name="imagefolder", root=job.root, train_limit=job.images)
-    else:
-        config = DataConfig(name="digits", size=32, augment="crop-flip", train_limit=job.images)
-    data = load_data(config)
-    if job.images:  # training and validation images stand nine to one, as in the whole data set
-        held = torch.linspace(0, len(data.val) - 1, max(1, len(data.train) // 9)).long()
+        return DataConfig(name="imagefolder", root=job.root, train_limit=job.images)
+    return DataConfig(name="digits", size=32, augment="crop-flip", train_limit=job.images)
+
+
+def load(job: Job, config: DataConfig | None = None) -> Parts:
+    """Read the images, those of `config` where it is given, and the teacher, and set torch's threads."""
+    data = load_data(config or data_config(job))
+    if job.images and config is None:
+        count = min(job.val_images or max(1, len(data.train) // 9), len(data.val))
+        assert isinstance(data.val, Split), "the benchmark's images fit into memory"
+        held = torch.linspace(0, len(data.val) - 1, count).long()
         data = replace(data, val=Split(data.val.images[held], data.val.labels[held]))
     with seeded(0):
         teacher = build_model("cifar_resnet20", data.num_classes, data.image_shape)
@@ -145,7 +152,7 @@ class Bare:
                     self.teacher(images)
                 logits = self.student(images)
             self.optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(logits.float(), labels).backward()
+            F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         self.student.eval()
         with torch.inference_mode(), self.runtime.autocast():
@@ -156,7 +163,8 @@ class Bare:
 class Pictures(Dataset[tuple[Tensor, int]]):
     """Images that lie decoded in memory, transformed one at a time, as torchvision's CIFAR10 does it."""
 
-    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, split: AnySplit, transform: Callable[[Image.Image], Tensor]) -> None:
+        assert isinstance(split, Split), "the benchmark's images fit into memory"
         self.images = split.images.permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, 3)
         self.labels = split.labels.tolist()
         self.transform = transform
@@ -231,7 +239,7 @@ class Plain:
                     error = (maps.outputs[span.first] - target).pow(2).sum() / target.pow(2).sum()
                     loss = loss + self.config.loss.beta * error
                 self.optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
                 self.schedule.step()
         return accuracy(self.student, self.val, self.parts.runtime.device)
@@ -248,7 +256,7 @@ class TorchDistill:
     """torchdistill's own box, hooks and losses, fed as its examples feed it; fp32."""
 
     def __init__(self, parts: Parts, student: str) -> None:
-        from torchdistill.core.distillation import get_distillation_box
+        from torchdistill.core.distillation import get_distillation_box  # type: ignore[import-not-found]
 
         logging.getLogger("torchdistill").setLevel(logging.WARNING)
         self.parts, config = parts, parts.config(student)

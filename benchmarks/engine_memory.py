@@ -1,88 +1,115 @@
-"""Does the memory of one process stay flat over many trials?
+"""Part `memory` of `benchmarks.engine`: does the memory of one actor stay flat over hundreds of trials?
 
-    python -m benchmarks.engine_memory --trials 200
-
-One actor's life without Ray: students of changing shape are assembled, trained for an epoch on digits, saved
-and dropped, one after the other. Compared are the resident memory after the last trial and after the 20th.
+Students of changing shape, batch size and supervision are set up, trained for an epoch on digits, saved and
+reset, one after the other. Compared is the resident memory after the last trial with that after the 20th, and
+on a GPU the memory allocated there.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import re
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import ray
 import torch
 
-from trainables.blocks import find_blocks
+from search.cluster import connected
+from trainables.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data import load_data
-from trainables.distill import Distiller
 from trainables.models import build_model
-from trainables.runtime import device_name, resolve
+from trainables.runtime import resolve, seeded
+from trainables.trial import DistillTrial, TrialContext
 
-RESULTS = Path(__file__).parent / "results"
 SETTLED = 20  # trials after which nothing is new any more
 WIDTHS = (0.25, 0.5, 1.0)
+IMAGES = 500  # of digits
 
 
-def resident_mib() -> float:
-    """Resident memory of this process (Linux)."""
+@dataclass(frozen=True)
+class Memory:
+    """MiB that a process holds: resident on the host (Linux), allocated on a GPU."""
+
+    host: float
+    gpu: float = 0.0
+
+
+def held(device: torch.device) -> Memory:
+    """By this process, now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    gpu = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+    return Memory(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, gpu)
 
 
-def lives(trials: int, runtime: RuntimeConfig, images: int = 500) -> Iterator[float]:
-    """Run so many trials; resident MiB after each."""
-    resolved = resolve(runtime)
-    data = load_data(DataConfig(name="digits", train_limit=images))
-    teacher = build_model("cifar_resnet20", 10, data.image_shape).eval()
-    blocks = find_blocks(teacher, torch.zeros(1, *data.image_shape))
-    for number in range(trials):
-        chosen = blocks[number % 4 :: 1 + number % 3]
-        config = DistillConfig(
-            student=StudentSpec(
-                widths={block.name: WIDTHS[number % len(WIDTHS)] for block in chosen}, fuse=number % 2 == 0
-            ),
-            loss=LossConfig(supervision="adaptive" if number % 5 == 0 else "uniform"),
-            optim=OptimConfig(batch_size=(32, 64, 128)[number % 3]),
-            epochs=1,
-            seed=number,
-        )
-        distiller = Distiller(config, teacher, blocks, data, resolved)
-        distiller.run_epoch()
-        distiller.state_dict()
-        del distiller
-        yield resident_mib()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def trial_config(number: int, blocks: tuple[Block, ...]) -> dict[str, Any]:
+    """The trial of this number as the search hands it out."""
+    chosen = blocks[number % 4 :: 1 + number % 3]
+    config = DistillConfig(
+        student=StudentSpec(
+            widths={block.name: WIDTHS[number % len(WIDTHS)] for block in chosen}, fuse=number % 2 == 0
+        ),
+        loss=LossConfig(supervision="adaptive" if number % 5 == 0 else "uniform"),
+        optim=OptimConfig(batch_size=(32, 64, 128)[number % 3]),
+        epochs=1,
+        seed=number,
     )
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    if args.trials <= SETTLED:
-        parser.error(f"--trials: expected more than {SETTLED}")
-    runtime = RuntimeConfig(device=args.device, threads=1)
-    found = list(lives(args.trials, runtime))
-    machine = device_name(resolve(runtime).device)
-    ratio = round(found[-1] / found[SETTLED - 1], 4)
-    conditions = {"machine": machine, "torch": torch.__version__, "trials": args.trials}
-    args.out.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    content = {**conditions, "memory_growth": ratio, "resident_mib": [round(each, 1) for each in found]}
-    (args.out / f"engine-memory-{slug}.json").write_text(json.dumps(content) + "\n")
-    print(
-        f"resident MiB after trial {SETTLED}: {found[SETTLED - 1]:.1f}, after {args.trials}: {found[-1]:.1f}"
-    )
-    print(f"memory_growth {ratio}")
+    return {"number": number, "distill": config.model_dump_json()}
 
 
-if __name__ == "__main__":
-    main()
+class Life:
+    """One actor's: a `DistillTrial`, reset from trial to trial."""
+
+    def __init__(self, runtime: RuntimeConfig, images: int = IMAGES) -> None:
+        data = load_data(DataConfig(name="digits", train_limit=images))
+        with seeded(0):
+            teacher = build_model("cifar_resnet20", 10, data.image_shape).eval()
+        self.device = resolve(runtime).device
+        self.blocks = find_blocks(teacher, torch.zeros(1, *data.image_shape))
+        self.context = TrialContext(data.to_arrays(), teacher, self.blocks, runtime)
+        self.trial: DistillTrial | None = None
+
+    def live(self, number: int) -> Memory:
+        """Train and save the trial of this number; what is held afterwards."""
+        config = trial_config(number, self.blocks)
+        if self.trial is None:
+            self.trial = _bound(self.context)(config=config)
+        else:
+            self.trial.reset_config(config)
+        assert "failure" not in self.trial.step()
+        with tempfile.TemporaryDirectory() as folder:
+            self.trial.save_checkpoint(folder)
+        return held(self.device)
+
+
+def _bound(context: TrialContext) -> type[DistillTrial]:
+    """What `tune.with_parameters` makes of the class, without a Tuner."""
+
+    class Bound(DistillTrial):
+        def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+            super().setup(config, context=context)
+
+    return Bound
+
+
+def lives(trials: int, runtime: RuntimeConfig) -> Iterator[Memory]:
+    """Run so many trials in one Ray actor; what it holds after each."""
+    with connected(None):
+        gpus = int(resolve(runtime).device.type == "cuda")
+        actor = ray.remote(Life).options(num_cpus=1, num_gpus=gpus).remote(runtime)
+        for number in range(trials):
+            yield ray.get(actor.live.remote(number))
+
+
+def memory_part(trials: int, device: str, threads: int) -> dict[str, Any]:
+    """The part of the result: figures and the curve."""
+    found = list(lives(trials, RuntimeConfig(device=device, threads=threads)))
+    settled, last = found[SETTLED - 1], found[-1]
+    figures = {"memory_growth": round(last.host / settled.host, 4)}
+    if settled.gpu:
+        figures["memory_growth_gpu"] = round(last.gpu / settled.gpu, 4)
+    curves = {"host_mib": [round(m.host, 1) for m in found], "gpu_mib": [round(m.gpu, 1) for m in found]}
+    return {"trials": trials, "settled_after": SETTLED, "figures": figures, **curves}

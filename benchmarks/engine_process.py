@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine_jobs import CONTENDERS, Job, load
+from trainables.figures import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,11 @@ def serve(name: str, job: Job, connection: Connection) -> None:
         while (student := connection.recv()) is not None:
             if student not in built:
                 built[student] = CONTENDERS[name](parts, student)
-            start, cpu = time.perf_counter(), cpu_seconds()
-            accuracy = built[student].run_epoch()  # a number of the host's: the device has finished
-            connection.send(Epoch(time.perf_counter() - start, cpu_seconds() - cpu, accuracy))
+            watch, cpu = Stopwatch(parts.runtime.device), cpu_seconds()
+            accuracy = built[student].run_epoch()
+            watch.mark("epoch")
+            seconds = watch.seconds()["epoch"]  # on a GPU by its events, which are waited for
+            connection.send(Epoch(seconds, cpu_seconds() - cpu, accuracy))
     except (EOFError, BrokenPipeError):
         return  # the parent is gone
     except Exception:

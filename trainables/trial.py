@@ -124,7 +124,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         Ray saves a trial that a rung stops before the study hears of the epoch. One that was cut off between
         the two is taken up with an epoch that nobody was told of: it is reported first, and judged again.
         """
-        again = self._told < self._distiller.epoch
+        again, began = self._told < self._distiller.epoch, time.time()
         try:
             metrics = self._distiller.history[self._told] if again else self._epoch()
         except (TrainingDiverged, TooLarge) as fault:
@@ -134,6 +134,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
             **metrics.as_dict(),
             "number": self._number,
             "startup_seconds": self._startup_seconds,
+            "began_at": began,  # seconds since 1970; with the epoch's seconds, when this worker was busy
             "again": again,
             "done": metrics.epoch == self._distiller.config.epochs,
         }

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.engine import ratios, spread, summary, table
+from benchmarks.engine_epochs import accuracy_figures, epochs_table, plain, ratios, spread, summary
 from benchmarks.engine_jobs import CONTENDERS, Job, Parts, load
-from benchmarks.engine_memory import lives
+from benchmarks.engine_memory import Life
 from benchmarks.engine_process import Contender, Epoch
+from benchmarks.engine_trials import Timeline, Work, percentile, read_work
 from trainables.config import RuntimeConfig
 
 JOB = Job(None, None, "cpu", 1, "fp32", "contiguous", 32, 96, epochs=3)
@@ -30,8 +33,10 @@ def test_figures_are_medians_of_the_ratios_of_each_round() -> None:
     compared, figures = summary(times)
     assert figures["epoch_vs_bare"] == figures["epoch_vs_bare_cpu_time"] == 2.0
     assert figures["epoch_vs_plain"] == 0.5  # of 1/4, 2/4, 1/2
-    assert compared["bare"]["all"]["n"] == 9
-    assert "| plain | 4.00 s | 4.00 s | 4.00 s | 0.500" in table(times, compared, "title")
+    assert compared["bare"]["time"]["all"]["n"] == compared["bare"]["cpu_time"]["small"]["n"] * 3 == 9
+    assert "| plain | 4.00 s | 4.00 s | 4.00 s | 0.500 (0.250 to 0.500) |" in epochs_table(
+        plain(times), compared
+    )
 
 
 def test_spread_of_few_values_is_their_range() -> None:
@@ -65,12 +70,61 @@ def test_a_contender_in_its_process_trains_and_names_its_fault() -> None:
             contender.epoch("none")
 
 
+def test_accuracy_gains_are_paired_by_student_and_seed() -> None:
+    found = {
+        "ours": {"small": [0.5, 0.6], "medium": [0.7, 0.8], "large": [0.9, 0.9]},
+        "plain": {"small": [0.5, 0.5], "medium": [0.6, 0.8], "large": [0.9, 0.8]},
+    }
+    figures = accuracy_figures(found)
+    assert figures["accuracy_ours"] == round(4.4 / 6, 4)
+    assert figures["accuracy_gain_vs_plain"] == 0.05
+    assert figures["accuracy_gain_vs_plain_se"] == round((0.003) ** 0.5 / 6**0.5, 4)
+
+
+def test_busy_shares_and_first_steps_of_a_timeline() -> None:
+    # Worker 1 trains a from 1 to 5, then c from 6 to 9; worker 2 b from 2 to 4, then d from 4.5 to 6.5.
+    work = (
+        Work("a", 1, 1.0, 4.0),
+        Work("b", 2, 2.0, 1.0),
+        Work("b", 2, 3.0, 1.0),
+        Work("d", 2, 4.5, 2.0),
+        Work("c", 1, 6.0, 3.0),
+    )
+    timeline = Timeline({"a": 0.0, "b": 0.0, "d": 4.25, "c": 5.0}, work, workers=2)
+    assert timeline.busy_share() == 11 / 18
+    assert timeline.busy_share_steady() == (3 + 2 + 0.5) / 6  # from 2, when both train, to 5
+    assert timeline.first_steps() == [0.25, 1.0]
+    assert timeline.trial_seconds() == [4.0, 2.0, 2.0, 3.0]
+
+
+def test_work_is_read_from_the_results_that_ray_wrote(tmp_path: Path) -> None:
+    for trial in ("a", "b"):
+        folder = tmp_path / trial
+        folder.mkdir()
+        rows = [
+            {"trial_id": trial, "pid": 7, "began_at": at, "seconds": 0.5, "loss": 1.0} for at in (1.0, 2.0)
+        ]
+        (folder / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sorted(read_work(tmp_path), key=lambda w: (w.trial, w.began))[1] == Work("a", 7, 2.0, 0.5)
+    assert len(read_work(tmp_path)) == 4
+
+
+def test_percentile_is_a_value_that_occurred() -> None:
+    assert percentile([3.0, 1.0, 2.0], 0.95) == 3.0
+    assert percentile(range(100), 0.5) == 50
+
+
 def test_memory_stays_flat_over_trials() -> None:
-    runs = lives(26, RuntimeConfig(device="cpu", threads=1, precision="fp32"), images=100)
-    resident, alive = [], []
-    for each in runs:
+    life = Life(RuntimeConfig(device="cpu", threads=1, precision="fp32"), images=100)
+
+    def live_through(numbers: range) -> tuple[float, int]:
+        for number in numbers:
+            life.live(number)
+        resident = life.live(0).host  # the same trial each time: what it holds is the same
         gc.collect()
-        resident.append(each)
-        alive.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
-    assert alive[-1] == alive[5]
-    assert resident[-1] < 1.05 * resident[5]
+        return resident, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    settled, alive = live_through(range(1, 6))
+    last, alive_at_last = live_through(range(6, 26))
+    assert alive_at_last == alive
+    assert last < 1.05 * settled

@@ -25,6 +25,7 @@ TIMES = {
     "seconds",
     "images_per_second",
     "startup_seconds",
+    "began_at",
     "data_seconds",
     "step_seconds",
     "eval_seconds",
