@@ -104,7 +104,7 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
         rows = part[part["parameter"] != ""]
         note = str(part["note"].iloc[0])
         plot = Plot(
-            f"importance-{metric}", "matters", f"What {METRICS[str(metric)].label} depends on", note, part
+            f"importance-{metric}", "matters", f"What matters for {METRICS[str(metric)].label}", note, part
         )
         yield _unless_empty(plot, partial(plots.draw_importance, rows), note, rows)
     complete = int((run.frame()["state"] == "COMPLETE").sum())
@@ -113,6 +113,8 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
     cost = next((m for m in run.metrics if m in COST_METRICS), COST_METRICS[0])
     costs = list(dict.fromkeys([cost, "latency_ms"]))  # what was searched for, and what a user waits for
     note = "Against keeping the block, all other blocks as they are (ridge regression on all levels at once)."
+    if complete < 2 * len(effects):
+        note += f" {complete} fully trained trials are few for so many effects on accuracy: hints, no more."
     few = f"needs {importance.MIN_TRIALS} fully trained trials, there are {complete}"
     plot = Plot("block-effects", "matters", "What replacing each block does", note, effects)
     yield _unless_empty(plot, lambda: plots.draw_effects(effects, costs), few)

@@ -15,7 +15,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 1.2rem 1rem 4rem; }
+main { max-width: 1240px; margin: 0 auto; padding: 1.2rem 1rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .8rem; padding-top: .8rem; border-top: 1px solid var(--grid); }
 h3 { font-size: 1rem; margin: 0 0 .2rem; }
@@ -35,8 +35,8 @@ figure svg { display: block; width: 100%; height: auto; max-width: 640px; margin
 figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans",
   sans-serif !important; }
 .scroll { overflow: auto; max-height: 34rem; border: 1px solid var(--grid); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .65rem; text-align: right; white-space: nowrap;
+table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--grid); }
 th { background: var(--panel); position: sticky; top: 0; font-weight: 600; }
 th.text, td.text { text-align: left; }

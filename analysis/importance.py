@@ -1,7 +1,8 @@
 """Which parameters matter for which objective, and what replacing each block does.
 
 Importance is Optuna's fANOVA (Hutter, Hoos and Leyton-Brown 2014): the share of an objective's variance over
-the searched space that a parameter explains by itself.
+the searched space that a parameter explains by itself. A cost is known of every proposal, trained or not, and
+depends on the student alone: it is explained from all of them, by levels and fusing.
 """
 
 from __future__ import annotations
@@ -33,105 +34,121 @@ class Importance:
 
 
 def importances(run: Run) -> tuple[Importance, ...]:
-    """Importance of every searched parameter for every objective, from the fully trained trials.
+    """Importance of every searched parameter for every objective.
 
-    fANOVA's cost grows with the square of the trials: of more than MAX_TRIALS an even sample is used.
-    Deterministic. With too few trials, or an objective that is the same in all, `values` is empty and `note`
-    says why; otherwise `note` says what it was computed from.
+    Of accuracy and loss from the fully trained trials; of costs from all priced proposals, and only for what
+    they can depend on. fANOVA's cost grows with the square of the trials: of more than MAX_TRIALS an even
+    sample is used. Deterministic. With too few trials, or an objective that is the same in all, `values` is
+    empty and `note` says why; otherwise `note` says what it was computed from.
     """
-    trials = [t for t in run.trials if t.state is TrialState.COMPLETE and np.isfinite(t.values).all()]
-    last = max(len(trials) - 1, 0)
-    chosen = [trials[i] for i in sorted({round(x) for x in np.linspace(0, last, MAX_TRIALS)}) if trials]
     found = []
     for i, metric in enumerate(run.metrics):
-        reason = _too_little(trials, i)
+        if metric in COST_METRICS:
+            known, kind = [_priced(trial, metric) for trial in run.trials], "priced proposals"
+        else:
+            known, kind = [_trained(trial, i) for trial in run.trials], "fully trained trials"
+        trials = [trial for trial in known if trial is not None]
+        reason = _too_little(trials, kind)
         if reason:
             found.append(Importance(metric, {}, reason))
             continue
-        note = f"fANOVA over {len(chosen)} of {len(trials)} fully trained trials"
-        found.append(Importance(metric, _fanova(chosen, i), note))
+        places = {round(x) for x in np.linspace(0, len(trials) - 1, MAX_TRIALS)}
+        chosen = [trials[place] for place in sorted(places)]
+        found.append(
+            Importance(metric, _fanova(chosen), f"fANOVA over {len(chosen)} of {len(trials)} {kind}")
+        )
     return tuple(found)
 
 
-def _too_little(trials: list[FrozenTrial], objective: int) -> str:
+def _trained(trial: FrozenTrial, objective: int) -> FrozenTrial | None:
+    """A fully trained trial by its parameters and one objective; None for others."""
+    if trial.state is not TrialState.COMPLETE or not np.isfinite(trial.values).all():
+        return None
+    return create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[objective])
+
+
+def _priced(trial: FrozenTrial, metric: str) -> FrozenTrial | None:
+    """A proposal by what its price depends on, and that price; None without one."""
+    price = (trial.user_attrs.get("costs") or {}).get(metric)
+    if price is None or not np.isfinite(price):
+        return None
+    params = {n: value for n, value in trial.params.items() if n.startswith("level/") or n == "fuse"}
+    return create_trial(
+        params=params, distributions={n: trial.distributions[n] for n in params}, value=float(price)
+    )
+
+
+def _too_little(trials: list[FrozenTrial], kind: str) -> str:
     if len(trials) < MIN_TRIALS:
-        return f"needs {MIN_TRIALS} fully trained trials, there are {len(trials)}"
-    if len({t.values[objective] for t in trials}) == 1:
+        return f"needs {MIN_TRIALS} {kind}, there are {len(trials)}"
+    if len({t.value for t in trials}) == 1:
         return "has the same value in every trial"
     if not any(len({t.params.get(name) for t in trials}) > 1 for name in trials[0].params):
         return "no parameter varied"
     return ""
 
 
-def _fanova(trials: list[FrozenTrial], objective: int) -> dict[str, float]:
-    """Importances over a study of its own, without the attributes that make the real one slow to copy."""
+def _fanova(trials: list[FrozenTrial]) -> dict[str, float]:
+    """Importances over a study of these trials alone: without attributes, which are slow to copy."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
     try:
         study = optuna.create_study()
     finally:
         optuna.logging.set_verbosity(verbosity)
-    study.add_trials(
-        [
-            create_trial(params=t.params, distributions=t.distributions, value=t.values[objective])
-            for t in trials
-        ]
-    )
+    study.add_trials(trials)
     evaluator = FanovaImportanceEvaluator(n_trees=_TREES, seed=_SEED)
     return {name: float(v) for name, v in get_param_importances(study, evaluator=evaluator).items()}
 
 
 def block_effects(run: Run) -> pd.DataFrame:
-    """What each block's level goes with, over the fully trained trials.
+    """What each block's level goes with: accuracy in the fully trained trials, costs in all proposals.
 
     Returns:
         One row a block and level, in the order of the blocks, levels ascending: block, level, width (NaN for
-        kept), trials, then for each of val_accuracy and the costs `<metric>` (mean over the trials with this
-        level) and `<metric>_effect`: the change against keeping the block with all other blocks as they are,
-        by ridge regression on all levels at once. Means mislead where the search preferred some combinations;
-        effects do not, as far as blocks add up. NaN where no trial has the level.
+        kept), trials (fully trained ones), then for each of val_accuracy and the costs `<metric>` (its mean
+        over those) and `<metric>_effect`: the change against keeping the block with all other blocks as they
+        are, by ridge regression on all levels at once; of costs over all proposals, whose prices are known.
+        Means mislead where the search preferred some combinations; effects do not, as far as blocks add up.
+        NaN where nothing has the level.
     """
     table = run.frame()
-    table = table[table["state"] == "COMPLETE"]
+    complete = (table["state"] == "COMPLETE").to_numpy()
     blocks = [b["name"] for b in run.blocks if f"level/{b['name']}" in table]
     keep = len(run.widths)
     names = [f"level/{block}" for block in blocks]
     # A parameter a trial lacks means the block was kept: that is what a spec without the block says.
     levels = table[names].fillna(keep).to_numpy(dtype=np.int64)  # (trials, blocks)
     cells = [(b, level) for b in range(len(blocks)) for level in range(keep + 1)]
-    used = (
-        np.stack([levels[:, b] == level for b, level in cells], axis=1) if cells else np.zeros((0, 0), bool)
-    )
+    used = np.zeros((len(table), len(cells)), dtype=bool)
+    for i, (b, level) in enumerate(cells):
+        used[:, i] = levels[:, b] == level
     rows = pd.DataFrame(
         {
             "block": [blocks[b] for b, _ in cells],
             "level": [level for _, level in cells],
             "width": [run.widths[level] if level < keep else np.nan for _, level in cells],
-            "trials": used.sum(axis=0).astype(int),
+            "trials": used[complete].sum(axis=0).astype(int),
         }
     )
     kept = np.array([level == keep for _, level in cells], dtype=bool)
     for metric in ("val_accuracy", *COST_METRICS):
         values = table[metric].to_numpy(dtype=np.float64)
-        rows[metric] = [float(np.nanmean(values[use])) if _any(values[use]) else np.nan for use in used.T]
-        rows[f"{metric}_effect"] = _effects(used, kept, values)
+        means = [values[use & complete] for use in used.T]
+        rows[metric] = [float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for v in means]
+        known = np.isfinite(values) & (complete if metric == "val_accuracy" else True)
+        rows[f"{metric}_effect"] = _effects(used[known], kept, values[known])
     return rows
-
-
-def _any(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).any())
 
 
 def _effects(used: np.ndarray, kept: np.ndarray, values: np.ndarray, ridge: float = 0.1) -> np.ndarray:
     """Ridge coefficients (cells,) of the level indicators `used` (trials, cells); 0 for kept levels."""
-    known = np.isfinite(values)
     effects = np.where(used.sum(axis=0) > 0, 0.0, np.nan)
     open_cells = np.flatnonzero(~kept & (used.sum(axis=0) > 0))
-    if known.sum() < 2 or len(open_cells) == 0:
+    if len(values) < 2 or len(open_cells) == 0:
         return effects
-    design = np.column_stack([np.ones(int(known.sum())), used[known][:, open_cells].astype(float)])
+    design = np.column_stack([np.ones(len(values)), used[:, open_cells].astype(float)])
     penalty = ridge * np.eye(design.shape[1])
     penalty[0, 0] = 0.0  # the intercept, the student that keeps every block, is not pulled to zero
-    target = values[known]
-    effects[open_cells] = np.linalg.solve(design.T @ design + penalty, design.T @ target)[1:]
+    effects[open_cells] = np.linalg.solve(design.T @ design + penalty, design.T @ values)[1:]
     return effects

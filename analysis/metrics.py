@@ -97,6 +97,17 @@ def show_count(value: float) -> str:
     return f"{value:.3g}" if value != int(value) else f"{value:.0f}"
 
 
+def time_unit(hours: float) -> tuple[str, float]:
+    """The unit in which a time of so many hours reads best, and how many of it make an hour."""
+    return ("hours", 1.0) if hours >= 1 else ("minutes", 60.0)
+
+
+def show_time(hours: float) -> str:
+    """A time for people: "1.56 hours", "48.2 minutes"."""
+    unit, scale = time_unit(hours)
+    return f"{hours * scale:.{decimals(hours * scale)}f} {unit}"
+
+
 def axis_label(metric: str) -> str:
     """Label of an axis that shows `metric`."""
     known = METRICS[metric]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.metrics import axis_label, show
+from analysis.metrics import axis_label, show, time_unit
 from analysis.pareto import Objective, front_mask, minimised
 from analysis.style import (
     BLUE,
@@ -32,7 +32,7 @@ from analysis.style import (
 
 _CLOUD = 400  # from so many points on, dots are drawn as a bitmap inside the SVG
 _ROLES: dict[str, dict[str, Any]] = {
-    "stopped early": {"marker": "x", "s": 12, "color": GREY, "alpha": 0.45, "linewidths": 0.8, "zorder": 1},
+    "stopped early": {"marker": "x", "s": 12, "color": GREY, "alpha": 0.6, "linewidths": 0.8, "zorder": 1},
     "dominated": {"marker": "o", "s": 14, "color": GREY, "alpha": 0.7, "linewidths": 0, "zorder": 2},
     "front": {"marker": "o", "s": 34, "color": BLUE, "edgecolors": PAPER, "linewidths": 0.8, "zorder": 4},
     "baseline finetune": {"marker": "v", "s": 34, "color": RED, "linewidths": 0, "zorder": 5},
@@ -135,7 +135,9 @@ def _note_outside(axes: Axes, shown: pd.DataFrame, x: str, y: str) -> None:
 def draw_history(history: pd.DataFrame) -> Figure:
     """Hypervolume over ended trials, wall time and epochs trained, from `tables.history`."""
     figure, panels = new_figure(5.2, rows=3, sharey=True)
-    names = {"trials": "trials ended", "hours": "hours since the first trial", "epochs": "epochs trained"}
+    unit, scale = time_unit(float(history["hours"].max()))
+    history = history.assign(hours=history["hours"] * scale)
+    names = {"trials": "trials ended", "hours": f"{unit} since the first trial", "epochs": "epochs trained"}
     steps = history["hypervolume"].diff().ne(0)  # between them the line is level
     steps.iloc[-1] = True
     history = history[steps]

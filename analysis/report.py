@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import html, tables, texts
 from analysis.errors import InputError
 from analysis.figures import Plot, save_plots
-from analysis.metrics import show
+from analysis.metrics import show, show_time
 from analysis.pick import Pick, read_pick
 from analysis.retrained import NOTE
 from analysis.status import status
@@ -104,14 +104,14 @@ def _sections(
 
     unfinished = "" if facts["front"] else f"{describe_unfinished(frames['trials']).capitalize()}."
     return [
-        _header(run, facts),
+        _header(run, facts, frames),
         html.tiles(texts.headline(run, facts)),
         html.section(
             "front",
             "The front",
             html.paragraph(unfinished) if unfinished else "",
             figures("front"),
-            _front_table(run, picks),
+            _front_table(run, frames["front"], picks),
         ),
         html.section("next", "What next", *_next_steps(run, suggestions)),
         _retrained(run, frames["retrained"]),
@@ -134,12 +134,14 @@ def _sections(
     ]
 
 
-def _header(run: Run, facts: dict[str, Any]) -> str:
+def _header(run: Run, facts: dict[str, Any], frames: dict[str, pd.DataFrame]) -> str:
     going = not facts["ended"]
     badge = '<span class="badge open">not ended</span>' if going else '<span class="badge">ended</span>'
-    names = {"front": "Front", "next": "What next", "progress": "How it went", "matters": "What matters"}
-    names |= {"costs": "Costs", "searched": "What was searched"}
-    links = " ".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in names.items())
+    names = {"front": "Front", "next": "What next", "retrained": "Retrained", "progress": "How it went"}
+    names |= {"matters": "What matters", "costs": "Costs", "failures": "Failures"}
+    names |= {"searched": "What was searched"}
+    absent = {name for name in ("retrained", "failures") if frames[name].empty}
+    links = " ".join(f'<a href="#{key}">{name}</a>' for key, name in names.items() if key not in absent)
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     teacher = f"Students of {run.teacher.get('arch', 'the teacher')} on {run.data.get('name', 'its data')}"
     return (
@@ -148,14 +150,15 @@ def _header(run: Run, facts: dict[str, Any]) -> str:
     )
 
 
-def _front_table(run: Run, picks: Sequence[Pick]) -> str:
+def _front_table(run: Run, front: pd.DataFrame, picks: Sequence[Pick]) -> str:
     headers, rows = texts.front_rows(run)
     chosen = {str(p.number) for p in picks}
     marks = ["teacher" if r[0] == "teacher" else "picked" if r[0] in chosen else "" for r in rows]
     note = (
         "Accuracy and loss on validation data, of one seed each, with the interval that the number of images "
         "leaves; latency as predicted, and as measured on the whole student; test accuracy where a student "
-        "was retrained, over its seeds. The picks are green. All: "
+        "was retrained, over its seeds. The picks are green. "
+        f"{texts.latency_line(front)}All: "
     )
     words = f"<h3>Students of the front</h3>{html.noted(note, 'front.csv')}"
     return words + html.table(headers, rows, marks)
@@ -176,20 +179,20 @@ def _states(states: pd.DataFrame) -> str:
     words = {"COMPLETE": "fully trained", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
     words |= {"WAITING": "waiting", "refused": "refused before training"}
     rows = [
-        [words[r["state"]], str(r["trials"]), str(r["epochs"]), f"{r['train_hours']:.2f}"]
+        [words[r["state"]], str(r["trials"]), str(r["epochs"]), show_time(r["train_hours"])]
         for _, r in states.iterrows()
     ]
-    return html.table(["trials", "number", "epochs", "training hours"], rows)
+    return html.table(["trials", "number", "epochs", "training"], rows)
 
 
 def _failures(failures: pd.DataFrame) -> str:
     if failures.empty:
         return ""
     rows = [
-        [r["reason"], str(r["trials"]), f"{r['train_hours']:.2f}", _shorten(r["numbers"])]
+        [r["reason"], str(r["trials"]), show_time(r["train_hours"]), _shorten(r["numbers"])]
         for _, r in failures.iterrows()
     ]
-    headers = ["reason", "trials", "training hours lost", "which"]
+    headers = ["reason", "trials", "training lost", "which"]
     table = html.table(headers, rows, text=(0, 3))
     return html.section("failures", "Failures", table, html.noted("Numbers: ", "failures.csv"))
 

@@ -18,13 +18,13 @@ from analysis.repeats import Paired, paired, summarise
 
 STUDENT = "student"
 HEAD = (
-    *("trial", "model", "n", "test accuracy", "95 % interval", "student's gain", "p"),
-    *("test loss", "student's gain", "p", "FLOPs", "params", "latency", "epochs"),
+    *("trial", "model", "n", "test accuracy", "95 % interval", "gain", "p"),
+    *("test loss", "gain", "p", "FLOPs", "params", "latency", "epochs"),
 )
 NOTE = (
     "Test data, read once a model: mean ± standard deviation over seeds, 95 % interval of the mean. Gain: "
-    "the student minus the row's model, paired by seed, with its 95 % interval and the p-value of the paired "
-    "t-test."
+    "the student minus the row's model, in points of accuracy or in loss, paired by seed, with its 95 % "
+    "interval and the p-value of the paired t-test."
 )
 SCORES = ("test_accuracy", "test_loss", "val_accuracy")
 GAINS = ("test_accuracy", "test_loss")

@@ -66,9 +66,12 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs: Any) ->
 
 
 def width_colours(widths: Sequence[float]) -> dict[float, str]:
-    """A colour for every width, dark for narrow to light for wide, on a scale that all eyes can order."""
+    """A colour for every width, dark for narrow to light for wide, on a scale that all eyes can order.
+
+    Without the scale's ends, which are too dark for a dark page and too light for a light one.
+    """
     scale, last = colormaps["viridis"], max(len(widths) - 1, 1)
-    return {width: to_hex(scale(0.22 + 0.7 * i / last)) for i, width in enumerate(sorted(widths))}
+    return {width: to_hex(scale(0.32 + 0.56 * i / last)) for i, width in enumerate(sorted(widths))}
 
 
 def text_on(colour: str) -> str:

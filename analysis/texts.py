@@ -12,13 +12,14 @@ import pandas as pd
 from analysis import tables
 from analysis.errors import InputError
 from analysis.figures import Plot
-from analysis.metrics import COST_METRICS, METRICS, show
+from analysis.metrics import COST_METRICS, METRICS, show, show_time
 from analysis.pick import Pick, pick
 from analysis.remote import join
 from analysis.retrained import HEAD, cells, teacher_row
 from analysis.trials import Run, describe_unfinished
 
 MAX_ROWS = 100
+BUSY = 0.25  # measured latencies so far above the predicted are no error of the prediction
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("hypervolume", f"{facts['hypervolume']:.3f}"),
         (f"best {METRICS[first].label}", show(first, best)),
         ("the same of the teacher", show(first, run.teacher.get(first))),
-        ("hours of training, all trials", f"{facts['seconds'] / 3600:.2f}"),
+        ("training, all trials", show_time(facts["seconds"] / 3600)),
     ]
 
 
@@ -162,6 +163,17 @@ def _retested(row: pd.Series) -> str:
     return f"{100 * row['retrained_test_accuracy']:.2f}{tail} % (n = {row['retrained_n']:.0f})"
 
 
+def latency_line(front: pd.DataFrame) -> str:
+    """What to think of latencies that came out far above their predictions; empty where they did not."""
+    error = front["latency_error"].median()
+    if not error > BUSY:
+        return ""
+    return (
+        f"Latencies measured after the search are {100 * error:.0f} % above the predicted in the median: "
+        "other work took time from the device then. "
+    )
+
+
 def losses_line(losses: pd.DataFrame) -> str:
     """What failures cost, in one sentence."""
     hours, share = float(losses["train_hours"].sum()), float(losses["share"].sum())
@@ -169,9 +181,9 @@ def losses_line(losses: pd.DataFrame) -> str:
     if not any(by.values()):
         return "Nothing was lost to failures."
     return (
-        f"Lost to failures: {hours:.2f} training hours, {100 * share:.1f} % of all: {by['failed']} trials "
-        f"failed, {by['epochs trained again']} trained epochs again after a damaged checkpoint; "
-        f"{by['went on']} were interrupted and went on from a checkpoint."
+        f"Lost to failures: {show_time(hours)} of training, {100 * share:.1f} % of all: "
+        f"{by['failed']} trials failed, {by['epochs trained again']} trained epochs again after a damaged "
+        f"checkpoint; {by['went on']} were interrupted and went on from a checkpoint."
     )
 
 

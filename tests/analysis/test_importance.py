@@ -26,14 +26,23 @@ def add(study: optuna.Study, n: int, value: Callable[[float, float], list[float]
 
 
 def test_the_parameter_that_decides_is_found_for_each_objective(make_study: Make) -> None:
-    run = add(make_study(**NOTHING), 60, lambda a, b: [a + 0.01 * b, b])
+    losses = [{"metric": name, "direction": "minimize"} for name in ("val_loss", "params")]
+    run = add(make_study(objectives=losses, **NOTHING), 60, lambda a, b: [a + 0.01 * b, b])
     first, second = importances(run)
-    assert first.metric == "val_accuracy"
+    assert first.metric == "val_loss"
     assert max(first.values, key=lambda name: first.values[name]) == "lr"
     assert first.values["lr"] > 0.8
-    assert second.values["alpha"] > 0.8
     assert sum(first.values.values()) == pytest.approx(1.0)
     assert first.note == "fANOVA over 60 of 60 fully trained trials"
+    assert second.values == {}, "no proposal has a price"
+
+
+def test_costs_depend_on_the_student_alone_and_are_known_of_every_proposal(make_study: Make) -> None:
+    run = Run.open(make_study(complete=3, pruned=20, failed=2, running=1, waiting=1, refused=5))
+    accuracy, latency = importances(run)
+    assert accuracy.values == {}
+    assert latency.note == "fANOVA over 32 of 32 priced proposals"
+    assert set(latency.values) == {f"level/{block['name']}" for block in run.blocks}
 
 
 def test_same_study_same_importances(make_study: Make) -> None:
@@ -49,12 +58,12 @@ def test_a_long_study_is_sampled(make_study: Make, monkeypatch: pytest.MonkeyPat
 
 
 def test_too_little_to_say_is_a_reason_not_a_crash(make_study: Make) -> None:
-    few = importances(Run.open(make_study(complete=9)))
-    assert [(f.values, f.note) for f in few] == [({}, "needs 10 fully trained trials, there are 9")] * 2
+    few = importances(Run.open(make_study(**(NOTHING | {"complete": 9}))))
+    assert (few[0].values, few[0].note) == ({}, "needs 10 fully trained trials, there are 9")
+    assert (few[1].values, few[1].note) == ({}, "needs 10 priced proposals, there are 9")
     assert importances(Run.open(make_study(**NOTHING)))[0].note.endswith("there are 0")
     level = importances(add(make_study(**NOTHING), 12, lambda a, b: [0.5, b]))
     assert (level[0].values, level[0].note) == ({}, "has the same value in every trial")
-    assert level[1].values
 
 
 def test_nothing_varied(make_study: Make) -> None:
@@ -81,10 +90,20 @@ def test_block_effects_recover_additive_costs(make_study: Make) -> None:
     assert row["params"] == pytest.approx(mean)
 
 
+def test_effects_on_costs_come_from_every_proposal(make_study: Make) -> None:
+    run = Run.open(make_study(**(NOTHING | {"complete": 2, "pruned": 150, "refused": 10})))
+    effects = block_effects(run)
+    assert effects["trials"].sum() == 2 * 9
+    block = next(b for b in run.blocks if b["name"] == "layer2.1")
+    row = effects[(effects["block"] == "layer2.1") & (effects["width"] == 0.5)].iloc[0]
+    assert row["flops_effect"] == pytest.approx(-block["flops"] * (1 - 0.05 - 0.8 * 0.5), rel=0.05)
+
+
 def test_block_effects_of_levels_nobody_tried_are_unknown(make_study: Make) -> None:
-    effects = block_effects(Run.open(make_study(complete=1)))
+    effects = block_effects(Run.open(make_study(**(NOTHING | {"complete": 1}))))
     untried = effects[effects["trials"] == 0]
     assert len(untried) == 27
     assert untried["val_accuracy_effect"].isna().all()
     assert untried["val_accuracy"].isna().all()
+    assert untried["flops_effect"].isna().all()
     assert block_effects(Run.open(make_study(**NOTHING))).empty

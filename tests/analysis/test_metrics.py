@@ -1,7 +1,7 @@
 import pytest
 
 from analysis.errors import InputError
-from analysis.metrics import axis_label, metric_name, parse_value, show
+from analysis.metrics import axis_label, metric_name, parse_value, show, show_time
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,12 @@ def test_metric_names_aliases_and_the_nearest() -> None:
 )
 def test_values_are_shown_with_unit_and_sensible_digits(metric: str, value: float, expected: str) -> None:
     assert show(metric, value) == expected
+
+
+def test_short_times_are_in_minutes() -> None:
+    assert [show_time(h) for h in (0, 0.02, 0.999, 1, 1.5644)] == [
+        *("0 minutes", "1.20 minutes", "59.9 minutes", "1.00 hours", "1.56 hours"),
+    ]
 
 
 def test_axes_name_their_unit() -> None:

@@ -108,6 +108,22 @@ def test_report_says_what_there_is(full: Path, report: Report) -> None:
     assert "90.50 ± 0.71 %" in summary
 
 
+def test_sections_are_linked_where_there_are_any(report: Report, make_study: Make, tmp_path: Path) -> None:
+    assert {"#retrained", "#failures"} <= set(parse(report.index)[1].links)
+    clean = write_report(make_study(**{**NOTHING, "complete": 1}), tmp_path)
+    assert not {"#retrained", "#failures"} & set(parse(clean.index)[1].links)
+
+
+def test_latencies_far_above_their_predictions_are_explained(make_study: Make, tmp_path: Path) -> None:
+    study = make_study(complete=5)
+    front = Run.open(study).front()
+    for factor, said in ((1.1, False), (1.8, True)):
+        measured = {str(r["number"]): {"latency_ms": factor * r["latency_ms"]} for _, r in front.iterrows()}
+        study.set_user_attr("measured", measured)
+        text = write_report(study, tmp_path).index.read_text(encoding="utf-8")
+        assert ("80 % above the predicted in the median" in text) == said
+
+
 def test_every_figure_has_picture_vector_and_numbers(report: Report) -> None:
     slugs = {p.stem for p in report.figures}
     assert slugs == {

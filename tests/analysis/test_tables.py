@@ -108,7 +108,9 @@ def test_states_count_refused_apart_and_failures_group_by_reason(make_study: Mak
 
 
 def test_importance_table_says_why_it_is_empty(make_study: Make) -> None:
-    table = tables.importance(Run.open(make_study(complete=3)))
+    table = tables.importance(
+        Run.open(make_study(complete=3, pruned=2, failed=0, running=0, waiting=0, refused=0))
+    )
     assert table["metric"].tolist() == ["val_accuracy", "latency_ms"]
     assert table["parameter"].tolist() == ["", ""]
     assert table["note"].iloc[0] == "needs 10 fully trained trials, there are 3"
