@@ -67,6 +67,7 @@ def write_report(
         "losses": tables.losses(opened),
         "failures": tables.failures(opened),
         "retrained": tables.retrained(opened),
+        "teacher": pd.DataFrame([opened.teacher | tables.teacher_tests(opened)]),
     }
     facts, suggestions = status(opened), texts.suggest(opened)
     frames["facts"] = pd.DataFrame(
@@ -160,7 +161,7 @@ def _front_table(run: Run, front: pd.DataFrame, picks: Sequence[Pick]) -> str:
         "was retrained, over its seeds. The picks are green. "
         f"{texts.latency_line(front)}All: "
     )
-    words = f"<h3>Students of the front</h3>{html.noted(note, 'front.csv')}"
+    words = f"<h3>Students of the front</h3>{html.noted(note, 'front.csv', 'teacher.csv')}"
     return words + html.table(headers, rows, marks)
 
 
@@ -205,6 +206,6 @@ def _retrained(run: Run, retrained: pd.DataFrame) -> str:
     if retrained.empty:
         return ""
     headers, rows = texts.retrained_rows(run, retrained)
-    note = html.noted(f"{NOTE} All: ", "retrained.csv")
+    note = html.noted(f"{NOTE} All: ", "retrained.csv", "teacher.csv")
     marks = ["teacher", *[""] * (len(rows) - 1)]
     return html.section("retrained", "Retrained", note, html.table(headers, rows, marks, text=(0, 1)))

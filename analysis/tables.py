@@ -227,14 +227,16 @@ def losses(run: Run) -> pd.DataFrame:
 def front(run: Run) -> pd.DataFrame:
     """The front's rows of `run.frame()`, with the uncertainty of their accuracy.
 
-    Adds val_accuracy_low and _high (see `accuracy_interval`), latency_error (measured over predicted, less
-    one) and, where the student was retrained, test_accuracy and val_accuracy over seeds as
-    `retrained_<name>`, with `_std`, and `retrained_n`.
+    Adds val_accuracy_low and _high (see `accuracy_interval`), `<cost>_share` (of the teacher's),
+    latency_error (measured over predicted, less one) and, where the student was retrained, test_accuracy and
+    val_accuracy over seeds as `retrained_<name>`, with `_std`, and `retrained_n`.
     """
     table = run.frame()
     rows = run.front() if table["on_front"].any() else table.iloc[:0]
     low, high = accuracy_interval(rows["val_accuracy"], int(run.data.get("val") or 0))
     rows = rows.assign(val_accuracy_low=low, val_accuracy_high=high)
+    for name in COST_METRICS:
+        rows[f"{name}_share"] = rows[name] / (run.teacher.get(name) or float("nan"))
     rows["latency_error"] = rows["measured_latency_ms"] / rows["latency_ms"] - 1
     again = retrained(run)
     again = again[again["kind"] == STUDENT]

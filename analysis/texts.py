@@ -121,8 +121,7 @@ def front_rows(run: Run, limit: int = MAX_ROWS) -> tuple[list[str], list[list[st
 
     Accuracies have the 95 % interval that the number of validation images leaves.
     """
-    first = run.metrics[0]
-    share = next((m for m in run.metrics if m in COST_METRICS), first)
+    share = next((m for m in run.metrics if m in COST_METRICS), COST_METRICS[0])
     headers = [
         *("trial", "accuracy [95 %]", "loss", "latency", "measured", "FLOPs", "params"),
         f"{METRICS[share].label} / teacher's",
@@ -134,7 +133,7 @@ def front_rows(run: Run, limit: int = MAX_ROWS) -> tuple[list[str], list[list[st
     known = [show(m, teacher.get(m)) for m in ("val_accuracy", *columns)]
     rows = [["teacher", *known, "100 %", "–", show("test_accuracy", teacher.get("test_accuracy"))]]
     for _, row in tables.front(run).head(limit).iterrows():
-        part = row[share] / teacher[share] if teacher.get(share) else float("nan")
+        part = row[f"{share}_share"]
         rows.append(
             [
                 str(row["number"]),
@@ -170,7 +169,7 @@ def latency_line(front: pd.DataFrame) -> str:
         return ""
     return (
         f"Latencies measured after the search are {100 * error:.0f} % above the predicted in the median: "
-        "other work took time from the device then. "
+        "as when other work shares the device. "
     )
 
 

@@ -108,6 +108,24 @@ def test_report_says_what_there_is(full: Path, report: Report) -> None:
     assert "90.50 ± 0.71 %" in summary
 
 
+SCALES = {"%": [1e2], "ms": [1.0], "k": [1e-3], "M": [1e-6], "minutes": [60.0], "": [1.0, 1e2]}
+
+
+def test_every_number_of_the_tables_is_in_a_csv_beside_them(report: Report) -> None:
+    numbers = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e-?\d+)?")
+    known = [float(x) for file in report.tables for x in numbers.findall(file.read_text(encoding="utf-8"))]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", report.index.read_text(encoding="utf-8"))
+    checked = 0
+    for cell in cells:
+        unit = next((unit for unit in SCALES if unit and f" {unit}" in cell), "")
+        for shown in numbers.findall(cell.replace("100 %", "")):  # the teacher's share of itself
+            half = 0.5001 * 10.0 ** -len(shown.partition(".")[2])
+            near = (abs(x * scale - float(shown)) < half for scale in SCALES[unit] for x in known)
+            assert any(near), f"{shown} of {cell!r}"
+            checked += 1
+    assert checked > 100
+
+
 def test_sections_are_linked_where_there_are_any(report: Report, make_study: Make, tmp_path: Path) -> None:
     assert {"#retrained", "#failures"} <= set(parse(report.index)[1].links)
     clean = write_report(make_study(**{**NOTHING, "complete": 1}), tmp_path)
