@@ -26,7 +26,7 @@ from trainables.distill import Distiller
 from trainables.evaluation import evaluate
 from trainables.imagesplits import AnySplit, Split
 from trainables.models import build_model
-from trainables.optim import lr_at
+from trainables.optim import lr_at, make_optimizer
 from trainables.runtime import Runtime, resolve, seeded
 from trainables.student import Span, Taps, build_student, spans_of
 from trainables.tuning import tuned
@@ -129,7 +129,7 @@ class Ours:
 
 
 class Bare:
-    """The arithmetic alone, in our precision and layout, on batches that lie there normalised.
+    """The arithmetic alone, computed as ours is (`Runtime`), on batches that lie there normalised.
 
     Teacher forward, student forward and backward from cross-entropy, optimiser; validation forward. There is
     no logit or feature term, no augmentation and no record: all that ours does beside counts as overhead.
@@ -141,8 +141,9 @@ class Bare:
         self.teacher = parts.teacher.to(memory_format=layout)  # type: ignore[call-overload]
         self.student = parts.student(config).to(memory_format=layout).train()  # type: ignore[call-overload]
         self.train = list(parts.data.train_batches(config.optim.batch_size, 0, 0, parts.runtime))
-        self.val = list(parts.data.eval_batches("val", parts.runtime))
-        self.optimizer = sgd(self.student, config)
+        self.val = list(parts.data.eval_batches("val", parts.runtime, parts.runtime.eval_batch))
+        optim, walk = config.optim, parts.runtime.optimizer
+        self.optimizer = make_optimizer(self.student, optim.lr, optim.momentum, optim.weight_decay, walk)
 
     def run_epoch(self) -> float:
         self.student.train()
