@@ -127,6 +127,7 @@ def _begun(
         record = StudyRecord.create(url, experiment.name, [o.direction for o in experiment.objectives])
     if STARTED not in record.attrs:
         attrs = study_attrs(experiment, setup, limits, redact(command, url))
+        record.name_objectives([o.metric for o in experiment.objectives])
         record.set_attrs({**attrs, STARTED: 0})
     _check_same(record, setup)
     return record

@@ -7,6 +7,7 @@ storage allows, and read back when a search is resumed. Every read and write wai
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -93,6 +94,12 @@ class StudyRecord:
         """Write attributes of the study."""
         for key, value in attrs.items():
             self.waiting(partial(self._study.set_user_attr, key, value))
+
+    def name_objectives(self, metrics: Sequence[str]) -> None:
+        """Name the objectives where optuna-dashboard and Optuna's own plots look."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.waiting(partial(self._study.set_metric_names, list(metrics)))
 
     def trials(self) -> list[FrozenTrial]:
         """All rows, by number."""

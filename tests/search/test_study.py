@@ -188,3 +188,9 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 def test_times_are_utc_to_the_second() -> None:
     assert now().endswith("+00:00") and "." not in now()
+
+
+def test_optunas_own_tools_name_the_objectives(record: StudyRecord, url: str) -> None:
+    for _ in range(2):  # a write may be repeated
+        record.name_objectives(["val_accuracy", "flops"])
+    assert optuna.load_study(study_name="toy", storage=url).metric_names == ["val_accuracy", "flops"]
