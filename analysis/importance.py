@@ -43,47 +43,49 @@ def importances(run: Run) -> tuple[Importance, ...]:
     """
     found = []
     for i, metric in enumerate(run.metrics):
-        if metric in COST_METRICS:
-            known, kind = [_priced(trial, metric) for trial in run.trials], "priced proposals"
-        else:
-            known, kind = [_trained(trial, i) for trial in run.trials], "fully trained trials"
-        trials = [trial for trial in known if trial is not None]
-        reason = _too_little(trials, kind)
-        if reason:
-            found.append(Importance(metric, {}, reason))
-            continue
-        places = {round(x) for x in np.linspace(0, len(trials) - 1, MAX_TRIALS)}
-        chosen = [trials[place] for place in sorted(places)]
-        found.append(
-            Importance(metric, _fanova(chosen), f"fANOVA over {len(chosen)} of {len(trials)} {kind}")
-        )
+        cost = metric in COST_METRICS
+        kind = "priced proposals" if cost else "fully trained trials"
+        values = [_price(trial, metric) if cost else _result(trial, i) for trial in run.trials]
+        known = [(trial, v) for trial, v in zip(run.trials, values, strict=True) if v is not None]
+        places = {round(x) for x in np.linspace(0, max(len(known) - 1, 0), MAX_TRIALS)} if known else ()
+        chosen = [_bare(*known[place], student=cost) for place in sorted(places)]
+        reason = _too_little([v for _, v in known], chosen, kind)
+        note = reason or f"fANOVA over {len(chosen)} of {len(known)} {kind}"
+        found.append(Importance(metric, {} if reason else _fanova(chosen), note))
     return tuple(found)
 
 
-def _trained(trial: FrozenTrial, objective: int) -> FrozenTrial | None:
-    """A fully trained trial by its parameters and one objective; None for others."""
+def _result(trial: FrozenTrial, objective: int) -> float | None:
+    """An objective of a fully trained trial."""
     if trial.state is not TrialState.COMPLETE or not np.isfinite(trial.values).all():
         return None
-    return create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[objective])
+    return float(trial.values[objective])
 
 
-def _priced(trial: FrozenTrial, metric: str) -> FrozenTrial | None:
-    """A proposal by what its price depends on, and that price; None without one."""
+def _price(trial: FrozenTrial, metric: str) -> float | None:
+    """A cost of a proposal."""
     price = (trial.user_attrs.get("costs") or {}).get(metric)
-    if price is None or not np.isfinite(price):
-        return None
-    params = {n: value for n, value in trial.params.items() if n.startswith("level/") or n == "fuse"}
+    return None if price is None or not np.isfinite(price) else float(price)
+
+
+def _bare(trial: FrozenTrial, value: float, *, student: bool) -> FrozenTrial:
+    """A trial with this value and its parameters alone, or only with those that make the student."""
+    params = {
+        name: chosen
+        for name, chosen in trial.params.items()
+        if not student or name.startswith("level/") or name == "fuse"
+    }
     return create_trial(
-        params=params, distributions={n: trial.distributions[n] for n in params}, value=float(price)
+        params=params, distributions={name: trial.distributions[name] for name in params}, value=value
     )
 
 
-def _too_little(trials: list[FrozenTrial], kind: str) -> str:
-    if len(trials) < MIN_TRIALS:
-        return f"needs {MIN_TRIALS} {kind}, there are {len(trials)}"
-    if len({t.value for t in trials}) == 1:
+def _too_little(values: list[float], chosen: list[FrozenTrial], kind: str) -> str:
+    if len(values) < MIN_TRIALS:
+        return f"needs {MIN_TRIALS} {kind}, there are {len(values)}"
+    if len(set(values)) == 1:
         return "has the same value in every trial"
-    if not any(len({t.params.get(name) for t in trials}) > 1 for name in trials[0].params):
+    if not any(len({t.params.get(name) for t in chosen}) > 1 for name in chosen[0].params):
         return "no parameter varied"
     return ""
 

@@ -6,11 +6,13 @@ The environment variable AMA_STUDY_URL overrides both. Passwords never leave thi
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,18 @@ def _read_storage(storage: RDBStorage, source: Source) -> Record:
     return Record(name, storage.get_study_user_attrs(study_id), _read_trials(storage.engine, study_id))
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection inside: it would look at a million new objects again and again, all in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _read_trials(engine: sa.Engine, study_id: int) -> tuple[FrozenTrial, ...]:
     """All trials by four plain selects: ten times as fast as the storage's own objects at 10,000 trials.
 
@@ -237,7 +251,7 @@ def _read_trials(engine: sa.Engine, study_id: int) -> tuple[FrozenTrial, ...]:
         chosen = sa.select(*columns).join(trial).where(trial.study_id == study_id)
         return session.execute(chosen.order_by(columns[0]))
 
-    with Session(engine) as session:
+    with Session(engine) as session, _no_collection():
         # States first: a trial that ends meanwhile then reads as running, never as complete without values.
         chosen = sa.select(trial).where(trial.study_id == study_id).order_by(trial.number)
         found: list[Any] = list(session.scalars(chosen))

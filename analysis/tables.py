@@ -160,7 +160,7 @@ def settings(run: Run) -> pd.DataFrame:
     """Parameters other than levels, of the fully trained: number, on_front, val_accuracy, the parameters."""
     table = run.frame()
     table = table[table["state"] == "COMPLETE"]
-    names = [n for n in _parameters(run) if not n.startswith("level/") and table[n].nunique() > 1]
+    names = [n for n in parameters(run) if not n.startswith("level/") and table[n].nunique() > 1]
     return table[["number", "on_front", "val_accuracy", *names]].reset_index(drop=True)
 
 
@@ -170,7 +170,8 @@ def log_parameters(run: Run) -> set[str]:
     return {name for name, distribution in spread if getattr(distribution, "log", False)}
 
 
-def _parameters(run: Run) -> list[str]:
+def parameters(run: Run) -> list[str]:
+    """Names of what was searched, in the order of the frame."""
     searched = {name for trial in run.trials for name in trial.params}
     return [name for name in run.frame().columns if name in searched]
 

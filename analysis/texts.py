@@ -94,7 +94,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
     shape = "×".join(map(str, data.get("image_shape") or []))
     budget = {key: value for key, value in (attrs.get("budget") or {}).items() if value is not None}
     widths = ", ".join(f"{width:g}" for width in run.widths)
-    other = [n for n in run.frame().columns if any(n in t.params for t in run.trials) and "level/" not in n]
+    other = [name for name in tables.parameters(run) if not name.startswith("level/")]
     return [
         ("Command", str(attrs.get("command", ""))),
         ("Run", run.label),
