@@ -92,6 +92,10 @@ def parse() -> argparse.Namespace:
         parser.error(f"--lives: expected more than {SETTLED}, got {args.lives}")
     if args.root and args.teacher is None:
         parser.error("--root needs a teacher trained on such images: --teacher WEIGHTS")
+    others = sorted(set(vars(args)) - {"parts", "root", "teacher", "out"})
+    args.given = [
+        f"--{o.replace('_', '-')} {v}" for o in others if (v := getattr(args, o)) != parser.get_default(o)
+    ]
     args.contenders = args.contenders.split(",")
     if "torchdistill" in args.contenders and importlib.util.find_spec("torchdistill") is None:
         print("torchdistill is not installed: left out", file=sys.stderr)
@@ -145,9 +149,8 @@ def run(part: str, job: Job, args: argparse.Namespace, folder: Path) -> Part:
 
 def command(part: str, args: argparse.Namespace) -> str:
     """What repeats the part elsewhere."""
-    given = ["--root IMAGES", "--teacher WEIGHTS"] if args.root else []
-    given += [f"--rounds {args.rounds}"] if part == "epochs" else []
-    return " ".join(["python -m benchmarks.engine", part, *given])
+    files = ["--root IMAGES", "--teacher WEIGHTS"] if args.root else []
+    return " ".join(["python -m benchmarks.engine", part, *files, *args.given])
 
 
 def markdown(content: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ validation images, and starts from the same teacher and student.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -265,7 +266,7 @@ class TorchDistill:
         self.student = parts.student(config)
         spans = spans_of(parts.blocks, config.student)
         self.box = get_distillation_box(
-            parts.teacher,
+            copy.deepcopy(parts.teacher),  # it freezes its teacher, from which the next student is built
             self.student,
             {"train": train, "val": val},
             torchdistill_config(parts, config, spans),

@@ -112,4 +112,5 @@ def memory_part(trials: int, device: str, threads: int) -> dict[str, Any]:
     if settled.gpu:
         figures["memory_growth_gpu"] = round(last.gpu / settled.gpu, 4)
     curves = {"host_mib": [round(m.host, 1) for m in found], "gpu_mib": [round(m.gpu, 1) for m in found]}
-    return {"trials": trials, "settled_after": SETTLED, "figures": figures, **curves}
+    conditions = {"data": "digits", "images": IMAGES, "batch": "32 to 128"}
+    return {**conditions, "trials": trials, "settled_after": SETTLED, "figures": figures, **curves}

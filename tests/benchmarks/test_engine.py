@@ -59,6 +59,9 @@ def test_every_contender_trains_its_student_and_leaves_the_teacher(name: str, pa
     assert 0 <= contender.run_epoch() <= 1
     assert not torch.equal(student.conv1.weight, before)
     assert all(torch.equal(value, teacher[key]) for key, value in parts.teacher.state_dict().items())
+    assert all(param.requires_grad for param in parts.teacher.parameters()), (
+        "the next student is built from it"
+    )
 
 
 def test_a_contender_in_its_process_trains_and_names_its_fault() -> None:
