@@ -13,7 +13,7 @@ Four parts, one after the other; each replaces what the result file has of it:
 - `accuracy`: what the three that distil reach in three epochs on three seeds.
 - `memory`: of one actor over 200 trials.
 - `trials`: from suggestion to first step, and how busy two workers are over 40 trials of about 10 s, against
-  a stock function trainable that loads its own data and teacher. Needs two quiet cores.
+  12 of a stock function trainable that loads its own data and teacher. Needs two quiet cores.
 
 Without `--root` the images are digits, enlarged, and without `--teacher` one is trained on them. torchdistill
 is left out where it is not installed; it pins old versions of what it needs, so give it a folder of its own:
@@ -81,6 +81,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--contenders", default="ours,bare,plain,torchdistill")
     parser.add_argument("--lives", type=int, default=200, help="trials of memory")
     parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument(
+        "--stock-trials", type=int, default=12, help="of the stock trainable, as long as ours"
+    )
     parser.add_argument("--workers", type=int, default=2, help="of trials")
     parser.add_argument("--trial-seconds", type=float, default=10.0)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -132,7 +135,9 @@ def run(part: str, job: Job, args: argparse.Namespace, folder: Path) -> Part:
         "epochs": lambda: epochs_part(job, args),
         "accuracy": lambda: accuracy_part(job, args),
         "memory": lambda: memory_part(args.lives, job.device, job.threads),
-        "trials": lambda: trials_part(job, args.trials, args.workers, args.trial_seconds, folder),
+        "trials": lambda: trials_part(
+            job, args.trials, args.stock_trials, args.workers, args.trial_seconds, folder
+        ),
     }
     conditions = {
         "command": command(part, args),

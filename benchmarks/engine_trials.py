@@ -162,7 +162,7 @@ class Timed(OptunaSearch):  # type: ignore[misc]
 
 
 def stock(job: Job, trials: int, workers: int, folder: Path) -> Timeline:
-    """The same number of trials in a stock Tuner."""
+    """Trials as long as ours in a stock Tuner."""
     blocks = load(job, _data(job)).blocks
     space = {
         **{block.name: tune.choice([*WIDTHS, None]) for block in blocks},
@@ -202,11 +202,13 @@ def epochs_of(job: Job, seconds: float) -> int:
         return max(2, round(seconds / contender.epoch("medium").seconds))
 
 
-def trials_part(job: Job, trials: int, workers: int, seconds: float, folder: Path) -> dict[str, Any]:
+def trials_part(
+    job: Job, trials: int, stock_trials: int, workers: int, seconds: float, folder: Path
+) -> dict[str, Any]:
     """The part of the result: figures, and what they come from."""
     job = replace(job, epochs=epochs_of(replace(job, epochs=2), seconds))
     found = {"ours": ours(job, trials, workers, folder / "ours")}
-    found["stock"] = stock(job, trials, workers, folder)
+    found["stock"] = stock(job, stock_trials, workers, folder)
     figures: dict[str, float] = {}
     for name, timeline in found.items():
         steps, suffix = timeline.first_steps(), "" if name == "ours" else f"_{name}"
@@ -216,6 +218,7 @@ def trials_part(job: Job, trials: int, workers: int, seconds: float, folder: Pat
         figures[f"busy_share_steady{suffix}"] = round(timeline.busy_share_steady(), 4)
     return {
         "trials": trials,
+        "stock_trials": stock_trials,
         "workers": workers,
         "epochs": job.epochs,
         "figures": figures,
