@@ -78,9 +78,7 @@ def test_results_are_one_entry_a_model_and_the_table_their_means(folder: Path, t
         assert float(row["test_accuracy"]) == pytest.approx(statistics.fmean(accuracies))
         assert float(row["test_accuracy_std"]) == pytest.approx(statistics.stdev(accuracies))
     markdown = (folder / "results.md").read_text().splitlines()
-    assert markdown[0].startswith(
-        "| trial | model | n | test accuracy | 95 % interval | gain | p |"
-    )
+    assert markdown[0].startswith("| trial | model | n | test accuracy | 95 % interval | gain | p |")
     assert [line.split(" | ")[1] for line in markdown[2:6]] == ["teacher", "student", "scratch", "finetune"]
     assert markdown[-1].startswith("Test data, read once a model") and "paired t-test" in markdown[-1]
 
