@@ -125,6 +125,7 @@ def cifar(
     sampled: int = SAMPLED,
     epochs: int = 6,
     saw: int | None = None,
+    student_epochs: float = CIFAR["library"]["student_epochs"],
 ) -> Plan:
     """A sample of the space of `CIFAR` on images under `root`, with the teacher of a file."""
     data = {**CIFAR["data"], "root": root, "train_limit": train_limit}
@@ -132,6 +133,7 @@ def cifar(
         "data": data,
         "teacher": {**CIFAR["teacher"], "checkpoint": teacher},
         "budget": {**CIFAR["budget"], "epochs": epochs},
+        "library": {**CIFAR["library"], "student_epochs": student_epochs},
     }
     return Plan(CIFAR | changed, (0,), sampled, saw, VAL_IMAGES)
 

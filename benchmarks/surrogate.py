@@ -2,8 +2,8 @@
 
     python -m benchmarks.surrogate --table benchmarks/tables/cifar.csv.gz
 
-Two Gaussian processes, one for cold and one for warm starts, from what a trial trains (per block whether and
-how wide it is replaced and fused, prices, loss weights, learning rate) to the logits of its accuracies and
+Two Gaussian processes, one for cold and one for warm starts, from what a trial trains (which blocks are
+replaced, how narrow every stage is, prices, loss weights, learning rate) to the logits of its accuracies and
 the logarithms of its losses, epoch by epoch. A replayed trial is the prediction plus an error as large as the
 held-out ones, drawn once for each point and seed, so that the policies see as much noise as the surrogate is
 wrong. The command states the held-out error: 10-fold cross-validation over the points, both starts of a point
@@ -44,23 +44,26 @@ CLIP = 1e-3  # accuracies are kept off 0 and 1
 
 
 def features(table: Table, params: Params) -> list[float]:
-    """What tells points apart: per block, of the whole student, of its training."""
+    """What tells points apart: the whole student, its training, every stage, every block.
+
+    A stage is what the blocks' names share before their last dot; a hundred runs tell more of sums over a
+    stage than of its single blocks.
+    """
     config = table.space.to_config(params, 0)
     student, loss = config.student, config.loss
-    row: list[float] = []
-    spans = {name: span for span in spans_of(table.costs.structure, student) for name in span.blocks}
-    for block in table.costs.structure:
-        span = spans.get(block.name)
-        row += [
-            float(span is not None),
-            0.0 if span is None else student.widths[block.name],
-            float(span is not None and span.blocks[0] != block.name),  # joined to the one before
-        ]
+    spans = spans_of(table.costs.structure, student)
+    replaced = {block.name: float(block.name in student.widths) for block in table.costs.structure}
+    missing = {name: share * (1.0 - student.widths.get(name, 1.0)) for name, share in replaced.items()}
     price, whole = table.price(student), table.costs.teacher
-    row += [price.flops / whole.flops, price.params / whole.params, float(len(set(spans.values())))]
-    row += [np.log(config.optim.lr), loss.alpha, np.log(loss.tau), np.log(loss.beta)]
+    row = [price.flops / whole.flops, price.params / whole.params, float(len(spans))]
+    rate = float(np.log(config.optim.lr))
+    row += [rate, rate**2, loss.alpha, float(np.log(loss.tau)), float(np.log(loss.beta))]
     row.append(float(loss.supervision == "adaptive"))
-    return row
+    row += [sum(replaced.values()), sum(missing.values())]
+    for stage in dict.fromkeys(name.rpartition(".")[0] for name in replaced):
+        inside = [name for name in replaced if name.rpartition(".")[0] == stage]
+        row += [sum(replaced[name] for name in inside), sum(missing[name] for name in inside)]
+    return [*row, *replaced.values()]
 
 
 def targets(run: Run) -> list[float]:

@@ -13,19 +13,21 @@ from __future__ import annotations
 import argparse
 import csv
 import fcntl
+import math
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.paper_data import table_data
-from benchmarks.plans import SAMPLED, Plan, Point, cifar, digits
+from benchmarks.plans import CIFAR, SAMPLED, Plan, Point, cifar, digits
 from benchmarks.table import Key, Run, Table, params_text, rows_to_runs, to_row
 from search.experiment import Experiment
 from search.pipeline import Setup, get_teacher, teacher_blocks
@@ -35,7 +37,7 @@ from trainables.cost import CostTable, measure_costs
 from trainables.data import load_data
 from trainables.distill import Distiller
 from trainables.evaluation import evaluate
-from trainables.library import SOLO_IMAGES, Library
+from trainables.library import SOLO_IMAGES, Library, sampled_students
 from trainables.runtime import device_name, resolve
 
 COST_SECONDS = 2.0  # FLOPs and params are exact however short; latencies of the table are not used
@@ -102,17 +104,22 @@ def _library(setup: Setup, seed: int) -> tuple[Library, float]:
     return Library.load(folder), float(clock.read_text())
 
 
-def library_flops(setup: Setup) -> float:
-    """What building the library computes, from above: a sampled student counts as the whole teacher.
+def library_flops(setup: Setup, seed: int) -> float:
+    """What building the library computes, a backward pass counted as two forward ones, as for trials.
 
     Alone, a batch is the teacher's forward and every module's forward and backward; together, the teacher's
-    forward and a student's forward and backward; scoring, each module within the teacher, and once more.
+    forward and the forward and backward of the very students that this seed samples; scoring, each module
+    within the teacher, and once more.
     """
-    costs, config, train = setup.costs, setup.experiment.library, len(setup.data.train)
+    costs, experiment, train = setup.costs, setup.experiment, len(setup.data.train)
+    config, space = experiment.library, experiment.space
     teacher = costs.teacher.flops
     modules = sum(module.flops for module in costs.modules.values())
     alone = config.epochs * train * (teacher + 3 * modules)
-    together = config.student_epochs * train * (teacher + 3 * teacher)
+    steps = math.ceil(config.student_epochs * setup.data.steps_per_epoch(config.batch_size))
+    drawn = sampled_students(setup.blocks, sorted(space.widths), space.fuse is not False, seed)
+    sampled = statistics.fmean(costs.price(spec).flops for spec in islice(drawn, steps)) if steps else 0.0
+    together = config.student_epochs * train * (teacher + 3 * sampled)
     scoring = min(SOLO_IMAGES, len(setup.data.val)) * (len(costs.modules) + 3) * teacher
     return float(alone + together + scoring)
 
@@ -208,7 +215,7 @@ def meta_of(bench: Bench, plan: Plan, command: str) -> dict[str, Any]:
         "libraries": {
             str(seed): {
                 "seconds": bench.library_seconds[seed],
-                "flops": library_flops(setup),
+                "flops": library_flops(setup, seed),
                 "solo_loss": dict(library.solo_loss),
             }
             for seed, library in bench.libraries.items()
@@ -230,6 +237,12 @@ def cifar_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--train-limit", type=int, default=2_500, help="cifar: training images")
     parser.add_argument("--epochs", type=int, default=6, help="cifar: epochs of a run")
     parser.add_argument("--sampled", type=int, default=SAMPLED, help="cifar: points of the space")
+    parser.add_argument(
+        "--student-epochs",
+        type=float,
+        default=CIFAR["library"]["student_epochs"],
+        help="cifar: of the library's sampled students",
+    )
     return parser
 
 
@@ -241,7 +254,8 @@ def cifar_plan(args: argparse.Namespace) -> Plan:
     """
     if args.root is None or args.teacher is None:
         sys.exit("error: cifar needs --root and --teacher")
-    return cifar(args.root, args.teacher, args.train_limit, args.sampled, args.epochs, args.teacher_saw)
+    sizes = args.train_limit, args.sampled, args.epochs, args.teacher_saw, args.student_epochs
+    return cifar(args.root, args.teacher, *sizes)
 
 
 def main() -> None:
@@ -260,7 +274,8 @@ def main() -> None:
         plan = cifar_plan(args)
         command = (
             f"python -m benchmarks.table_record cifar --root IMAGES --teacher FILE --out {args.out} "
-            f"--train-limit {args.train_limit} --epochs {args.epochs} --sampled {args.sampled}"
+            f"--train-limit {args.train_limit} --epochs {args.epochs} --sampled {args.sampled} "
+            f"--student-epochs {args.student_epochs:g}"
             + (f" --teacher-saw {args.teacher_saw}" if args.teacher_saw else "")
         )
     work = args.work or Path("runs") / f"table-{args.space}"

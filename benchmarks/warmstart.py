@@ -1,13 +1,15 @@
 """In how many epochs does a trial that starts from the module library get where its cold twin ends?
 
-    python -m benchmarks.warmstart --root IMAGES --teacher FILE [--teacher-saw N] [--work DIR]
+    O="--root IMAGES --teacher FILE --sampled 24 --student-epochs 4 --work runs/warmstart"
+    python -m benchmarks.table_record cifar $O --out runs/warmstart/table.csv.gz
+    python -m benchmarks.warmstart $O
 
-Works in the folder of `python -m benchmarks.table_record cifar` with the same options, and needs its runs: of
-the first `--configs` points the cold one gives the accuracy to reach. The warm twin, all else alike, is
-trained anew with fewer epochs in its budget (its learning rate falls to zero at their end), to find the least
-number with which it ends at least there. Beside it stands the epoch at which the recorded warm twin of full
-length got there, its learning rate still high. Each training is a line in the folder; started again the
-command goes on where it was.
+Works in the folder of the first command, and needs its runs: of the first `--configs` points the cold one
+gives the accuracy to reach. The warm twin, all else alike, is trained anew with fewer epochs in its budget
+(its learning rate falls to zero at their end), to find the least number with which it ends at least there.
+Beside it stands the epoch at which the recorded warm twin of full length got there, its learning rate still
+high. Each training is a line in the folder; started again the command goes on where it was. What the library
+costs is measured last, between cold epochs of the same points.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,12 @@ import numpy as np
 
 from benchmarks import RESULTS
 from benchmarks.curves import Scale, interval
+from benchmarks.paper import command_line
 from benchmarks.plans import Point
 from benchmarks.table import Key, LibraryRecord, Run, Table, params_text
 from benchmarks.table_record import Bench, cifar_options, cifar_plan, meta_of, prepare, recorded
-from trainables.distill import distill
+from search.warmstart import make_library
+from trainables.distill import Distiller, distill
 from trainables.runtime import device_name
 
 Train = Callable[[int], float]  # epochs to the accuracy that a warm trial of so many ends with
@@ -111,10 +116,43 @@ def compare(
     return found
 
 
+def side_by_side(bench: Bench, points: Sequence[Point]) -> tuple[float, float]:
+    """CPU seconds of making the library, and of a cold trial, the mean over `points`.
+
+    Half of the points before the library and half after it: what else the machine does changes what a CPU
+    second is worth.
+    """
+    half = len(points) // 2
+    trials = [_cold_seconds(bench, point) for point in points[:half]]
+    started = time.process_time()
+    make_library(bench.setup, "timed", points[0].seed)
+    library = time.process_time() - started
+    trials += [_cold_seconds(bench, point) for point in points[half:]]
+    return library, float(np.mean(trials))
+
+
+def _cold_seconds(bench: Bench, point: Point) -> float:
+    """Of a whole trial, from its start and one epoch."""
+    setup = bench.setup
+    config = bench.space.to_config(point.params, point.seed).model_copy(update={"warm_start": "teacher"})
+    started = time.process_time()
+    distiller = Distiller(config, setup.teacher.model, setup.blocks, setup.data, setup.runtime)
+    assembled = time.process_time()
+    distiller.run_epoch()
+    return assembled - started + config.epochs * (time.process_time() - assembled)
+
+
 def figures(
-    rows: list[dict[str, Any]], epochs: int, library: LibraryRecord, scale: Scale
+    rows: list[dict[str, Any]],
+    epochs: int,
+    library: LibraryRecord,
+    scale: Scale,
+    seconds: tuple[float, float],
 ) -> dict[str, float]:
-    """The lines that the command ends with; what was never reached counts as one epoch more than all."""
+    """The lines that the command ends with; what was never reached counts as one epoch more than all.
+
+    `seconds` are `side_by_side`'s.
+    """
     shares = np.array([(row["least_epochs"] or epochs + 1) / epochs for row in rows])
     along = np.array([(row["reached_at"] or epochs + 1) / epochs for row in rows])
     gain, low, high = interval([row["warm"] - row["cold"] for row in rows])
@@ -129,7 +167,7 @@ def figures(
         "warm_gain_points_ci_low": round(100 * low, 2),
         "warm_gain_points_ci_high": round(100 * high, 2),
         "library_trials_flops": round(library.flops / scale.trial_flops, 2),
-        "library_trials_seconds": round(library.seconds / scale.trial_seconds, 2),
+        "library_trials_seconds": round(seconds[0] / seconds[1], 2),
     }
 
 
@@ -155,11 +193,10 @@ def main() -> None:
     rows = compare(bench, runs, Trials(bench, work / "warmstart.jsonl"), points)
     table = Table(meta_of(bench, plan, ""), runs)
     epochs = table.epochs
-    lines = figures(rows, epochs, table.libraries[points[0].seed], Scale.of(table))
-    command = f"python -m benchmarks.warmstart --root IMAGES --teacher FILE --configs {len(points)}"
-    command += f" --teacher-saw {args.teacher_saw}" if args.teacher_saw else ""
+    seconds = side_by_side(bench, points)
+    lines = figures(rows, epochs, table.libraries[points[0].seed], Scale.of(table), seconds)
     conditions = {
-        "command": command,
+        "command": command_line("benchmarks.warmstart"),
         "machine": device_name(bench.setup.runtime.device),
         "train_images": len(bench.setup.data.train),
         "val_images": len(bench.setup.data.val),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,31 @@ def build_library(
     return Library(key, states, errors, solo, time.perf_counter() - started)
 
 
+def sampled_students(
+    blocks: Sequence[Block], widths: Sequence[float], fuses: bool, seed: int
+) -> Iterator[StudentSpec]:
+    """Random students without end, each with one block replaced or more; any number is equally likely.
+
+    Args:
+        blocks: that may be replaced.
+        widths: of the library's modules, sorted.
+        fuses: whether half of the students have their neighbours joined.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        share, fuse = torch.rand(2, generator=generator).tolist()
+        draws = torch.rand(len(blocks), generator=generator)
+        draws[int(draws.argmin())] = 0.0
+        levels = torch.randint(len(widths), (len(blocks),), generator=generator).tolist()
+        chosen = {
+            block.name: merged_widths(block, widths)[widths[level]]
+            for block, level, draw in zip(blocks, levels, draws.tolist(), strict=True)
+            if draw <= share
+        }
+        yield StudentSpec(widths=chosen, fuse=fuses and fuse < 0.5)
+
+
 def _place(module: nn.Module, runtime: Runtime) -> nn.Module:
     placed: nn.Module = module.to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload]
     return placed
@@ -200,10 +225,10 @@ class _Phases:
 
     def together(self) -> None:
         """Modules of randomly sampled students, on the teacher's maps and logits."""
-        generator = torch.Generator().manual_seed(self.seed)
+        students = sampled_students(self.blocks, self.widths, self.fuses, self.seed)
         with frozen(self.teacher):
             for images in self._batches("training sampled students", self.config.student_epochs, 10_000):
-                spans = spans_of(self.blocks, self._sample(generator))
+                spans = spans_of(self.blocks, next(students))
                 with Taps(self.teacher, [span.last for span in spans]) as maps, torch.no_grad():
                     with self.runtime.autocast():
                         target = self.teacher(images)
@@ -217,19 +242,6 @@ class _Phases:
                         for span in spans:
                             loss = loss + relative_error(shown.outputs[span.first], targets[span.last])
                     loss.backward()  # type: ignore[no-untyped-call]
-
-    def _sample(self, generator: torch.Generator) -> StudentSpec:
-        """A random student with at least one block replaced; any number of them is equally likely."""
-        share, fuse = torch.rand(2, generator=generator).tolist()
-        draws = torch.rand(len(self.blocks), generator=generator)
-        draws[int(draws.argmin())] = 0.0
-        levels = torch.randint(len(self.widths), (len(self.blocks),), generator=generator).tolist()
-        widths = {
-            block.name: merged_widths(block, self.widths)[self.widths[level]]
-            for block, level, draw in zip(self.blocks, levels, draws.tolist(), strict=True)
-            if draw <= share
-        }
-        return StudentSpec(widths=widths, fuse=self.fuses and fuse < 0.5)
 
     def _batches(self, what: str, epochs: float, first_epoch: int) -> Any:
         """Training images, with an optimiser step behind each batch; the caller leaves gradients."""

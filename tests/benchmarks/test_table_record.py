@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks import table_record
 from benchmarks.plans import CIFAR, Plan, cifar
 from benchmarks.table import Table
-from trainables.config import DataConfig, RuntimeConfig, TeacherConfig
+from trainables.config import DataConfig, RuntimeConfig, StudentSpec, TeacherConfig
 from trainables.data import load_data
 from trainables.runtime import resolve
 from trainables.teachers import train_teacher
@@ -74,9 +74,12 @@ def test_the_library_counts_both_phases_and_its_scoring(tmp_path: Path) -> None:
     bench = table_record.prepare(TINY, tmp_path)
     costs, train, val = bench.setup.costs, len(bench.setup.data.train), len(bench.setup.data.val)
     teacher, modules = costs.teacher.flops, sum(c.flops for c in costs.modules.values())
-    # One epoch each: the teacher and all modules; the teacher and a student as dear; two modules' scores.
-    expected = train * (teacher + 3 * modules) + train * 4 * teacher + val * (2 + 3) * teacher
-    assert table_record.library_flops(bench.setup) == expected
+    # One epoch each: the teacher and all modules; the teacher and a student; two modules' scores.
+    fixed = train * (teacher + 3 * modules) + train * teacher + val * (2 + 3) * teacher
+    students = (table_record.library_flops(bench.setup, 0) - fixed) / (3 * train)
+    cheapest = costs.price(StudentSpec(widths={"layer1.0": 0.25, "layer3.0": 0.25})).flops
+    assert cheapest < students < teacher
+    assert table_record.library_flops(bench.setup, 1) != table_record.library_flops(bench.setup, 0)
 
 
 def test_a_sample_of_the_cifar_space_is_recorded_on_an_image_folder(

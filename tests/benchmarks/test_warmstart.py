@@ -44,8 +44,9 @@ def test_what_was_never_reached_counts_as_more_than_all_epochs() -> None:
         {"least_epochs": least, "reached_at": at, "warm": 0.8, "cold": cold}
         for least, at, cold in [(1, 2, 0.7), (2, 4, 0.75), (2, None, 0.78), (None, None, 0.9)]
     ]
-    scale = Scale((), None, {}, trial_flops=10.0, trial_seconds=4.0)  # type: ignore[arg-type]
-    lines = figures(rows, 6, LibraryRecord(seconds=6.0, flops=18.0, solo_loss={}), scale)
+    scale = Scale((), None, {}, trial_flops=10.0, trial_seconds=0.0)  # type: ignore[arg-type]
+    library = LibraryRecord(seconds=0.0, flops=18.0, solo_loss={})
+    lines = figures(rows, 6, library, scale, (6.0, 4.0))
     assert lines["n"] == 4
     assert lines["warm_epochs_share_median"] == pytest.approx(2 / 6, abs=1e-3)
     assert lines["warm_within_a_third"] == 0.75
