@@ -39,6 +39,7 @@ FORMAT = 1
 WEIGHTS, META = "modules.safetensors", "library.json"
 TAU = 4.0  # of the logit term in the second phase
 SOLO_IMAGES = 1024  # validation images behind a module's solo loss
+SOLO_BATCH = 128  # of them at a time: large ones run out of a CPU's caches
 
 Progress = Callable[[str, int, int], None]
 
@@ -324,10 +325,12 @@ def _score(
             module.eval()
         paths = sorted({span.first for span in spans}), sorted({span.last for span in spans})
         with Inputs(teacher, paths[0]) as inputs, Taps(teacher, paths[1]) as maps, runtime.autocast():
-            teacher(batches[0][0])
-            for span in spans:
-                shown = modules[span.key](inputs.inputs[span.first])
-                errors[span.key] = relative_error(shown, maps.outputs[span.last]).item()
+            for images, _ in batches:
+                teacher(images)
+                for span in spans:
+                    shown = modules[span.key](inputs.inputs[span.first])
+                    error = relative_error(shown, maps.outputs[span.last]).item() / len(batches)
+                    errors[span.key] = errors.get(span.key, 0.0) + error
     for span in spans:
         skips: dict[str, nn.Module] = {path: Skip() for path in span.members[1:]}
         with exchanged(teacher, {span.first: modules[span.key], **skips}):
@@ -336,8 +339,9 @@ def _score(
 
 
 def _some(data: ImageData, runtime: Runtime) -> list[tuple[Tensor, Tensor]]:
-    """Validation images spread evenly over the split (which may be in class order)."""
+    """Validation images spread evenly over the split (which may be in class order), in batches."""
     stride = max(1, len(data.val) // SOLO_IMAGES)
     images, labels = zip(*data.eval_batches("val", runtime), strict=True)
     every = slice(None, None, stride)
-    return [(torch.cat(images)[every], torch.cat(labels)[every])]
+    pieces = (torch.split(torch.cat(part)[every], SOLO_BATCH) for part in (images, labels))
+    return list(zip(*pieces, strict=True))
