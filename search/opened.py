@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.remote import is_remote
-from analysis.retrained import RESULTS
 from analysis.trials import Run
 from search.rundir import Folder, working_folder
 
@@ -23,8 +23,16 @@ def opened(run: str) -> Iterator[tuple[Run, Folder]]:
         InputError: no run there, or its database cannot be read.
     """
     if is_remote(run):
+        from analysis.retrained import RESULTS
+
         with working_folder(run) as folder:
             folder.fetch("retrained", RESULTS)
-            yield Run.open(folder.path, place=folder.place), folder
+            yield _kept(Run.open(folder.path, place=folder.place)), folder
     else:
-        yield Run.open(run), Folder(run, Path(run))
+        yield _kept(Run.open(run)), Folder(run, Path(run))
+
+
+def _kept(run: Run) -> Run:
+    """`run`, at whose million objects no garbage collection looks again: they stay until the command ends."""
+    gc.freeze()
+    return run
