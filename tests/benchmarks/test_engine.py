@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from benchmarks.engine_epochs import accuracy_figures, epochs_table, plain, rati
 from benchmarks.engine_jobs import CONTENDERS, Job, Parts, load
 from benchmarks.engine_memory import Life
 from benchmarks.engine_process import Contender, Epoch
-from benchmarks.engine_trials import Timeline, Work, percentile, read_work
+from benchmarks.engine_trials import Timeline, Work, ours, percentile, read_work, stock
 from trainables.config import RuntimeConfig
+from trainables.weights import save_weights
 
 JOB = Job(None, None, "cpu", 1, "fp32", "contiguous", 32, 96, epochs=3)
 
@@ -110,6 +112,26 @@ def test_work_is_read_from_the_results_that_ray_wrote(tmp_path: Path) -> None:
         (folder / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert sorted(read_work(tmp_path), key=lambda w: (w.trial, w.began))[1] == Work("a", 7, 2.0, 0.5)
     assert len(read_work(tmp_path)) == 4
+
+
+@pytest.mark.slow
+def test_ours_and_the_stock_trainable_leave_a_timeline(local_ray: None, parts: Parts, tmp_path: Path) -> None:
+    save_weights(parts.teacher, tmp_path / "teacher.safetensors", {})
+    job = replace(JOB, teacher=str(tmp_path / "teacher.safetensors"), epochs=2)
+    found = [
+        ours(job, 3, 2, tmp_path / "ours"),
+        stock(job, 2, 2, tmp_path),
+    ]
+    for timeline, trials in zip(found, (3, 2), strict=True):
+        assert len(timeline.trial_seconds()) == len(timeline.suggested) == trials
+        assert len(timeline.work) == 2 * trials
+        assert set(timeline.suggested) == {work.trial for work in timeline.work}
+        assert 0 < timeline.busy_share() < 1
+    reused = found[0].firsts
+    assert len({work.worker for work in reused.values()}) == 2, (
+        "the third trial ran in an actor of the others"
+    )
+    assert len(found[0].first_steps()) == 1
 
 
 def test_percentile_is_a_value_that_occurred() -> None:
