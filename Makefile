@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SMALL := --sampled 24 --student-epochs 4 --work runs/warmstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults check format bench-prices bench-engine bench-search bench-paper bench-fastnas bench-report clean
+.PHONY: help install quickstart test test-faults check format bench-prices bench-engine bench-search bench-warmstart bench-proxy bench-paper bench-fastnas bench-report clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install the project with everything the tests need
 
@@ -44,8 +45,18 @@ bench-prices: $(STAMP) ## prices of 30 students against end-to-end measurements
 bench-engine: $(STAMP) ## epochs against the bare arithmetic, a plain loop, torchdistill; trials; ENGINE="--root IMAGES --teacher FILE"
 	$(BIN)/python -m benchmarks.engine $(ENGINE)
 
-bench-search: $(STAMP) ## search policies replayed on the recorded table of distillation runs
-	$(BIN)/python -m benchmarks.search
+bench-search: $(STAMP) ## search policies replayed on the recorded tables of distillation runs, without training
+	$(BIN)/python -m benchmarks.search --ablations
+	$(BIN)/python -m benchmarks.search --table benchmarks/tables/cifar.csv.gz
+
+bench-warmstart: $(STAMP) ## epochs that a start from the library saves; WARM="--root IMAGES --teacher FILE"
+	$(BIN)/python -m benchmarks.table_record cifar $(WARM) $(SMALL) --out runs/warmstart/table.csv.gz
+	$(BIN)/python -m benchmarks.warmstart $(WARM) $(SMALL)
+
+bench-proxy: $(STAMP) ## how well proxies known before training rank the tables' students
+	$(BIN)/python -m benchmarks.proxy
+	$(BIN)/python -m benchmarks.proxy --table benchmarks/tables/cifar.csv.gz
+	$(BIN)/python -m benchmarks.surrogate --table benchmarks/tables/cifar.csv.gz
 
 bench-paper: $(STAMP) ## the paper's table; PAPER="--root IMAGES --teacher FILE --train-limit 5000 --epochs 12"
 	$(BIN)/python -m benchmarks.paper $(PAPER)
