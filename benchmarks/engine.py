@@ -52,11 +52,13 @@ from benchmarks.engine_memory import SETTLED, memory_part
 from benchmarks.engine_trials import trials_part, trials_table
 from trainables.config import RuntimeConfig, TeacherConfig
 from trainables.data import load_data
+from trainables.errors import InputError
 from trainables.runtime import device_name, resolve
 from trainables.teachers import train_teacher
 
 PARTS = ("epochs", "accuracy", "memory", "trials")
 TEACHER_EPOCHS = 12  # on digits
+IMAGES = 2560  # an epoch, of an image folder's
 VAL_IMAGES = 2000  # with `accuracy`, of an image folder's
 
 Part = dict[str, Any]
@@ -74,7 +76,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", help="ours and the bare arithmetic's")
     parser.add_argument("--layout", default="auto")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--images", type=int, default=2560, help="training images an epoch; 0: all")
+    parser.add_argument(
+        "--images",
+        type=int,
+        help=f"training images an epoch, 0: all; default: {IMAGES} of a folder, all digits",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="of epochs")
     parser.add_argument("--seeds", type=int, default=3, help="of accuracy")
     parser.add_argument("--epochs", type=int, default=3, help="of accuracy")
@@ -93,12 +99,16 @@ def parse() -> argparse.Namespace:
         parser.error(f"PART: expected some of {', '.join(PARTS)}, got {', '.join(unknown)}")
     if args.lives <= SETTLED:
         parser.error(f"--lives: expected more than {SETTLED}, got {args.lives}")
+    if min(args.trials, args.stock_trials) <= args.workers:
+        parser.error(f"--trials, --stock-trials: expected more than the {args.workers} --workers")
     if args.root and args.teacher is None:
         parser.error("--root needs a teacher trained on such images: --teacher WEIGHTS")
     others = sorted(set(vars(args)) - {"parts", "root", "teacher", "out"})
     args.given = [
         f"--{o.replace('_', '-')} {v}" for o in others if (v := getattr(args, o)) != parser.get_default(o)
     ]
+    if args.images is None:
+        args.images = IMAGES if args.root else 0
     args.contenders = args.contenders.split(",")
     if "torchdistill" in args.contenders and importlib.util.find_spec("torchdistill") is None:
         print("torchdistill is not installed: left out", file=sys.stderr)
@@ -229,8 +239,11 @@ def bench(device: str, args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse()
     there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for device in [args.device] if args.device else there:
-        bench(device, args)
+    try:
+        for device in [args.device] if args.device else there:
+            bench(device, args)
+    except InputError as fault:
+        sys.exit(f"error: {fault}")
 
 
 if __name__ == "__main__":
