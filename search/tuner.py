@@ -11,6 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 from ray import tune
 from ray.tune import Stopper
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
 from analysis.remote import Store, is_remote, join
@@ -24,6 +25,8 @@ from trainables.library import Library
 from trainables.trial import CHECKPOINT_FILE, DistillTrial, TrialContext
 
 MAX_FAILURES = 2  # a trial is tried again this often, from its last checkpoint
+# Ray Tune sends these from the driver to its trials in a runtime environment, which nodes log word for word.
+SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 _CHECKPOINT = re.compile(r"(\d+)-(\d+)/checkpoint_(\d+)")
 
 
@@ -62,6 +65,8 @@ def make_tuner(
 
     The first trial that gets to its second epoch leaves a profile of it in the folder `profile`.
     """
+    # A node reaches the store by its own environment, as the preflight has made sure.
+    class_cache.ENV_VARS_TO_PROPAGATE -= SECRETS
     resources = setup.experiment.resources
     context = TrialContext(
         data=setup.data.to_arrays(),
