@@ -172,6 +172,7 @@ def test_a_wrong_token_is_named(place: Place, start_cluster: Start, tmp_path: Pa
         assert head.stdout
         address = head.stdout.readline().strip()
         arguments = ("search", "tiny.yaml", "--address", address, "--out", str(tmp_path / "run"))
+        arguments += ("-o", "name=token")  # a study of its own in the database
         for env in ({**token, "RAY_AUTH_TOKEN": "b" * 32}, {"RAY_AUTH_MODE": "disabled"}):
             ended = place.ama(*arguments, **env)
             assert ended.code == 2 and "the cluster asks for a token" in ended.output, ended.output
