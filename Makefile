@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OTHERS := $(VENV)/torchdistill
 SMALL := --sampled 24 --student-epochs 4 --work runs/warmstart
 
 .DEFAULT_GOAL := help
@@ -18,6 +19,12 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,dashboard]'
+	@touch $@
+
+# torchdistill pins old versions of what it needs: it gets a folder of its own, without them.
+$(OTHERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ torchdistill==1.1.5
 	@touch $@
 
 quickstart: $(STAMP) ## search, report, pick and retrain on the embedded digits
@@ -42,10 +49,10 @@ format: $(STAMP) ## let ruff format and sort imports
 bench-prices: $(STAMP) ## prices of 30 students against end-to-end measurements
 	$(BIN)/python -m benchmarks.prices
 
-bench-engine: $(STAMP) ## epochs against the bare arithmetic, a plain loop, torchdistill; trials; ENGINE="--root IMAGES --teacher FILE"
-	$(BIN)/python -m benchmarks.engine $(ENGINE)
+bench-engine: $(OTHERS) ## epochs against the bare arithmetic, a plain loop, torchdistill; trials; ENGINE="--root IMAGES --teacher FILE"
+	PYTHONPATH=$(OTHERS) $(BIN)/python -m benchmarks.engine $(ENGINE)
 
-bench-search: $(STAMP) ## search policies replayed on the recorded tables of distillation runs, without training
+bench-search: $(OTHERS) ## search policies replayed on the recorded tables of distillation runs, without training
 	$(BIN)/python -m benchmarks.search --ablations
 	$(BIN)/python -m benchmarks.search --table benchmarks/tables/cifar.csv.gz
 

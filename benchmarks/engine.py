@@ -16,8 +16,7 @@ Four parts, one after the other; each replaces what the result file has of it:
   12 of a stock function trainable that loads its own data and teacher. Needs two quiet cores.
 
 Without `--root` the images are digits, enlarged, and without `--teacher` one is trained on them. torchdistill
-is left out where it is not installed; it pins old versions of what it needs, so give it a folder of its own:
-`pip install --no-deps --target FOLDER torchdistill==1.1.5`, and `PYTHONPATH=FOLDER`.
+is left out where it is not installed; `make bench-engine` installs it, in a folder of its own.
 """
 
 from __future__ import annotations
