@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import logging
+
 import ray
+from ray.exceptions import RayError
 from torch import nn
 
 from search.experiment import Experiment
 from search.pipeline import Setup, trial_runtime
 from search.ranges import Choices, Range
 from trainables.config import RuntimeConfig
-from trainables.tuning import tuned
+from trainables.errors import InputError
+from trainables.tuning import is_settled, tuned
+
+log = logging.getLogger(__name__)
 
 
 def tuned_runtime(setup: Setup, epochs: int | None = None) -> RuntimeConfig:
     """How trials compute: what the experiment leaves open, measured once where they run.
 
-    Ray must be connected. Nothing else may run meanwhile: a busy device is measured wrongly.
+    Ray must be connected. Nothing else may run meanwhile: a busy device is measured wrongly. Where measuring
+    fails, a warning says so, and what was left open has its default.
 
     Args:
         setup: its teacher is the model that is measured.
         epochs: of a training; None: a trial's.
     """
     experiment = setup.experiment
+    config = trial_runtime(experiment)
+    if is_settled(config):
+        return config
     images = (epochs or experiment.budget.epochs) * len(setup.data.train)
     resources = experiment.resources
     task = _tuned.options(num_cpus=resources.cpu, num_gpus=resources.gpu)
-    found: RuntimeConfig = ray.get(
-        task.remote(
-            trial_runtime(experiment),
-            setup.teacher.model.cpu(),
-            setup.data.image_shape,
-            batch_size(experiment),
-            images=images,
+    model, shape = setup.teacher.model.cpu(), setup.data.image_shape
+    try:
+        found: RuntimeConfig = ray.get(
+            task.remote(config, model, shape, batch_size(experiment), images=images)
         )
-    )
+    except InputError:
+        raise
+    except RayError as fault:  # its worker died, or the measurement itself broke
+        why = str(fault).strip().splitlines()[-1]
+        log.warning("how trials compute fastest could not be measured (%s); they compute as by default", why)
+        return config
     return found
 
 

@@ -71,7 +71,7 @@ def tuned(
     runtime = resolve(config)
     if config.compile == "auto" and not images:
         config = config.model_copy(update={"compile": "off"})
-    if all(getattr(config, name) not in ("auto", None) for name in CHOICES):
+    if is_settled(config):
         return config
     batch = max(2, min(batch_size, MAX_BATCH[runtime.device.type]))
     key = {
@@ -91,6 +91,11 @@ def tuned(
     found = {name: getattr(chosen, name) for name in CHOICES}
     text = json.dumps({"found": found, "milliseconds": milliseconds, "key": key}, indent=1)
     return _settle(path, text, config) or chosen
+
+
+def is_settled(config: RuntimeConfig) -> bool:
+    """Whether nothing is left to be measured."""
+    return all(getattr(config, name) not in ("auto", None) for name in CHOICES)
 
 
 def _measure(
