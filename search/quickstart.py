@@ -10,12 +10,13 @@ from analysis.pick import pick, write_pick
 from analysis.report import write_report
 from analysis.trials import Run
 from search.boards import duration
-from search.cli import run_search, say_picks
 from search.cluster import connected
 from search.console import answers, console, stages
 from search.experiment import Experiment, load_experiment
+from search.experiment_cli import run_search
 from search.pipeline import EXPERIMENT_FILE, prepare
 from search.retraining import retrain_picks
+from search.run_cli import say_picks
 from trainables.errors import InputError
 
 PRESET = "digits"

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.cli import _load, app
+from search.cli import app
+from search.experiment_cli import load
 
 Ama = Callable[..., Any]
 
@@ -289,12 +290,12 @@ def test_paths_of_an_experiment_become_absolute(tmp_path: Path, monkeypatch: pyt
         "teacher.checkpoint=weights/t.pt",
         "library.dir=lib",
     ]
-    loaded = _load("digits", overrides, None)
+    loaded = load("digits", overrides, None)
     assert loaded.data.root == str(tmp_path / "images")
     assert loaded.data.cache == str(Path.home() / "cache")
     assert loaded.teacher.checkpoint == str(tmp_path / "weights" / "t.pt")
     assert loaded.library.dir == str(tmp_path / "lib")
-    assert _load("digits", None, None).data.root is None
+    assert load("digits", None, None).data.root is None
 
 
 def test_a_place_that_cannot_be_written_is_one_message(ama: Ama, tiny_yaml: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ import torch
 import typer
 from optuna.trial import FrozenTrial, TrialState
 
-from search.cli import run_search
 from search.experiment import Experiment, dump_yaml, resolved_yaml
+from search.experiment_cli import run_search
 from search.pipeline import prepare
 from search.runner import Outcome, search
 from search.searcher import ran
