@@ -7,18 +7,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray
 from pydantic import BaseModel, ValidationError
-from ray.exceptions import RayError, RayTaskError
 
 from analysis.pick import PickFile, read_pick
 from analysis.remote import Store, is_remote, join, split
 from search.cluster import connected, slots
-from search.errors import FailedError
 from search.experiment import Experiment
 from search.faults import fault_lines
 from search.measured import tuned_runtime
@@ -27,16 +24,14 @@ from search.pipeline import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, tria
 from search.preflight import preflight
 from search.retrained import Finished, Retrained, write_results
 from search.rundir import Folder, working_folder
+from search.trainings import Job, Shared, train_jobs
 from search.usercode import modules_of
 from search.yaml_io import apply_overrides
 from trainables.assembly import Modules
-from trainables.blocks import Block
-from trainables.config import DataConfig, DistillConfig, RuntimeConfig
-from trainables.data import ImageData
+from trainables.config import DistillConfig
 from trainables.errors import InputError
 from trainables.library import Library
-from trainables.retrain import MANIFEST, RetrainResult, baselines, retrain_one
-from trainables.runtime import resolve
+from trainables.retrain import MANIFEST, RetrainResult, baselines
 from trainables.teachers import Teacher
 
 STUDENT = "student"
@@ -45,54 +40,8 @@ KINDS = (STUDENT, *baselines(DistillConfig()))  # rows of the table, in this ord
 FULL_BUDGET = 3
 # Sections of the experiment that a retraining may change: not the students, not their teacher.
 OVERRIDES = ("data", "library", "resources", "runtime")
-CRASHES = 2  # a training whose process dies is begun again this often, from its checkpoint
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One model to train: which pick, which kind, with which seed."""
-
-    number: int
-    kind: str
-    config: DistillConfig
-
-    @property
-    def folder(self) -> str:
-        """Where the model goes, below the folder of all."""
-        return f"trial-{self.number}/{self.kind}/seed-{self.config.seed}"
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all trainings need: put into Ray's object store once."""
-
-    data: Mapping[str, Any]  # `ImageData.to_arrays()`, test images included
-    teacher: Teacher
-    blocks: tuple[Block, ...]
-    runtime: RuntimeConfig
-    data_config: DataConfig
-    folder: str
-    made: Mapping[str, Any]  # for the manifests
-    modules: Modules | None = None
-
-    def train(self, job: Job) -> RetrainResult:
-        """Train and test the model of `job` in this process; read it back where it is finished."""
-        runtime = resolve(self.runtime)
-        with working_folder(join(self.folder, job.folder)) as folder:
-            return retrain_one(
-                job.config,
-                Teacher(self.teacher.model.to(runtime.device), self.teacher.record),
-                self.blocks,
-                ImageData.from_arrays(self.data),
-                runtime,
-                folder.path,
-                self.modules,
-                kind=job.kind,
-                data_config=self.data_config,
-                made=self.made,
-            )
 
 
 def retrain_picks(
@@ -155,7 +104,7 @@ def retrain_picks(
         if missing:
             longest = max(job.config.epochs for job in missing)
             shared = replace(shared, runtime=tuned_runtime(setup, longest))
-            done |= _train(missing, shared, experiment, len(done), progress)
+            done |= train_jobs(missing, shared, experiment.resources, len(done), progress)
         return _written(models, jobs.values(), done, setup)
 
 
@@ -302,57 +251,3 @@ def _present(folder: Path) -> Iterator[Job]:
             ) from None
         if job.kind in KINDS and file.parent == folder / job.folder:
             yield job
-
-
-@ray.remote  # type: ignore[untyped-decorator]
-def _task(shared: Shared, job: Job) -> RetrainResult:
-    return shared.train(job)
-
-
-def _train(
-    jobs: Sequence[Job], shared: Shared, experiment: Experiment, done: int, progress: Progress | None
-) -> dict[str, RetrainResult]:
-    """Train `jobs` on Ray, as many at once as the experiment and the cluster allow.
-
-    Returns:
-        The results by the jobs' folders.
-
-    Raises:
-        FailedError: after all have ended, if some failed.
-    """
-    resources = experiment.resources
-    at_once, total = slots(resources), done + len(jobs)
-    task = _task.options(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=CRASHES)
-    reference = ray.put(shared)
-    waiting = list(reversed(jobs))
-    running: dict[Any, str] = {}  # Ray's reference to the folder
-    finished: dict[str, RetrainResult] = {}
-    failed: dict[str, str] = {}
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            job = waiting.pop()
-            running[task.remote(reference, job)] = job.folder
-        if progress is not None:
-            progress("retraining", done + len(finished) + len(failed), total)
-        (ready, *_), _ = ray.wait(list(running))
-        place = running.pop(ready)
-        try:
-            finished[place] = ray.get(ready)
-        except RayError as fault:
-            failed[place] = _cause(fault)
-    if progress is not None:
-        progress("retraining", total, total)
-    if failed:
-        causes = "".join(f"\n  {place}: {cause}" for place, cause in failed.items())
-        raise FailedError(
-            f"{len(failed)} of {len(jobs)} trainings failed; the same command trains them again and keeps "
-            f"the finished models in {shared.folder}{causes}"
-        )
-    return finished
-
-
-def _cause(fault: RayError) -> str:
-    """What went wrong in the worker, in one line."""
-    cause = fault.cause if isinstance(fault, RayTaskError) and fault.cause is not None else fault
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
