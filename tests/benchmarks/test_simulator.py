@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
-import torch
 
 from benchmarks.contenders import Ours, Policy, RayOptuna, contenders
 from benchmarks.curves import Curve, Scale, interval, ratio_interval
@@ -16,11 +16,6 @@ from benchmarks.plans import STARTS, Params, Plan, digits
 from benchmarks.search import ahead_from
 from benchmarks.simulator import Contender, Metrics, Replay, simulate
 from benchmarks.table import Run, Table
-from trainables.blocks import find_blocks
-from trainables.config import RuntimeConfig
-from trainables.cost import measure_costs
-from trainables.models import build_model
-from trainables.runtime import resolve
 
 EPOCHS = 4
 PLAN = Plan(
@@ -40,33 +35,20 @@ PLAN = Plan(
 
 
 @pytest.fixture(scope="module")
-def table() -> Table:
+def table(empty_table: Callable[..., Table]) -> Table:
     """Dearer students are better, warm ones quicker; every run has seconds of its own."""
-    teacher = build_model("cifar_resnet8", 10, (3, 8, 8)).eval()
-    blocks = find_blocks(teacher, torch.zeros(1, 3, 8, 8))
-    runtime = resolve(RuntimeConfig(device="cpu", threads=1))
-    costs = measure_costs(teacher, blocks, (0.25, 0.5), True, (3, 8, 8), runtime, seconds=0.05)
-    library = {"seconds": 3.0, "flops": 5e9, "solo_loss": {k: 1 / c.flops for k, c in costs.modules.items()}}
-    meta = {
-        "experiment": PLAN.experiment,
-        "classes": 10,
-        "train": 100,
-        "val": 50,
-        "costs": costs.model_dump(mode="json"),
-        "libraries": {"0": library, "1": library},
-    }
-    empty, runs = Table(meta, {}), []
+    empty, runs = empty_table(PLAN.experiment, PLAN.seeds, 5e9), []
     rng = np.random.default_rng(0)
     for point in PLAN.points(empty.space.blocks):
         price = empty.price(empty.space.to_config(point.params, 0).student)
-        final = 0.9 + 0.08 * price.flops / costs.teacher.flops + 0.01 * rng.random()
+        final = 0.9 + 0.08 * price.flops / empty.costs.teacher.flops + 0.01 * rng.random()
         pace = STARTS.index(point.start) + 1
         accuracy = [round(final - 0.6 * 3.0 ** -(pace * e), 5) for e in range(1, EPOCHS + 1)]
         loss = [round(1 - a, 5) for a in accuracy]
         seconds = round(float(rng.uniform(0.5, 1.5)), 4)
         start = (price.params, price.flops, 0.1, 0.25)
         runs.append(Run(point.params, point.start, point.seed, *start, seconds, tuple(accuracy), tuple(loss)))
-    return Table(meta, {run.key: run for run in runs})
+    return Table(empty.meta, {run.key: run for run in runs})
 
 
 class Script(Contender):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.contenders import Policy, contenders
 from benchmarks.curves import Scale
@@ -14,11 +14,6 @@ from benchmarks.plans import STARTS, random_points
 from benchmarks.simulator import simulate
 from benchmarks.surrogate import Surrogate, errors, features, held_out
 from benchmarks.table import Run, Table
-from trainables.blocks import find_blocks
-from trainables.config import RuntimeConfig
-from trainables.cost import measure_costs
-from trainables.models import build_model
-from trainables.runtime import resolve
 
 EPOCHS = 3
 EXPERIMENT = {
@@ -40,25 +35,14 @@ def surrogate(table: Table) -> Surrogate:
 
 
 @pytest.fixture(scope="module")
-def table() -> Table:
+def table(empty_table: Callable[..., Table]) -> Table:
     """30 points: dearer students are better, and the best learning rate is 0.05."""
-    teacher = build_model("cifar_resnet8", 10, (3, 8, 8)).eval()
-    blocks = find_blocks(teacher, torch.zeros(1, 3, 8, 8))
-    runtime = resolve(RuntimeConfig(device="cpu", threads=1))
-    costs = measure_costs(teacher, blocks, (0.5, 1.0), True, (3, 8, 8), runtime, seconds=0.05)
-    library = {"seconds": 3.0, "flops": 5e8, "solo_loss": {k: 1 / c.flops for k, c in costs.modules.items()}}
-    meta = {
-        "experiment": EXPERIMENT,
-        "classes": 10,
-        "train": 100,
-        "val": 50,
-        "costs": costs.model_dump(mode="json"),
-        "libraries": {"0": library},
-    }
-    empty, runs = Table(meta, {}), []
+    empty, runs = empty_table(EXPERIMENT, (0,), 5e8), []
     for params in random_points(empty.space, 30):
         price = empty.price(empty.space.to_config(params, 0).student)
-        final = 0.3 + 0.5 * price.flops / costs.teacher.flops - 0.05 * abs(math.log(params["lr"] / 0.05))
+        final = (
+            0.3 + 0.5 * price.flops / empty.costs.teacher.flops - 0.05 * abs(math.log(params["lr"] / 0.05))
+        )
         for start in STARTS:
             accuracy = [final - 0.2 * 3.0 ** -(e + STARTS.index(start)) for e in range(EPOCHS)]
             loss = [2 - 1.5 * a for a in accuracy]
@@ -66,7 +50,7 @@ def table() -> Table:
             runs.append(
                 Run(params, start, 0, price.params, price.flops, 0.1, 0.2, seconds, (*accuracy,), (*loss,))
             )
-    return Table(meta, {run.key: run for run in runs})
+    return Table(empty.meta, {run.key: run for run in runs})
 
 
 def test_held_out_errors_are_far_below_the_spread(table: Table) -> None:

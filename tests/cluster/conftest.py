@@ -41,19 +41,13 @@ def store() -> Iterator[tuple[str, Any]]:
 @pytest.fixture(scope="session")
 def database() -> Iterator[str]:
     """URL of a database whose user has a password with every sign that means something in a URL."""
-    if (reason := Postgres.missing()) is not None:
-        pytest.skip(reason)
     import psycopg
 
-    server = Postgres()
-    try:
-        server.start()
+    with Postgres.running() as server:
         with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute("create role ama login password '" + PASSWORD + "'")
             connection.execute("create database ama owner ama")
         yield f"postgresql://ama:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/ama"
-    finally:
-        server.remove()
 
 
 @pytest.fixture(scope="session")

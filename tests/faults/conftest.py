@@ -27,11 +27,5 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL of this session's own."""
-    if (reason := Postgres.missing()) is not None:
-        pytest.skip(reason)
-    server = Postgres()
-    try:
-        server.start()
+    with Postgres.running() as server:
         yield server
-    finally:
-        server.remove()

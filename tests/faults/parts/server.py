@@ -7,7 +7,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 USER = "postgres"
 PASSWORD = "hunter2"
@@ -36,6 +40,19 @@ class Postgres:
             shutil.chown(self._folder, USER)
             shutil.chown(self._folder / "password", USER)
         self._run("initdb", "-U", USER, "-A", "scram-sha-256", f"--pwfile={self._folder}/password", "-N")
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[Postgres]:
+        """A server that is gone at the end; where there can be none, the test that asked is skipped."""
+        if (reason := cls.missing()) is not None:
+            pytest.skip(reason)
+        server = cls()
+        try:
+            server.start()
+            yield server
+        finally:
+            server.remove()
 
     @staticmethod
     def missing() -> str | None:
