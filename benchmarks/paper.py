@@ -18,7 +18,7 @@ import fcntl
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,29 +112,47 @@ def prepare(plan: Plan) -> Bench:
 
 
 def tune(bench: Bench, part: int, parts: int, say: Say) -> None:
-    """Train every arm at the first size with every learning rate; test data is not touched."""
-    size, runtime = bench.plan.sizes[0], bench.setup.runtime
-    grid = [(Job(size, arm, TUNING_SEED), lr) for arm in bench.plan.arms for lr in LEARNING_RATES]
-    done = {(row["arm"], row["lr"]) for row in rows(bench.folder, "tune")}
-    for job, lr in grid[part::parts]:
-        if (job.arm, lr) in done:
-            continue
-        setup = bench.setup
-        config = job.config(bench.specs[size], bench.plan.optim, bench.plan.epochs, lr)
-        modules = bench.library.modules if bench.library else None
-        trained = distill(config, setup.teacher.model, setup.blocks, setup.data, runtime, modules=modules)
-        row = {"size": size, "arm": job.arm, "lr": lr, "val_accuracy": trained.history[-1].val_accuracy}
-        _append(bench.folder / f"tune-{part}of{parts}.jsonl", row)
-        say(f"{job.arm} at learning rate {lr:g}: validation accuracy {row['val_accuracy']:.4f}")
+    """Train every arm at the first size with the learning rates; test data is not touched.
+
+    While an arm's best is the lowest or the highest one that was tried, so is half or twice that.
+    """
+    setup, size = bench.setup, bench.plan.sizes[0]
+    modules = bench.library.modules if bench.library else None
+    for arm in bench.plan.arms[part::parts]:
+        job = Job(size, arm, TUNING_SEED)
+        while lr := untried(_scores(bench, arm)):
+            config = job.config(bench.specs[size], bench.plan.optim, bench.plan.epochs, lr)
+            trained = distill(
+                config, setup.teacher.model, setup.blocks, setup.data, setup.runtime, modules=modules
+            )
+            row = {"size": size, "arm": arm, "lr": lr, "val_accuracy": trained.history[-1].val_accuracy}
+            _append(bench.folder / f"tune-{part}of{parts}.jsonl", row)
+            say(f"{arm} at learning rate {lr:g}: validation accuracy {row['val_accuracy']:.4f}")
+
+
+def _scores(bench: Bench, arm: str) -> dict[float, float]:
+    """Validation accuracy by learning rate, of what was tried so far."""
+    return {r["lr"]: r["val_accuracy"] for r in rows(bench.folder, "tune") if r["arm"] == arm}
+
+
+def untried(scores: Mapping[float, float]) -> float | None:
+    """The learning rate to try next; None: the best lies between others."""
+    for lr in LEARNING_RATES:
+        if lr not in scores:
+            return lr
+    best = max(scores, key=lambda lr: scores[lr])
+    if best == max(scores):
+        return 2 * best
+    return best / 2 if best == min(scores) else None
 
 
 def learning_rates(bench: Bench) -> dict[str, tuple[float, bool]]:
-    """By arm: the best by validation accuracy and True; the arm's own while its grid is not whole."""
+    """By arm: the best by validation accuracy and True; the arm's own until its tuning has ended."""
     found = {}
     for arm in bench.plan.arms:
-        scores = {r["lr"]: r["val_accuracy"] for r in rows(bench.folder, "tune") if r["arm"] == arm}
-        whole = set(scores) >= set(LEARNING_RATES)
-        found[arm] = (max(scores, key=lambda lr: scores[lr]), True) if whole else (ARMS[arm].lr, False)
+        scores = _scores(bench, arm)
+        tuned = untried(scores) is None
+        found[arm] = (max(scores, key=lambda lr: scores[lr]), True) if tuned else (ARMS[arm].lr, False)
     return found
 
 
@@ -312,7 +330,7 @@ def main() -> None:
     if args.tune:
         tune(bench, part, parts, say)
         for arm, (lr, tuned) in learning_rates(bench).items():
-            say(f"{arm}: learning rate {lr:g}{'' if tuned else ' (its grid is not whole yet)'}")
+            say(f"{arm}: learning rate {lr:g}{'' if tuned else ' (not tuned yet)'}")
         return
     found = record(bench, part, parts, say)
     total = len(plan.sizes) * len(plan.arms) * plan.seeds

@@ -169,7 +169,8 @@ def _caveats(conditions: Mapping[str, Any]) -> list[str]:
     rates = conditions["learning_rates"]
     tuned = all(rate["tuned"] for rate in rates.values())
     how = (
-        f"the best of {', '.join(map(str, conditions['grid']))} by validation accuracy of another seed"
+        f"of {', '.join(map(str, conditions['grid']))}, and beyond while the best was at an end, the best by "
+        "validation accuracy of another seed"
         if tuned
         else "the benchmark's own, not tuned"
     )

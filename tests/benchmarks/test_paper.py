@@ -12,7 +12,18 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from benchmarks.fastnas import FASTNAS_POINTS, markdown, summary
-from benchmarks.paper import parser, prepare, read_plan, record, rows, train, tune
+from benchmarks.paper import (
+    LEARNING_RATES,
+    learning_rates,
+    parser,
+    prepare,
+    read_plan,
+    record,
+    rows,
+    train,
+    tune,
+    untried,
+)
 from benchmarks.paper_arms import ARMS, LOGITS, SIZES, STEPS, Job, jobs
 from benchmarks.paper_data import table_data
 from benchmarks.paper_report import figures_of, measured, reached, statistics_of, write_table
@@ -148,8 +159,6 @@ def conditions_of(bench: Any) -> dict[str, Any]:
 
 
 def test_tuning_reads_no_test_image_and_picks_by_validation(tmp_path: Path) -> None:
-    from benchmarks.paper import learning_rates
-
     args = parser().parse_args([*TINY, "--work", str(tmp_path), "--arms", "scratch"])
     bench = prepare(read_plan(args))
     data = bench.setup.data
@@ -160,6 +169,17 @@ def test_tuning_reads_no_test_image_and_picks_by_validation(tmp_path: Path) -> N
     found = {r["lr"]: r["val_accuracy"] for r in rows(bench.folder, "tune")}
     (best, tuned) = learning_rates(bench)["scratch"]
     assert tuned and found[best] == max(found.values())
+    assert min(found) < best < max(found)
+
+
+def test_tuning_goes_on_beyond_an_end_of_the_grid() -> None:
+    grid = dict.fromkeys(LEARNING_RATES, 0.5)
+    assert untried({}) == 0.02
+    assert untried(dict.fromkeys(LEARNING_RATES[:2], 0.5)) == 0.1
+    assert untried({**grid, 0.05: 0.6}) is None
+    assert untried({**grid, 0.2: 0.6}) == 0.4
+    assert untried({**grid, 0.2: 0.6, 0.4: 0.1}) is None
+    assert untried({**grid, 0.02: 0.6}) == 0.01
 
 
 def test_points_lost_at_fastnas_limits() -> None:
