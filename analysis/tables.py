@@ -207,19 +207,19 @@ def losses(run: Run) -> pd.DataFrame:
     """What failures cost: what, trials, train_hours, share (of all training hours); in this order always.
 
     `failed` trials lost all they trained; `epochs trained again` are those that were lost with a damaged
-    checkpoint, at the trial's mean seconds an epoch; `went on` are trials that a failure interrupted and that
-    went on from a checkpoint, which costs no more than the epoch it broke off: 0 here.
+    checkpoint, and `broken off` those during which a trial's process ended, before it went on from a
+    checkpoint; both at the trial's mean seconds an epoch. A broken-off epoch counts whole: an upper bound.
     """
     table = ran(run.frame())
     total = float(table["seconds"].sum()) / 3600
     failed = table[table["state"] == "FAIL"]
-    interrupted = table[(table["retries"].fillna(0) > 0) & (table["state"] != "FAIL")]
+    epoch = table["seconds"] / table["epochs"].astype("float64").where(table["epochs"] > 0)
     again = table["number"].map(lambda number: run.trial(number).user_attrs.get("epochs_lost", 0))
-    seconds = again * table["seconds"] / table["epochs"].astype("float64").where(table["epochs"] > 0)
+    broken = table["retries"].fillna(0).astype("int64").where(table["state"] != "FAIL", 0)
     rows = [
         ("failed", len(failed), float(failed["seconds"].sum()) / 3600),
-        ("epochs trained again", int((again > 0).sum()), float(seconds.sum()) / 3600),
-        ("went on", len(interrupted), 0.0),
+        ("epochs trained again", int((again > 0).sum()), float((again * epoch).sum()) / 3600),
+        ("broken off", int((broken > 0).sum()), float((broken * epoch).sum()) / 3600),
     ]
     out = pd.DataFrame(rows, columns=["what", "trials", "train_hours"])
     return out.assign(share=out["train_hours"] / total if total else 0.0)

@@ -180,9 +180,9 @@ def losses_line(losses: pd.DataFrame) -> str:
     if not any(by.values()):
         return "Nothing was lost to failures."
     return (
-        f"Lost to failures: {show_time(hours)} of training, {100 * share:.1f} % of all: "
+        f"Lost to failures: at most {show_time(hours)} of training, {100 * share:.1f} % of all: "
         f"{by['failed']} trials failed, {by['epochs trained again']} trained epochs again after a damaged "
-        f"checkpoint; {by['went on']} were interrupted and went on from a checkpoint."
+        f"checkpoint; {by['broken off']} were broken off within an epoch and went on from a checkpoint."
     )
 
 
