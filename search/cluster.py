@@ -16,7 +16,7 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from search.autoscaling import autoscales
 from search.experiment import Resources
@@ -24,13 +24,15 @@ from trainables.errors import InputError
 
 KNOCK_SECONDS = 10.0
 
-# Keeps Ray quiet, and its older and newer output styles from mixing with ours.
-QUIET = {
+SETTINGS = {
+    # Keep Ray quiet, and its older and newer output styles from mixing with ours.
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+    # Ray itself begins a task that ran out of memory again for ever.
+    "RAY_task_oom_retries": "2",
 }
 
 
@@ -49,7 +51,7 @@ def connected(address: str | None, cpus: int | None = None, modules: Sequence[st
     if ray.is_initialized():  # someone else's connection: use it and leave it open
         yield
         return
-    for key, value in QUIET.items():
+    for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     # "local", not None: with None Ray would connect to the cluster of the environment's RAY_ADDRESS.
     here = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
@@ -105,6 +107,13 @@ def _show_token(address: str) -> None:
     ensure_token_if_auth_enabled(create_token_if_missing=False)
     if "://" not in address and (found := canonicalize_bootstrap_address(address)) is not None:
         GcsClient(address=found)
+
+
+def cause_of(fault: RayError) -> str:
+    """What went wrong with a task, in one line."""
+    cause = fault.cause if isinstance(fault, RayTaskError) and fault.cause is not None else fault
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def fits(resources: Resources, node: Mapping[str, float]) -> int:

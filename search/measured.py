@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayError
 from torch import nn
 
+from search.cluster import cause_of
 from search.experiment import Experiment
 from search.pipeline import Setup, trial_runtime
 from search.ranges import Choices, Range
@@ -43,8 +44,10 @@ def tuned_runtime(setup: Setup, epochs: int | None = None) -> RuntimeConfig:
     except InputError:
         raise
     except RayError as fault:  # its worker died, or the measurement itself broke
-        why = str(fault).strip().splitlines()[-1]
-        log.warning("how trials compute fastest could not be measured (%s); they compute as by default", why)
+        log.warning(
+            "how trials compute fastest could not be measured (%s); they compute as by default",
+            cause_of(fault),
+        )
         return config
     return found
 

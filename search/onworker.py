@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from search.cluster import fits
+from search.cluster import cause_of, fits
 from search.errors import FailedError
 from search.experiment import Experiment, Resources
 from search.pipeline import Progress, Setup, prepare
@@ -186,7 +186,6 @@ def _on_worker(
             raise InputError(str(fault.cause)) from None
         raise
     except RayError as fault:
-        text = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise FailedError(f"the work before the trials failed on its worker: {text}") from None
+        raise FailedError(f"the work before the trials failed on its worker: {cause_of(fault)}") from None
     finally:
         ray.kill(board)

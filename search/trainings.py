@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from analysis.remote import join
-from search.cluster import slots
+from search.cluster import cause_of, slots
 from search.errors import FailedError
 from search.pipeline import Progress
 from search.rundir import working_folder
@@ -108,7 +108,7 @@ def train_jobs(
         try:
             finished[place] = ray.get(ready)
         except RayError as fault:
-            failed[place] = _cause(fault)
+            failed[place] = cause_of(fault)
     if progress is not None:
         progress("retraining", total, total)
     if failed:
@@ -118,10 +118,3 @@ def train_jobs(
             f"the finished models in {shared.folder}{causes}"
         )
     return finished
-
-
-def _cause(fault: RayError) -> str:
-    """What went wrong in the worker, in one line."""
-    cause = fault.cause if isinstance(fault, RayTaskError) and fault.cause is not None else fault
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"

@@ -19,9 +19,9 @@ def local_ray() -> Iterator[None]:
     """A Ray of two CPUs in this process, started once; `search.cluster.connected(None)` uses it as it is."""
     import ray
 
-    from search.cluster import QUIET
+    from search.cluster import SETTINGS
 
-    os.environ.update(QUIET)
+    os.environ.update(SETTINGS)
     ray.init(
         address="local",
         num_cpus=2,

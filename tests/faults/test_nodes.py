@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faultbench import Bench, Epoch, check_epochs, check_rows, wait_until
+from faultbench import Bench, Epoch, check_epochs, check_rows, key_of, wait_until
 from ray.cluster_utils import Cluster
 
 from search.callback import NODE_LOST
@@ -97,19 +97,18 @@ def test_a_lost_node_costs_an_epoch_at_most(bench: Bench, nodes: Nodes, how: str
     else:
         os.kill(nodes.raylet(node), signal.SIGKILL)
 
-    def later() -> list[Epoch]:
+    def elsewhere() -> list[Epoch]:
         return [line for line in bench.epochs() if line.time > lost_at and line.pid != victim.pid]
 
-    wait_until(later, "any epoch after the loss", GOES_ON_SECONDS)
-    taken_up = wait_until(
-        lambda: [line for line in later() if line.key == victim.key], "the lost trial", NOTICED_SECONDS
-    )[0]
-    took = taken_up.time - lost_at
+    wait_until(elsewhere, "any epoch after the loss", GOES_ON_SECONDS)
     said = bench.finish(process)
     assert "the budget is used" in said, said
     check_rows(bench, trials=6)
     again = check_epochs(bench, 1)
-    print(f"node {how}: the lost trial went on {took:.1f} s later; epochs again {again}", flush=True)
+    # A worker may outlive its killed node for some epochs: the lost trial is the one that Ray took up again.
     (retried,) = [row for row in bench.rows() if "retries" in row.user_attrs]
     assert retried.user_attrs["retries"] == 1
     assert NODE_LOST.search(retried.user_attrs["retry_reason"]), retried.user_attrs["retry_reason"]
+    took = min(line.time for line in elsewhere() if line.key == key_of(retried)) - lost_at
+    assert took < NOTICED_SECONDS
+    print(f"node {how}: the lost trial went on {took:.1f} s later; epochs again {again}", flush=True)

@@ -109,6 +109,7 @@ def test_a_trial_without_memory_fails_with_the_reason(tmp_path: Path, teacher: P
     (row,) = bench.rows()
     assert row.state.name == "FAIL" and row.user_attrs["retries"] == 2
     assert "memory" in row.user_attrs["reason"], row.user_attrs["reason"]
+    assert "could not be measured (OutOfMemoryError: " in said, "Ray itself would try for ever"
     assert "1 of 1 trials failed, most with: " in said and "Traceback" not in said, said
 
 

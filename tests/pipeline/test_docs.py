@@ -24,9 +24,9 @@ RUNNER = """
 import glob, json, logging, os, shlex, sys
 import ray
 from search.cli import main
-from search.cluster import QUIET
+from search.cluster import SETTINGS
 
-os.environ.update(QUIET)
+os.environ.update(SETTINGS)
 ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
          logging_level=logging.ERROR, object_store_memory=200 * 1024**2)
 for words in json.load(sys.stdin):
