@@ -66,6 +66,7 @@ bench-proxy: $(STAMP) ## how well proxies known before training rank the tables'
 	$(BIN)/python -m benchmarks.surrogate --table benchmarks/tables/cifar.csv.gz
 
 bench-paper: $(STAMP) ## the paper's table; PAPER="--root IMAGES --teacher FILE --train-limit 5000 --epochs 12"
+	$(BIN)/python -m benchmarks.paper $(PAPER) --tune
 	$(BIN)/python -m benchmarks.paper $(PAPER)
 
 bench-fastnas: $(STAMP) ## our search at the limits of ModelOpt's FastNAS example; FASTNAS="--root IMAGES --teacher FILE"
