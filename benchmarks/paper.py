@@ -264,6 +264,7 @@ def conditions(bench: Bench) -> dict[str, Any]:
             arm: {"lr": lr, "tuned": tuned} for arm, (lr, tuned) in learning_rates(bench).items()
         },
         "grid": list(LEARNING_RATES),
+        "tuned_at": sorted({row["size"] for row in rows(bench.folder, "tune")}),
         "students": {
             name: {**setup.costs.price(spec).as_dict(), "widths": dict(spec.widths)}
             for name, spec in bench.specs.items()
@@ -307,7 +308,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--train-limit", type=int, metavar="N", help="training images; default: all")
     found.add_argument("--epochs", type=int, help="of every training; default: the preset's")
     found.add_argument("--seeds", type=int, default=5)
-    found.add_argument("--sizes", nargs="+", choices=SIZES, default=["half", "quarter"])
+    found.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     found.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     found.add_argument("--tune", action="store_true", help="find the arms' learning rates, and stop")
     found.add_argument("--shard", default="0/1", help="this process's part of the work, e.g. 0/2")
