@@ -131,8 +131,9 @@ def tune(bench: Bench, part: int, parts: int, say: Say) -> None:
 
 
 def _scores(bench: Bench, arm: str) -> dict[float, float]:
-    """Validation accuracy by learning rate, of what was tried so far."""
-    return {r["lr"]: r["val_accuracy"] for r in rows(bench.folder, "tune") if r["arm"] == arm}
+    """Validation accuracy by learning rate, of what was tried at the first size so far."""
+    tried = (bench.plan.sizes[0], arm)
+    return {r["lr"]: r["val_accuracy"] for r in rows(bench.folder, "tune") if (r["size"], r["arm"]) == tried}
 
 
 def untried(scores: Mapping[float, float]) -> float | None:
@@ -264,7 +265,7 @@ def conditions(bench: Bench) -> dict[str, Any]:
             arm: {"lr": lr, "tuned": tuned} for arm, (lr, tuned) in learning_rates(bench).items()
         },
         "grid": list(LEARNING_RATES),
-        "tuned_at": sorted({row["size"] for row in rows(bench.folder, "tune")}),
+        "tuned_at": plan.sizes[0],
         "students": {
             name: {**setup.costs.price(spec).as_dict(), "widths": dict(spec.widths)}
             for name, spec in bench.specs.items()

@@ -170,7 +170,7 @@ def _caveats(conditions: Mapping[str, Any]) -> list[str]:
     tuned = all(rate["tuned"] for rate in rates.values())
     how = (
         f"of {', '.join(map(str, conditions['grid']))}, and beyond while the best was at an end, the best by "
-        f"validation accuracy of another seed, at size {' and '.join(conditions['tuned_at'])}"
+        f"validation accuracy of another seed, at size {conditions['tuned_at']}"
         if tuned
         else "the benchmark's own, not tuned"
     )

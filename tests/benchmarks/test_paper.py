@@ -170,6 +170,9 @@ def test_tuning_reads_no_test_image_and_picks_by_validation(tmp_path: Path) -> N
     (best, tuned) = learning_rates(bench)["scratch"]
     assert tuned and found[best] == max(found.values())
     assert min(found) < best < max(found)
+    third = parser().parse_args([*TINY, "--work", str(tmp_path), "--arms", "scratch", "--sizes", "third"])
+    other = prepare(read_plan(third))
+    assert other.folder == bench.folder and learning_rates(other) == {"scratch": (0.1, False)}
 
 
 def test_tuning_goes_on_beyond_an_end_of_the_grid() -> None:
