@@ -2,7 +2,7 @@
 
     python benchmarks/augmentation.py --threads 1 --batch 256 --size 32
 
-Four ways that give the same pixels; the first is the one in `trainables.augment`.
+Four ways that give the same pixels; the first is the one in `trainables.data.augment`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from trainables.augment import Augment, EpochPlan, gather_augmented, plan_epoch
-from trainables.pixels import normalisation_constants, normalise
+from trainables.data.augment import Augment, EpochPlan, gather_augmented, plan_epoch
+from trainables.data.pixels import normalisation_constants, normalise
 
 
 def reflected(images: torch.Tensor, pad: int) -> torch.Tensor:

@@ -24,14 +24,14 @@ from ray.tune.utils import flatten_dict
 from benchmarks.plans import STARTS, Params
 from benchmarks.simulator import Contender, Metrics
 from benchmarks.table import Table
-from search.experiment import Experiment
-from search.goals import COSTS
-from search.moasha import Decision, MoAsha
-from search.pipeline import Setup
-from search.proposer import Proposer, SpaceExhaustedError
-from search.space import SearchSpace
-from search.warmstart import first_proposals
-from trainables.library import Library
+from search.experiment.experiment import Experiment
+from search.experiment.objectives import COSTS
+from search.policy.moasha import Decision, MoAsha
+from search.policy.proposer import Proposer, SpaceExhaustedError
+from search.policy.space import SearchSpace
+from search.stages.library import first_proposals
+from search.stages.setup import Setup
+from trainables.library.build import Library
 
 MODES = {"maximize": "max", "minimize": "min"}
 
@@ -48,7 +48,7 @@ class Policy:
         startup: random trials before the sampler models the space.
         sampler: as in the experiment file.
         stopped: what the sampler is told of a stopped trial: `lesson` (what the search does: see
-            `search.lessons`), `pruned` (tried, and for TPE worse than every complete trial), `values`
+            `search.policy.extrapolation`), `pruned` (tried, and for TPE worse than every complete trial), `values`
             (complete with its last values, as Ray tells it) or `nothing`.
     """
 
@@ -62,7 +62,7 @@ class Policy:
 
 
 class Ours(Contender):
-    """Our proposer, prices and rungs, as `search.searcher` joins them."""
+    """Our proposer, prices and rungs, as `search.tune.searcher` joins them."""
 
     def __init__(self, table: Table, seed: int, recorded: int, policy: Policy = Policy()) -> None:
         self.start, self._policy = policy.start, policy
@@ -118,7 +118,7 @@ def _experiment(table: Table, seed: int, policy: Policy) -> Experiment:
 
 
 def _first(table: Table, experiment: Experiment, space: SearchSpace, recorded: int) -> list[Params]:
-    """What `search.runner` enqueues, from the library of the recorded seed."""
+    """What `search.run.search` enqueues, from the library of the recorded seed."""
     record = table.libraries[recorded]
     library = Library("recorded", {}, {}, record.solo_loss, record.seconds)
     parts = SimpleNamespace(experiment=experiment, blocks=table.costs.structure, costs=table.costs)

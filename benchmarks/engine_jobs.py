@@ -20,18 +20,18 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
-from trainables.blocks import Block, find_blocks
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data import ImageData, load_data
-from trainables.distill import Distiller
-from trainables.evaluation import evaluate
-from trainables.imagesplits import AnySplit, Split
-from trainables.models import build_model
-from trainables.optim import lr_at, make_optimizer
-from trainables.runtime import Runtime, resolve, seeded
-from trainables.student import Span, Taps, build_student, spans_of
-from trainables.tuning import tuned
-from trainables.weights import load_weights
+from trainables.data.dataset import ImageData, load_data
+from trainables.data.split import AnySplit, Split
+from trainables.network.evaluate import evaluate
+from trainables.network.weights import load_weights
+from trainables.runtime.runtime import Runtime, resolve, seeded
+from trainables.student.build import Span, Taps, build_student, spans_of
+from trainables.teacher.architectures import build_model
+from trainables.training.fastest_runtime import tuned
+from trainables.training.loop import Distiller
+from trainables.training.optim import lr_at, make_optimizer
 
 WORKERS = 2  # of the data loaders
 EVAL_BATCH = 512
@@ -118,7 +118,7 @@ def load(job: Job, config: DataConfig | None = None) -> Parts:
 
 
 class Ours:
-    """`trainables.distill` as a trial runs it."""
+    """`trainables.training.loop` as a trial runs it."""
 
     def __init__(self, parts: Parts, student: str) -> None:
         self.distiller = Distiller(

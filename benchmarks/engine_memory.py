@@ -17,12 +17,12 @@ from typing import Any
 import ray
 import torch
 
-from search.cluster import connected
-from trainables.blocks import Block, find_blocks
+from search.cluster.connection import connected
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data import load_data
-from trainables.models import build_model
-from trainables.runtime import resolve, seeded
+from trainables.data.dataset import load_data
+from trainables.runtime.runtime import resolve, seeded
+from trainables.teacher.architectures import build_model
 from trainables.trial import DistillTrial, TrialContext
 
 SETTLED = 20  # trials after which nothing is new any more

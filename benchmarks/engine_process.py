@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine_jobs import CONTENDERS, Job, load
-from trainables.figures import Stopwatch
+from trainables.runtime.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.engine_jobs import Job, data_config, load
 from benchmarks.engine_process import Contender
-from search.cluster import connected
-from search.experiment import Experiment
-from search.rundir import TRIALS
-from search.runner import search
-from search.study import StudyRecord
+from search.cluster.connection import connected
+from search.experiment.experiment import Experiment
+from search.run.search import search
+from search.run_dir.folder import TRIALS
+from search.study.record import StudyRecord
 from trainables.config import StudentSpec
-from trainables.distill import Distiller
+from trainables.training.loop import Distiller
 
 WIDTHS = (0.25, 0.5, 1.0)
 VAL_SHARE = 0.01  # of the training images of a whole image folder

@@ -20,20 +20,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.intervals import summarise
 from analysis.metrics import show
-from analysis.pick import pick, write_pick
-from analysis.repeats import summarise
-from analysis.retrained import RESULTS as ENTRIES
-from analysis.retrained import read_results
-from analysis.status import status
-from analysis.trials import Run
+from analysis.picks.pick import pick, write_pick
+from analysis.report.retrained import RESULTS as ENTRIES
+from analysis.report.retrained import read_results
+from analysis.runs.run import Run
+from analysis.runs.status import status
 from benchmarks import RESULTS
 from benchmarks.paper import ON_CPU, command_line
-from search import runner
-from search.cluster import connected
-from search.experiment import Experiment, load_experiment
-from search.pipeline import EXPERIMENT_FILE
-from search.retraining import retrain_picks
+from search.cluster.connection import connected
+from search.experiment.experiment import Experiment, load_experiment
+from search.run import search as runner
+from search.run.retrain import retrain_picks
+from search.stages.setup import EXPERIMENT_FILE
 
 FLOPS, PARAMS = 0.73, 0.65  # of the teacher's
 FASTNAS_POINTS = 0.69

@@ -30,14 +30,14 @@ from benchmarks import RESULTS
 from benchmarks.paper_arms import ARMS, SIZES, TUNING_SEED, Job, jobs
 from benchmarks.paper_data import table_data
 from benchmarks.paper_report import write_table
-from search.experiment import Experiment, load_experiment
-from search.pipeline import Setup, get_costs, get_teacher, teacher_blocks
-from search.warmstart import get_library
+from search.experiment.experiment import Experiment, load_experiment
+from search.stages.library import get_library
+from search.stages.setup import Setup, get_costs, get_teacher, teacher_blocks
 from trainables.config import OptimConfig, StudentSpec, hash_json
-from trainables.distill import distill
-from trainables.library import Library
-from trainables.retrain import MANIFEST, retrain_one
-from trainables.runtime import device_name, resolve
+from trainables.finished.retrain import MANIFEST, retrain_one
+from trainables.library.build import Library
+from trainables.runtime.runtime import device_name, resolve
+from trainables.training.loop import distill
 
 ON_CPU = ("device=cpu", "precision=bf16", "layout=channels_last", "threads=1")
 LEARNING_RATES = (0.02, 0.05, 0.1, 0.2)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from trainables.blocks import Block
+from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig, LossConfig, OptimConfig, StudentSpec
 from trainables.errors import InputError
 

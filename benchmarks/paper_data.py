@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from trainables.augment import augment_for
 from trainables.config import DataConfig, hash_json
-from trainables.data import DEFAULT_CACHE, ImageData, load_data
+from trainables.data.augment import augment_for
+from trainables.data.dataset import DEFAULT_CACHE, ImageData, load_data
+from trainables.data.imagefolder import read_imagefolder
+from trainables.data.split import Split, select
+from trainables.data.stratify import LIMIT_STREAM, VAL_STREAM, stratified_sample
 from trainables.errors import InputError
-from trainables.imagefolder import read_imagefolder
-from trainables.imagesplits import Split, select
-from trainables.splits import LIMIT_STREAM, VAL_STREAM, stratified_sample
 
 
 def table_data(config: DataConfig, saw: int | None, val_images: int) -> ImageData:

@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from analysis.intervals import paired, summarise
 from analysis.metrics import show
-from analysis.repeats import paired, summarise
-from analysis.style import BLUE, DPI, GREEN, GREY, INK, RC, RED, new_figure
+from analysis.report.style import BLUE, DPI, GREEN, GREY, INK, RC, RED, new_figure
 from benchmarks.paper_arms import ARMS, STEPS
 
 Row = Mapping[str, Any]

@@ -10,8 +10,8 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.experiment import Experiment
-from search.space import LEVEL, SearchSpace
+from search.experiment.experiment import Experiment
+from search.policy.space import LEVEL, SearchSpace
 
 STARTS = ("teacher", "library")  # cold and warm
 SAMPLED = 104  # points of the CIFAR space

@@ -23,13 +23,13 @@ import torch
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from benchmarks import RESULTS
-from trainables.blocks import Block, find_blocks
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import RuntimeConfig, StudentSpec
-from trainables.cost import CostTable, measure_costs, measure_many
-from trainables.flops import count_flops, count_params
-from trainables.models import build_model
-from trainables.runtime import Runtime, device_name, resolve, seeded
-from trainables.student import build_student
+from trainables.costs.measure import CostTable, measure_costs, measure_many
+from trainables.network.flops import count_flops, count_params
+from trainables.runtime.runtime import Runtime, device_name, resolve, seeded
+from trainables.student.build import build_student
+from trainables.teacher.architectures import build_model
 
 WIDTHS = (0.125, 0.25, 0.5)
 CASES = {"resnet56_32px": ("cifar_resnet56", 32, 8), "resnet20_8px": ("cifar_resnet20", 8, 32)}

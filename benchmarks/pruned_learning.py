@@ -31,14 +31,14 @@ import torch
 from optuna.trial import TrialState
 
 from benchmarks import RESULTS
-from search.experiment import Experiment
-from search.lessons import Curves
-from search.moasha import Decision, MoAsha
-from search.proposer import Proposer
-from search.space import SearchSpace
+from search.experiment.experiment import Experiment
+from search.policy.extrapolation import Curves
+from search.policy.moasha import Decision, MoAsha
+from search.policy.proposer import Proposer
+from search.policy.space import SearchSpace
 from trainables.config import StudentSpec
-from trainables.cost import Costs
-from trainables.runtime import device_name
+from trainables.costs.measure import Costs
+from trainables.runtime.runtime import device_name
 
 BLOCKS = tuple(f"block{i}" for i in range(9))
 WIDTHS = (0.25, 0.5, 1.0)

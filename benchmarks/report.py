@@ -134,7 +134,7 @@ def measure(words: list[str]) -> dict[str, float]:
         RuntimeError: it failed.
     """
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "search.cli", *words], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "search.cli.app", *words], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)

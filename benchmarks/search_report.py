@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from analysis.style import BLUE, DPI, GREEN, GREY, INK, RC, RED, new_figure
+from analysis.report.style import BLUE, DPI, GREEN, GREY, INK, RC, RED, new_figure
 from benchmarks.curves import Floats
 
 LABELS = {

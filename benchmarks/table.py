@@ -19,14 +19,14 @@ from typing import Any
 from optuna.distributions import FloatDistribution
 
 from benchmarks.plans import STARTS, Params
-from search.experiment import Experiment
-from search.space import SearchSpace
+from search.experiment.experiment import Experiment
+from search.policy.space import SearchSpace
 from trainables.config import StudentSpec
-from trainables.cost import Costs, CostTable
+from trainables.costs.measure import Costs, CostTable
 
 FORMAT = 1
 CURVES = ("val_accuracy", "val_loss")
-# Images of re-estimating batch-norm statistics when a warm student is assembled (`trainables.assembly`).
+# Images of re-estimating batch-norm statistics when a warm student is assembled (`trainables.student.start`).
 RECALIBRATION = 3 * 512
 
 Key = tuple[str, str, int]  # params as JSON, start, seed

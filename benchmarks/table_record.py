@@ -29,16 +29,16 @@ import torch
 from benchmarks.paper_data import table_data
 from benchmarks.plans import CIFAR, SAMPLED, Plan, Point, cifar, digits
 from benchmarks.table import Key, Run, Table, params_text, rows_to_runs, to_row
-from search.experiment import Experiment
-from search.pipeline import Setup, get_teacher, teacher_blocks
-from search.space import SearchSpace
-from search.warmstart import make_library
-from trainables.cost import CostTable, measure_costs
-from trainables.data import load_data
-from trainables.distill import Distiller
-from trainables.evaluation import evaluate
-from trainables.library import SOLO_IMAGES, Library, sampled_students
-from trainables.runtime import device_name, resolve
+from search.experiment.experiment import Experiment
+from search.policy.space import SearchSpace
+from search.stages.library import make_library
+from search.stages.setup import Setup, get_teacher, teacher_blocks
+from trainables.costs.measure import CostTable, measure_costs
+from trainables.data.dataset import load_data
+from trainables.library.build import SOLO_IMAGES, Library, sampled_students
+from trainables.network.evaluate import evaluate
+from trainables.runtime.runtime import device_name, resolve
+from trainables.training.loop import Distiller
 
 COST_SECONDS = 2.0  # FLOPs and params are exact however short; latencies of the table are not used
 

@@ -31,9 +31,9 @@ from benchmarks.paper import command_line
 from benchmarks.plans import Point
 from benchmarks.table import Key, LibraryRecord, Run, Table, params_text
 from benchmarks.table_record import Bench, cifar_options, cifar_plan, meta_of, prepare, recorded
-from search.warmstart import make_library
-from trainables.distill import Distiller, distill
-from trainables.runtime import device_name
+from search.stages.library import make_library
+from trainables.runtime.runtime import device_name
+from trainables.training.loop import Distiller, distill
 
 Train = Callable[[int], float]  # epochs to the accuracy that a warm trial of so many ends with
 

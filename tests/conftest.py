@@ -16,10 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray of two CPUs in this process, started once; `search.cluster.connected(None)` uses it as it is."""
+    """A Ray of two CPUs in this process, started once; `search.cluster.connection.connected(None)` uses it as it is."""
     import ray
 
-    from search.cluster import SETTINGS
+    from search.cluster.connection import SETTINGS
 
     os.environ.update(SETTINGS)
     ray.init(

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
-from trainables.decoding import Failure, Job, decode_job
+from trainables.data.decoding import Failure, Job, decode_job
 
 SERIAL_BELOW = 512  # fewer images than this are decoded before a process has started
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from trainables.config import DataConfig
-from trainables.imagecache import fresh_folder
-from trainables.pixels import chunk_length, resize
-from trainables.rowfile import RowFile
-from trainables.sources import Images
+from trainables.data.image_cache import fresh_folder
+from trainables.data.pixels import chunk_length, resize
+from trainables.data.row_file import RowFile
+from trainables.data.sources import Images
 
 GIB = 2**30
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

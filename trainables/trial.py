@@ -13,17 +13,17 @@ from typing import Any
 from ray import tune
 from torch import nn
 
-from trainables.blocks import Block
-from trainables.checkpoint import load_checkpoint, save_checkpoint
+from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig, RuntimeConfig
-from trainables.data import ImageData
-from trainables.distill import Distiller, EpochMetrics, TrainingDiverged
+from trainables.data.dataset import ImageData
 from trainables.errors import InputError
-from trainables.growth import Growth
-from trainables.profiling import claim, profiled_epoch
-from trainables.runtime import resolve
-from trainables.stepping import TooLarge
-from trainables.supervision import Supervisor
+from trainables.methods.teacher_signals import Supervisor
+from trainables.runtime.memory import Growth
+from trainables.runtime.runtime import resolve
+from trainables.training.checkpoint import load_checkpoint, save_checkpoint
+from trainables.training.loop import Distiller, EpochMetrics, TrainingDiverged
+from trainables.training.profile import claim, profiled_epoch
+from trainables.training.step import TooLarge
 
 logger = logging.getLogger(__name__)
 

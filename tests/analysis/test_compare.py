@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from analysis.compare import Comparison, compare
-from analysis.compare_report import FIGURES, TABLES, group_table, markdown, write_comparison
+from analysis.compare.compare import Comparison, compare
+from analysis.compare.write import FIGURES, TABLES, group_table, markdown, write_comparison
 from analysis.errors import InputError
 from analysis.pareto import hypervolume
-from analysis.trials import Run
+from analysis.runs.run import Run
 
 Make = Callable[..., optuna.Study]
 

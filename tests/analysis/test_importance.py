@@ -6,9 +6,9 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 
-from analysis import importance
-from analysis.importance import block_effects, importances
-from analysis.trials import Run
+from analysis.report import importance
+from analysis.report.importance import block_effects, importances
+from analysis.runs.run import Run
 
 Make = Callable[..., optuna.Study]
 NOTHING = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "refused": 0}

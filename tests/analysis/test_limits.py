@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
-from analysis.limits import Limit, parse_limits
+from analysis.picks.limits import Limit, parse_limits
 
 TEACHER = {"flops": 80e6, "latency_ms": 6.0, "val_accuracy": 0.9}
 

@@ -9,8 +9,8 @@ from optuna.trial import TrialState, create_trial
 
 from analysis.errors import InputError
 from analysis.pareto import knee, scale_to_front, spread
-from analysis.pick import pick, read_pick, write_pick
-from analysis.trials import Run
+from analysis.picks.pick import pick, read_pick, write_pick
+from analysis.runs.run import Run
 
 Make = Callable[..., optuna.Study]
 NOTHING = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "refused": 0}

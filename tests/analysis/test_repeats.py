@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy import stats
 
-from analysis.repeats import paired, summarise
+from analysis.intervals import paired, summarise
 
 
 def test_interval_of_a_mean_is_students() -> None:

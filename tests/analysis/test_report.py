@@ -12,11 +12,11 @@ from PIL import Image
 
 from analysis.errors import InputError
 from analysis.pareto import hypervolume
-from analysis.pick import pick, write_pick
-from analysis.report import Report, write_report
-from analysis.status import status
-from analysis.texts import suggest
-from analysis.trials import Run
+from analysis.picks.pick import pick, write_pick
+from analysis.report.texts import suggest
+from analysis.report.write import Report, write_report
+from analysis.runs.run import Run
+from analysis.runs.status import status
 
 Make = Callable[..., optuna.Study]
 NOTHING = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "refused": 0}

@@ -5,8 +5,8 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from analysis import source
 from analysis.errors import InputError
+from analysis.runs import study_source as source
 
 
 def test_plain_selects_read_what_optuna_reads(make_run: Callable[..., Path]) -> None:

@@ -2,7 +2,7 @@ import matplotlib
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from analysis import style
+from analysis.report import style
 
 
 def test_themed_svg_has_variables_unique_ids_and_no_size() -> None:

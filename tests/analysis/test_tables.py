@@ -11,10 +11,10 @@ from optuna.trial import TrialState, create_trial
 from scipy import stats
 from scipy.stats import binomtest
 
-from analysis import tables
 from analysis.errors import InputError
 from analysis.pareto import hypervolume
-from analysis.trials import Run
+from analysis.report import tables
+from analysis.runs.run import Run
 
 Make = Callable[..., optuna.Study]
 

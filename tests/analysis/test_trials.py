@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from analysis.errors import InputError
 from analysis.pareto import Objective, front_mask, minimised
-from analysis.trials import Run, load
+from analysis.runs.run import Run, load
 
 Make = Callable[..., optuna.Study]
 RATES = [

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from benchmarks.table import Table
-from trainables.blocks import find_blocks
+from trainables.blocks.blocks import find_blocks
 from trainables.config import RuntimeConfig
-from trainables.cost import measure_costs
-from trainables.models import build_model
-from trainables.runtime import resolve
+from trainables.costs.measure import measure_costs
+from trainables.runtime.runtime import resolve
+from trainables.teacher.architectures import build_model
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from benchmarks.engine_memory import Life
 from benchmarks.engine_process import Contender, Epoch
 from benchmarks.engine_trials import Timeline, Work, ours, percentile, read_work, stock
 from trainables.config import RuntimeConfig
-from trainables.weights import save_weights
+from trainables.network.weights import save_weights
 
 JOB = Job(None, None, "cpu", 1, "fp32", "contiguous", 32, 96, epochs=3)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.pick import pick
-from analysis.trials import Run
+from analysis.picks.pick import pick
+from analysis.runs.run import Run
 from benchmarks.report import TEACHER, make_run, measure
 
 

@@ -33,7 +33,7 @@ def fake_distribution(folder: Path, name: str, version: str) -> dict[str, str]:
 
 NETS = """
 import beside
-from trainables.models import build_model
+from trainables.teacher.architectures import build_model
 
 def make(num_classes):
     return build_model(beside.ARCH, num_classes, (3, 8, 8))
@@ -42,11 +42,11 @@ def make(num_classes):
 CHECK = """
 import json, os, shutil, sys
 from pathlib import Path
-from search.cluster import connected, slots
-from search.experiment import load_experiment
-from search.preflight import preflight
-from search.rundir import working_folder
-from search.usercode import modules_of
+from search.cluster.connection import connected, slots
+from search.experiment.experiment import load_experiment
+from search.cluster.preflight import preflight
+from search.run_dir.folder import working_folder
+from search.cluster.user_code import modules_of
 from trainables.errors import InputError
 
 address, out, url, *overrides = sys.argv[1:]

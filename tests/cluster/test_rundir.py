@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 from clusterbench import ACCESS_KEY, SECRET_KEY, Place
 
-from analysis.remote import Store, is_remote, join, split
-from search import rundir
-from search.lock import locked
-from search.rundir import Folder, working_folder
+from analysis.runs.object_store import Store, is_remote, join, split
+from search.run_dir import folder as rundir
+from search.run_dir.folder import Folder, working_folder
+from search.run_dir.lock import locked
 from trainables.errors import InputError
 
 
@@ -134,8 +134,8 @@ def test_a_study_is_searched_by_one_process_at_a_time(database: str, tmp_path: P
 HOLDER = """
 import sys, time
 from pathlib import Path
-from search.lock import locked
-from search.rundir import Folder
+from search.run_dir.lock import locked
+from search.run_dir.folder import Folder
 with locked(Folder("run", Path(sys.argv[2])), sys.argv[1], "study"):
     print("held", flush=True)
     time.sleep(600)
@@ -158,7 +158,7 @@ def test_the_lock_goes_with_the_process(database: str, tmp_path: Path) -> None:
 def test_the_lock_is_taken_again_when_its_connection_was_cut(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.lock.PING_SECONDS", 0.05)
+    monkeypatch.setattr("search.run_dir.lock.PING_SECONDS", 0.05)
     admin = sa.create_engine(
         database.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
     )

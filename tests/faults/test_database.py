@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from proxy import Proxy
 from server import PASSWORD, Postgres
 
-from search.database import PATIENCE_VARIABLE, DatabaseAwayError, Waiting
-from search.study import StudyRecord
+from search.study.database import PATIENCE_VARIABLE, DatabaseAwayError, Waiting
+from search.study.record import StudyRecord
 from trainables.errors import InputError
 
 METRICS = {"val_accuracy": 0.5, "val_loss": 1.0, "train_loss": 1.0, "seconds": 1.0}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from faultbench import Bench, check_epochs, check_rows, wait_until
 
-from trainables.checkpoint import load_checkpoint, save_checkpoint
+from trainables.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 class Disk:

@@ -14,7 +14,7 @@ import pytest
 from faultbench import Bench, Epoch, check_epochs, check_rows, key_of, wait_until
 from ray.cluster_utils import Cluster
 
-from search.callback import NODE_LOST
+from search.tune.callback import NODE_LOST
 
 GOES_ON_SECONDS = 30.0
 # Ray takes five missed heartbeats (15 s) to give a killed node up, and a new worker imports torch.

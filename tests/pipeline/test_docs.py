@@ -23,8 +23,8 @@ FENCED = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
 RUNNER = """
 import glob, json, logging, os, shlex, sys
 import ray
-from search.cli import main
-from search.cluster import SETTINGS
+from search.cli.app import main
+from search.cluster.connection import SETTINGS
 
 os.environ.update(SETTINGS)
 ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,

@@ -16,13 +16,13 @@ import pytest
 import torch
 import yaml
 
-from analysis.trials import Run, load
-from search.cli import main
-from trainables.blocks import count_flops, count_params
+from analysis.runs.run import Run, load
+from search.cli.app import main
+from trainables.blocks.blocks import count_flops, count_params
 from trainables.config import DataConfig, StudentSpec
-from trainables.cost import CostTable
-from trainables.data import load_data
-from trainables.retrain import load_model
+from trainables.costs.measure import CostTable
+from trainables.data.dataset import load_data
+from trainables.finished.retrain import load_model
 
 EXPERIMENT = """
 name: whole

@@ -35,7 +35,7 @@ class Ended:
 
 def call(*arguments: object) -> Ended:
     """Run `ama` with these arguments through its entry point."""
-    from search.cli import main
+    from search.cli.app import main
 
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["ama", *map(str, arguments)]

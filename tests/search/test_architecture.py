@@ -70,12 +70,12 @@ def test_importing_a_package_is_cheap(package: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "search.cli",
-        "search.experiment",
-        "search.boards",
-        "search.console",
+        "search.cli.app",
+        "search.experiment.experiment",
+        "search.cli.tables",
+        "search.cli.console",
         "trainables.config",
-        "analysis.pick",
+        "analysis.picks.pick",
     ],
 )
 def test_modules_that_must_load_without_torch_and_ray_do(module: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from search.autoresources import fewest, gpu_counts, thread_counts
-from search.experiment import Experiment
-from search.runner import search
-from search.sections import Resources
-from search.study import StudyRecord
+from search.experiment.experiment import Experiment
+from search.experiment.sections import Resources
+from search.run.search import search
+from search.stages.auto_resources import fewest, gpu_counts, thread_counts
+from search.study.record import StudyRecord
 
 
 def test_all_cpus_and_powers_of_two_are_tried() -> None:

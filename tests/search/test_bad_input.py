@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainables.models import build_model
-from trainables.weights import save_weights
+from trainables.network.weights import save_weights
+from trainables.teacher.architectures import build_model
 
 Ama = Callable[..., Any]
 SECRET = "hunter2"
@@ -244,7 +244,7 @@ def test_gpus_and_cpus_that_do_not_exist(ama: Ama, tiny_yaml: Path, here: Path, 
 
 def test_an_address_where_no_cluster_answers(tiny_yaml: Path, here: Path) -> None:
     # In a process of its own: this one has a Ray already, and would use it.
-    command = [sys.executable, "-m", "search.cli", "search", str(tiny_yaml), "--address", "127.0.0.1:1"]
+    command = [sys.executable, "-m", "search.cli.app", "search", str(tiny_yaml), "--address", "127.0.0.1:1"]
     ended = subprocess.run([*command, "--out", "run"], capture_output=True, text=True, check=False, cwd=here)
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith("error: --address 127.0.0.1:1: no Ray cluster answers there")

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from rich.console import Console, RenderableType
 
-from search.boards import count_words, dominates, draw, duration, front_table, profile_tables, seconds_left
-from search.searcher import Board
+from search.cli.tables import (
+    count_words,
+    dominates,
+    draw,
+    duration,
+    front_table,
+    profile_tables,
+    seconds_left,
+)
+from search.tune.searcher import Board
 
 ACCURACY_FLOPS = [("val_accuracy", "maximize"), ("flops", "minimize")]
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.cli import app
-from search.experiment_cli import load
+from search.cli.app import app
+from search.cli.experiment_commands import load
 
 Ama = Callable[..., Any]
 
@@ -61,7 +61,7 @@ def test_help_has_the_options_and_an_example(ama: Ama, command: str) -> None:
 def test_help_waits_for_neither_torch_nor_ray() -> None:
     code = """if True:
         import sys
-        from search.cli import app
+        from search.cli.app import app
         for command in [[], *([c.callback.__name__] for c in app.registered_commands)]:
             try:
                 app([*command, "--help"])

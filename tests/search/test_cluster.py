@@ -9,8 +9,8 @@ import sys
 import pytest
 import ray
 
-from search.cluster import connected, slots
-from search.experiment import Resources
+from search.cluster.connection import connected, slots
+from search.experiment.experiment import Resources
 from trainables.errors import InputError
 
 
@@ -51,7 +51,7 @@ def test_a_connection_that_is_there_is_used_and_left_open(local_ray: None) -> No
 
 SCRIPT = """
 import ray
-from search.cluster import connected
+from search.cluster.connection import connected
 from trainables.errors import InputError
 try:
     with connected("127.0.0.1:1"):

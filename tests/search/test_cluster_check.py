@@ -12,9 +12,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from search.cluster_check import check, to_fill_in
-from search.cluster_cli import app
-from search.cluster_providers import _EC2, _ec2_parameters
+from search.cli.cluster_commands import app
+from search.cluster_files.check import check, to_fill_in
+from search.cluster_files.providers import _EC2, _ec2_parameters
 
 TOP = Path(__file__).parents[2]
 AWS, GCP, LOCAL, KUBERAY = (

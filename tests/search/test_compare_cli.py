@@ -13,7 +13,7 @@ import pytest
 
 CODE = """
 import sys
-from search.cli import main
+from search.cli.app import main
 try:
     main()
 finally:

@@ -8,9 +8,9 @@ import sys
 import pytest
 from rich.console import Console
 
-import search.console as module
-from search.console import LOG_WIDTH, live_board, search_view, stages
-from search.searcher import Board
+import search.cli.console as module
+from search.cli.console import LOG_WIDTH, live_board, search_view, stages
+from search.tune.searcher import Board
 
 ACCURACY_FLOPS = [("val_accuracy", "maximize"), ("flops", "minimize")]
 

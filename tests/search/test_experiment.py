@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.experiment import (
+from search.experiment.experiment import (
     difference,
     dump_yaml,
     load_experiment,
@@ -20,10 +20,10 @@ from search.experiment import (
     schema_markdown,
     study_url,
 )
-from search.faults import valid_names
-from search.goals import Constraint
-from search.ranges import Range
-from search.schema import page
+from search.experiment.objectives import Constraint
+from search.experiment.ranges import Range
+from search.experiment.reference import page
+from search.experiment.validation_messages import valid_names
 from trainables.errors import InputError
 
 RANGE_FORMS = "number, [low, high], {low, high, log} or {choices: [...]}"
@@ -490,7 +490,7 @@ def test_difference_with_a_file_of_another_version(load):
 
 def test_experiments_can_be_loaded_without_torch_ray_or_optuna():
     code = (
-        "import sys; from search.experiment import load_experiment, schema_markdown\n"
+        "import sys; from search.experiment.experiment import load_experiment, schema_markdown\n"
         "load_experiment('digits'); schema_markdown()\n"
         "sys.exit(' '.join({'torch', 'ray', 'optuna'} & set(sys.modules)))"
     )
@@ -502,7 +502,7 @@ def test_experiments_can_be_loaded_without_torch_ray_or_optuna():
 
 
 def test_every_key_is_in_the_schema_with_a_description():
-    from search.experiment import Experiment
+    from search.experiment.experiment import Experiment
 
     text = schema_markdown()
     sections = (
@@ -529,5 +529,5 @@ def test_every_key_is_in_the_schema_with_a_description():
 def test_the_documentation_is_what_the_models_say():
     written = (Path(__file__).parents[2] / "docs" / "experiment.md").read_text()
     assert written == page(), (
-        "docs/experiment.md is out of date: python -m search.schema > docs/experiment.md"
+        "docs/experiment.md is out of date: python -m search.experiment.reference > docs/experiment.md"
     )

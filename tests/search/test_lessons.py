@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from search.lessons import Curves
+from search.policy.extrapolation import Curves
 
 DIRECTIONS = ["maximize", "minimize"]
 

@@ -6,7 +6,7 @@ from hypothesis import given as given_draws
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from search.moasha import Decision, MoAsha
+from search.policy.moasha import Decision, MoAsha
 from trainables.errors import InputError
 
 FACTORS = st.sampled_from([2, 2.5, 3, 4])

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis.pick import pick, write_pick
-from search.models import CHECKED_IMAGES, evaluate_model, export_retrained
-from search.retraining import retrain_picks
+from analysis.picks.pick import pick, write_pick
+from search.run.finished_models import CHECKED_IMAGES, evaluate_model, export_retrained
+from search.run.retrain import retrain_picks
 from trainables.config import DataConfig
-from trainables.data import load_data
+from trainables.data.dataset import load_data
 from trainables.errors import InputError
 
 

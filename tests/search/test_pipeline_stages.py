@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from search.experiment import Experiment, load_experiment
-from search.pipeline import (
+from search.experiment.experiment import Experiment, load_experiment
+from search.stages.setup import (
     COSTS_FILE,
     TEACHER_FILE,
     absolute_limits,
@@ -19,10 +19,10 @@ from search.pipeline import (
     read_data,
 )
 from trainables.config import StudentSpec
-from trainables.cost import CostTable
+from trainables.costs.measure import CostTable
 from trainables.errors import InputError
-from trainables.runtime import resolve
-from trainables.teacher_record import TeacherRecord
+from trainables.runtime.runtime import resolve
+from trainables.teacher.record import TeacherRecord
 
 
 @pytest.fixture

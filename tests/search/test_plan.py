@@ -11,10 +11,10 @@ import pytest
 import ray
 import yaml
 
-from search.boards import duration
-from search.experiment import load_experiment, resolved
-from search.plan import plan
-from trainables.cost import CostTable
+from search.cli.tables import duration
+from search.experiment.experiment import load_experiment, resolved
+from search.run.dry_run import plan
+from trainables.costs.measure import CostTable
 from trainables.errors import InputError
 
 TRAIN = 300

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from search.experiment import load_experiment, preset_text, presets, resolved
-from search.space import SearchSpace, to_config
+from search.experiment.experiment import load_experiment, preset_text, presets, resolved
+from search.policy.space import SearchSpace, to_config
 from trainables.errors import InputError
 
 NAMES = (

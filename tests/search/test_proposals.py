@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.proposals import best_by_proxy, price_of, spread
-from trainables.blocks import Block
+from search.policy.best_by_proxy import best_by_proxy, price_of, spread
+from trainables.blocks.blocks import Block
 from trainables.config import StudentSpec
-from trainables.cost import Costs
-from trainables.student import candidate_spans, spans_of
+from trainables.costs.measure import Costs
+from trainables.student.build import candidate_spans, spans_of
 
 SHAPES = [(32, 4, 4), (32, 4, 4), (32, 4, 4), (64, 2, 2), (64, 2, 2)]  # of the blocks' outputs
 WIDTHS = (0.25, 0.5)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from search.experiment import Experiment
-from search.goals import parse_constraints
-from search.proposer import Limit, Proposal, Proposer, SpaceExhaustedError, make_sampler
-from search.space import LEVEL, SearchSpace
-from search.study import StudyRecord
+from search.experiment.experiment import Experiment
+from search.experiment.objectives import parse_constraints
+from search.policy.proposer import Limit, Proposal, Proposer, SpaceExhaustedError, make_sampler
+from search.policy.space import LEVEL, SearchSpace
+from search.study.record import StudyRecord
 from trainables.config import StudentSpec
-from trainables.cost import Costs
+from trainables.costs.measure import Costs
 from trainables.errors import InputError
 
 FIXED_LOSS = {"alpha": 0.5, "tau": 4.0, "beta": 1.0, "supervision": "uniform"}
@@ -107,7 +107,7 @@ def search(tmp_path: Path) -> Callable[..., Search]:
 
 
 def key(search: Search, proposal: Proposal) -> str:
-    return search.proposer._space.student_key(proposal.config)
+    return search.policy.proposer._space.student_key(proposal.config)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from analysis.pick import read_pick
-from analysis.trials import Run
-from search.experiment import load_experiment
-from search.quickstart import LIMIT, PRESET, free_place, run, run_experiment
+from analysis.picks.pick import read_pick
+from analysis.runs.run import Run
+from search.cli.quickstart import LIMIT, PRESET, free_place, run, run_experiment
+from search.experiment.experiment import load_experiment
 from trainables.errors import InputError
 
 

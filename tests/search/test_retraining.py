@@ -14,13 +14,13 @@ import pytest
 import yaml
 from scipy.stats import ttest_rel
 
-from analysis.pick import pick, write_pick
-from analysis.tables import retrained as read_by_the_report
-from analysis.trials import Run
+from analysis.picks.pick import pick, write_pick
+from analysis.report.tables import retrained as read_by_the_report
+from analysis.runs.run import Run
 from search.errors import FailedError
-from search.retraining import FULL_BUDGET, retrain_picks
+from search.run.retrain import FULL_BUDGET, retrain_picks
 from trainables.errors import InputError
-from trainables.retrain import load_model
+from trainables.finished.retrain import load_model
 
 
 @pytest.fixture(scope="module")

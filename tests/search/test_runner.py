@@ -21,12 +21,12 @@ import torch
 import typer
 from optuna.trial import FrozenTrial, TrialState
 
-from search.experiment import Experiment, dump_yaml, resolved_yaml
-from search.experiment_cli import run_search
-from search.pipeline import prepare
-from search.runner import Outcome, search
-from search.searcher import ran
-from search.study import StudyRecord
+from search.cli.experiment_commands import run_search
+from search.experiment.experiment import Experiment, dump_yaml, resolved_yaml
+from search.run.search import Outcome, search
+from search.stages.setup import prepare
+from search.study.record import StudyRecord
+from search.tune.searcher import ran
 from trainables.config import StudentSpec
 from trainables.errors import InputError
 
@@ -267,7 +267,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainables.models import build_model
+from trainables.teacher.architectures import build_model
 
 
 class Fragile(nn.Module):
@@ -359,7 +359,7 @@ EPOCHS = 30
 
 def begin(run: Path, *options: str) -> subprocess.Popen[str]:
     """`ama search` in a process group of its own, as a shell would start it."""
-    command = [sys.executable, "-m", "search.cli", "search", str(run.parent / "x.yaml"), *options]
+    command = [sys.executable, "-m", "search.cli.app", "search", str(run.parent / "x.yaml"), *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

@@ -6,7 +6,7 @@ from optuna.trial import TrialState, create_trial
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from search.scheduler import RungScheduler
+from search.tune.scheduler import RungScheduler
 from trainables.errors import InputError
 
 DIRECTIONS = {"val_accuracy": "maximize", "latency_ms": "minimize"}

@@ -15,17 +15,17 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search.callback import StudyCallback, cause
-from search.experiment import Experiment
-from search.proposer import Limit, Proposer
-from search.scheduler import RungScheduler
-from search.searcher import METRICS, NODE_LOSSES, Board, StudySearcher
-from search.space import SearchSpace
-from search.study import StudyRecord
-from trainables.blocks import Block, find_blocks
+from search.experiment.experiment import Experiment
+from search.policy.proposer import Limit, Proposer
+from search.policy.space import SearchSpace
+from search.study.record import StudyRecord
+from search.tune.callback import StudyCallback, cause
+from search.tune.scheduler import RungScheduler
+from search.tune.searcher import METRICS, NODE_LOSSES, Board, StudySearcher
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DistillConfig, StudentSpec
-from trainables.cost import Costs
-from trainables.models import build_model
+from trainables.costs.measure import Costs
+from trainables.teacher.architectures import build_model
 
 DIRECTIONS = {"val_accuracy": "maximize", "flops": "minimize"}
 

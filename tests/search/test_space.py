@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.experiment import Experiment
-from search.space import LEVEL, SearchSpace, student_key, to_config
-from trainables.blocks import find_blocks
+from search.experiment.experiment import Experiment
+from search.policy.space import LEVEL, SearchSpace, student_key, to_config
+from trainables.blocks.blocks import find_blocks
 from trainables.config import DistillConfig, StudentSpec
 from trainables.errors import InputError
-from trainables.models import build_model
+from trainables.teacher.architectures import build_model
 
 BLOCKS = ("layer1.0", "layer1.1", "layer2.0")
 

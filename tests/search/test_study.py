@@ -11,8 +11,8 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from search.database import open_storage
-from search.study import MissingStudyError, StudyRecord, now
+from search.study.database import open_storage
+from search.study.record import MissingStudyError, StudyRecord, now
 from trainables.errors import InputError
 
 SPACE = {"level/a": IntDistribution(0, 3), "lr": FloatDistribution(0.01, 0.2, log=True)}

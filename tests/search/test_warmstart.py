@@ -8,12 +8,12 @@ from typing import Any
 import optuna
 import pytest
 
-from search.experiment import Experiment
-from search.pipeline import Setup, prepare
-from search.runner import search
-from search.space import LEVEL, SearchSpace
-from search.warmstart import first_proposals, get_library, library_folder
-from trainables.library import Library
+from search.experiment.experiment import Experiment
+from search.policy.space import LEVEL, SearchSpace
+from search.run.search import search
+from search.stages.library import first_proposals, get_library, library_folder
+from search.stages.setup import Setup, prepare
+from trainables.library.build import Library
 
 
 def experiment(folder: Path, **budget: Any) -> Experiment:

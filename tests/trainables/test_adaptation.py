@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainables.adaptation import SMALL, MapAdaptation, TokenAdaptation, hidden_channels, make_module, strides
+from trainables.student.ama_module import (
+    SMALL,
+    MapAdaptation,
+    TokenAdaptation,
+    hidden_channels,
+    make_module,
+    strides,
+)
 
 ENDS = ["relu", "relu6", "silu", "hardswish", "gelu", "none"]
 

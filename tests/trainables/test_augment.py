@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainables.augment import Augment, EpochPlan, augment_for, gather_augmented, plan_epoch
+from trainables.data.augment import Augment, EpochPlan, augment_for, gather_augmented, plan_epoch
 
 FULL = Augment(pad=2, flip=True)
 

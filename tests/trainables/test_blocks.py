@@ -11,10 +11,10 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from trainables.blocks import count_flops, count_params, find_blocks, select_names
+from trainables.blocks.blocks import count_flops, count_params, find_blocks, select_names
 from trainables.errors import InputError
-from trainables.models import build_model
-from trainables.tracing import activation_of, trace
+from trainables.network.trace import activation_of, trace
+from trainables.teacher.architectures import build_model
 
 
 def small_vit(num_classes: int = 10) -> nn.Module:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.checkpoint import has_checkpoint, load_checkpoint, previous_of, save_checkpoint
 from trainables.errors import InputError
+from trainables.training.checkpoint import has_checkpoint, load_checkpoint, previous_of, save_checkpoint
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ import torch
 import torchvision
 from torch import nn
 
-from trainables.blocks import Block, find_blocks
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import RuntimeConfig, StudentSpec
-from trainables.cost import COST_METRICS, Costs, CostTable, Spread, load_costs, measure_costs
+from trainables.costs.measure import COST_METRICS, Costs, CostTable, Spread, load_costs, measure_costs
 from trainables.errors import InputError
-from trainables.flops import count_flops, count_params
-from trainables.models import build_model
-from trainables.runtime import device_name, resolve
-from trainables.student import build_student, candidate_spans, spans_of
-from trainables.weights import weights_hash
+from trainables.network.flops import count_flops, count_params
+from trainables.network.weights import weights_hash
+from trainables.runtime.runtime import device_name, resolve
+from trainables.student.build import build_student, candidate_spans, spans_of
+from trainables.teacher.architectures import build_model
 
 WIDTHS = (0.125, 0.5)
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from trainables.augment import Augment
 from trainables.config import DataConfig
-from trainables.data import ImageData, load_data, split_of
+from trainables.data.augment import Augment
+from trainables.data.dataset import ImageData, load_data, split_of
 from trainables.errors import InputError
-from trainables.runtime import Runtime
+from trainables.runtime.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), "fp32", channels_last=False, threads=1)
 DIGITS = DataConfig(name="digits")
@@ -289,7 +289,7 @@ def test_pickling_leaves_device_copies_behind(digits: ImageData) -> None:
 
 
 def test_the_hash_is_the_same_in_every_process(digits: ImageData) -> None:
-    code = "from trainables.data import *; print(load_data(DataConfig(name='digits')).hash)"
+    code = "from trainables.data.dataset import *; print(load_data(DataConfig(name='digits')).hash)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == digits.hash
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainables.data.decoding import Failure, Job
 from trainables.decodepool import SERIAL_BELOW, run_jobs, serve
-from trainables.decoding import Failure, Job
 
 N = SERIAL_BELOW + 100
 CHUNK = 64

@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.assembly import MAX_CANDIDATES, candidate_maps
-from trainables.blocks import Block, find_blocks
-from trainables.checkpoint import load_checkpoint, previous_of
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data import ImageData, load_data
-from trainables.distill import Distiller, EpochMetrics, TrainingDiverged, distill
+from trainables.data.dataset import ImageData, load_data
 from trainables.errors import InputError
-from trainables.evaluation import evaluate
-from trainables.models import build_model
-from trainables.optim import make_optimizer
-from trainables.runtime import Runtime, resolve, seeded
-from trainables.student import build_span, build_student, spans_of
+from trainables.network.evaluate import evaluate
+from trainables.runtime.runtime import Runtime, resolve, seeded
+from trainables.student.build import build_span, build_student, spans_of
+from trainables.student.start import MAX_CANDIDATES, candidate_maps
+from trainables.teacher.architectures import build_model
+from trainables.training.checkpoint import load_checkpoint, previous_of
+from trainables.training.loop import Distiller, EpochMetrics, TrainingDiverged, distill
+from trainables.training.optim import make_optimizer
 
 TIMES = (
     "seconds",

@@ -13,16 +13,16 @@ from torchvision.models import ConvNeXt, MobileNetV3, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
-from trainables.blocks import find_blocks
+from trainables.blocks.blocks import find_blocks
 from trainables.config import DataConfig, DistillConfig, RuntimeConfig, StudentSpec, TeacherConfig
-from trainables.data import load_data
+from trainables.data.dataset import load_data
 from trainables.errors import InputError
-from trainables.export import TOLERANCE, export_model, export_module, quiet, snippet
-from trainables.models import build_model
-from trainables.retrain import load_model, retrain_one
-from trainables.runtime import resolve
-from trainables.student import build_student
-from trainables.teachers import train_teacher
+from trainables.finished.export import TOLERANCE, export_model, export_module, quiet, snippet
+from trainables.finished.retrain import load_model, retrain_one
+from trainables.runtime.runtime import resolve
+from trainables.student.build import build_student
+from trainables.teacher.architectures import build_model
+from trainables.teacher.teacher import train_teacher
 
 
 def mobilenet_v3():

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from trainables.figures import Stopwatch, peaks, private_mib, reset_peaks
+from trainables.runtime.stopwatch import Stopwatch, peaks, private_mib, reset_peaks
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainables.data.imagefolder import read_imagefolder
+from trainables.data.sources import Source
 from trainables.errors import InputError
-from trainables.imagefolder import read_imagefolder
-from trainables.sources import Source
 
 COLOURS = {"ant": (250, 0, 0), "bee": (0, 250, 0)}
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from trainables.config import RuntimeConfig
-from trainables.latency import (
+from trainables.costs.latency import (
     Part,
     Probe,
     clock_of,
@@ -23,7 +23,7 @@ from trainables.latency import (
     measure_probes,
     summary,
 )
-from trainables.runtime import Runtime, resolve
+from trainables.runtime.runtime import Runtime, resolve
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainables.blocks import find_blocks
+from trainables.blocks.blocks import find_blocks
 from trainables.config import (
     DataConfig,
     DistillConfig,
@@ -15,14 +15,14 @@ from trainables.config import (
     StudentSpec,
     TeacherConfig,
 )
-from trainables.data import load_data
-from trainables.distill import Distiller
+from trainables.data.dataset import load_data
 from trainables.errors import InputError
-from trainables.evaluation import evaluate
-from trainables.library import META, WEIGHTS, Library, build_library, library_key
-from trainables.runtime import resolve
-from trainables.student import candidate_spans, merged_widths
-from trainables.teachers import train_teacher
+from trainables.library.build import META, WEIGHTS, Library, build_library, library_key
+from trainables.network.evaluate import evaluate
+from trainables.runtime.runtime import resolve
+from trainables.student.build import candidate_spans, merged_widths
+from trainables.teacher.teacher import train_teacher
+from trainables.training.loop import Distiller
 
 CONFIG = LibraryConfig(epochs=4, student_epochs=4, batch_size=128)
 WIDTHS = (0.25, 0.5)

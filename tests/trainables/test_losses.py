@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.config import LossConfig
-from trainables.losses import OWN_SHARE, DistillationLoss, logit_loss, relative_error
-from trainables.optim import make_optimizer, set_lr
+from trainables.methods.ama import OWN_SHARE, DistillationLoss, logit_loss, relative_error
+from trainables.training.optim import make_optimizer, set_lr
 
 LABELS = torch.tensor([0, 1, 1])
 

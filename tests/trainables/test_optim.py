@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.optim import lr_at, make_optimizer, set_lr
+from trainables.training.optim import lr_at, make_optimizer, set_lr
 
 
 @pytest.fixture

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.pixels import NORMALISATION, channel_statistics, normalisation_constants, normalise, resize
+from trainables.data.pixels import (
+    NORMALISATION,
+    channel_statistics,
+    normalisation_constants,
+    normalise,
+    resize,
+)
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.blocks import Block, find_blocks
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import (
     DataConfig,
     DistillConfig,
@@ -18,14 +18,14 @@ from trainables.config import (
     StudentSpec,
     TeacherConfig,
 )
-from trainables.data import ImageData, load_data
-from trainables.distill import EpochMetrics
+from trainables.data.dataset import ImageData, load_data
 from trainables.errors import InputError
-from trainables.evaluation import evaluate
-from trainables.modelcard import model_card
-from trainables.retrain import RetrainResult, baselines, load_model, retrain_one
-from trainables.runtime import Runtime, resolve
-from trainables.teachers import Teacher, train_teacher
+from trainables.finished.model_card import model_card
+from trainables.finished.retrain import RetrainResult, baselines, load_model, retrain_one
+from trainables.network.evaluate import evaluate
+from trainables.runtime.runtime import Runtime, resolve
+from trainables.teacher.teacher import Teacher, train_teacher
+from trainables.training.loop import EpochMetrics
 
 DATA = DataConfig(name="digits", train_limit=250)
 

@@ -8,8 +8,8 @@ from scipy.io import savemat
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from trainables.data.sources import hash_arrays, read_digits, read_torchvision
 from trainables.errors import InputError
-from trainables.sources import hash_arrays, read_digits, read_torchvision
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:

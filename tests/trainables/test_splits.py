@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainables.data.stratify import allocate, stratified_sample, stratified_split
 from trainables.errors import InputError
-from trainables.splits import allocate, stratified_sample, stratified_split
 
 CLASSES = ("ant", "bee", "cow")
 

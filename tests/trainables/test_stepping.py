@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.blocks import Block, find_blocks
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data import ImageData, load_data
-from trainables.distill import Distiller
-from trainables.models import build_model
-from trainables.runtime import Runtime, resolve, seeded
-from trainables.stepping import TooLarge
+from trainables.data.dataset import ImageData, load_data
+from trainables.runtime.runtime import Runtime, resolve, seeded
+from trainables.teacher.architectures import build_model
+from trainables.training.loop import Distiller
+from trainables.training.step import TooLarge
 
 
 class Small(nn.Module):

@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from trainables.blocks import find_blocks
+from trainables.blocks.blocks import find_blocks
 from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data import ImageData, load_data
-from trainables.distill import distill
+from trainables.data.dataset import ImageData, load_data
+from trainables.data.row_file import RowFile
+from trainables.data.split import Split, StreamedSplit
 from trainables.errors import InputError
-from trainables.imagesplits import Split, StreamedSplit
-from trainables.models import build_model
-from trainables.rowfile import RowFile
-from trainables.runtime import Runtime, resolve, seeded
+from trainables.runtime.runtime import Runtime, resolve, seeded
 from trainables.storage import default_limit, streams
+from trainables.teacher.architectures import build_model
+from trainables.training.loop import distill
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +133,13 @@ def test_the_choice_is_made_by_size_and_can_be_forced() -> None:
 
 LIVES = """
 import json, sys, torch
-from trainables.blocks import find_blocks
+from trainables.blocks.blocks import find_blocks
 from trainables.config import *
-from trainables.data import load_data
-from trainables.distill import Distiller
-from trainables.figures import peaks, reset_peaks
-from trainables.models import build_model
-from trainables.runtime import resolve
+from trainables.data.dataset import load_data
+from trainables.training.loop import Distiller
+from trainables.runtime.stopwatch import peaks, reset_peaks
+from trainables.teacher.architectures import build_model
+from trainables.runtime.runtime import resolve
 
 class Small(torch.nn.Module):
     "A network that looks at its images from afar."

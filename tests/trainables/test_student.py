@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from trainables.blocks import Block, find_blocks
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import RuntimeConfig, StudentSpec
 from trainables.errors import InputError
-from trainables.runtime import resolve
-from trainables.student import (
+from trainables.runtime.runtime import resolve
+from trainables.student.build import (
     Taps,
     build_span,
     build_student,

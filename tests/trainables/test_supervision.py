@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainables.augment import Augment
-from trainables.blocks import Block, find_blocks
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data import ImageData, load_data
-from trainables.distill import Distiller
-from trainables.folding import folded
-from trainables.models import build_model
-from trainables.runtime import Runtime, resolve, seeded
-from trainables.student import Taps, build_student, recalibrate_batchnorm, spans_of
-from trainables.supervision import Supervisor
+from trainables.data.augment import Augment
+from trainables.data.dataset import ImageData, load_data
+from trainables.methods.teacher_signals import Supervisor
+from trainables.network.fold_batchnorm import folded
+from trainables.runtime.runtime import Runtime, resolve, seeded
+from trainables.student.build import Taps, build_student, recalibrate_batchnorm, spans_of
+from trainables.teacher.architectures import build_model
+from trainables.training.loop import Distiller
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_outputs_that_do_not_fit_are_computed_anew(
 ) -> None:
     images, order = batch(fixed, runtime)
     for limit, kept_logits in ((100 * 10 * 4, True), (100, False)):
-        monkeypatch.setattr("trainables.supervision.KEPT_BYTES", limit)
+        monkeypatch.setattr("trainables.methods.teacher_signals.KEPT_BYTES", limit)
         supervisor = Supervisor(teacher, blocks, fixed, runtime)
         with supervisor.teaching(["layer1.0"], True) as teach:
             counts = calls_of(supervisor._quick)

@@ -14,12 +14,11 @@ import torch
 from safetensors import safe_open
 
 from trainables.config import DataConfig, RuntimeConfig, TeacherConfig
-from trainables.data import ImageData, load_data
+from trainables.data.dataset import ImageData, load_data
 from trainables.errors import InputError
-from trainables.evaluation import evaluate
-from trainables.optim import lr_at
-from trainables.runtime import Runtime, resolve
-from trainables.teachers import (
+from trainables.network.evaluate import evaluate
+from trainables.runtime.runtime import Runtime, resolve
+from trainables.teacher.teacher import (
     Teacher,
     TeacherRecord,
     build_model,
@@ -28,6 +27,7 @@ from trainables.teachers import (
     train_teacher,
     weights_hash,
 )
+from trainables.training.optim import lr_at
 
 CONFIG = TeacherConfig(arch="cifar_resnet8", epochs=3, lr=0.05, batch_size=64)
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.blocks import find_blocks
+from trainables.blocks.blocks import find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data import load_data
-from trainables.growth import Growth, MemoryGrown
-from trainables.models import build_model
-from trainables.profiling import CLAIM
+from trainables.data.dataset import load_data
+from trainables.runtime.memory import Growth, MemoryGrown
+from trainables.teacher.architectures import build_model
+from trainables.training.profile import CLAIM
 from trainables.trial import CHECKPOINT_FILE, DistillTrial, TrialContext
 
 # Differ from run to run.

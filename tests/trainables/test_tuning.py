@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from trainables.config import RuntimeConfig
-from trainables.models import build_model
-from trainables.runtime import Runtime, resolve
-from trainables.steptimes import measure_optimizers, measure_scoring, measure_steps
-from trainables.tuning import tuned, wins_back, worth_trying
+from trainables.runtime.runtime import Runtime, resolve
+from trainables.teacher.architectures import build_model
+from trainables.training.fastest_runtime import tuned, wins_back, worth_trying
+from trainables.training.step_times import measure_optimizers, measure_scoring, measure_steps
 
 SHAPE = (3, 8, 8)
 AUTO = RuntimeConfig(device="cpu", threads=1)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from trainables.errors import InputError
-from trainables.weights import load_weights, save_weights, weights_hash
+from trainables.network.weights import load_weights, save_weights, weights_hash
 
 
 def small(classes: int = 3, seed: int = 0) -> nn.Sequential:

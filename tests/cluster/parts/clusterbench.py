@@ -55,7 +55,7 @@ class Place:
 
     def ama(self, *arguments: object, **env: str) -> Ended:
         """Run the command as from a shell."""
-        command = [sys.executable, "-m", "search.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "search.cli.app", *map(str, arguments)]
         done = subprocess.run(
             command,
             stdout=subprocess.PIPE,

@@ -20,8 +20,8 @@ import optuna
 from optuna.trial import FrozenTrial
 
 import search
-from search.experiment import Experiment, resolved_yaml
-from search.searcher import ran
+from search.experiment.experiment import Experiment, resolved_yaml
+from search.tune.searcher import ran
 from trainables.config import DistillConfig
 
 PARTS = Path(__file__).parent
@@ -111,7 +111,7 @@ class Bench:
     def start(self, *options: str) -> subprocess.Popen[bytes]:
         """`ama search` in a process group of its own; its output goes to `log`."""
         self._sessions += 1
-        command = [sys.executable, "-m", "search.cli", "search", str(self.folder / "x.yaml"), *options]
+        command = [sys.executable, "-m", "search.cli.app", "search", str(self.folder / "x.yaml"), *options]
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, env=self.environment

@@ -12,8 +12,8 @@ import time
 
 from torch import Tensor, nn
 
-from trainables.distill import Distiller, EpochMetrics
-from trainables.models import build_model
+from trainables.teacher.architectures import build_model
+from trainables.training.loop import Distiller, EpochMetrics
 
 JOURNAL = "AMA_TEST_JOURNAL"  # environment: the file for the lines
 SLOWER = "AMA_TEST_SECONDS"  # environment: seconds by which every epoch takes longer

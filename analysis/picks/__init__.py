@@ -1,0 +1,1 @@
+"""Pick trials from the front and write them to a file."""

@@ -1,0 +1,293 @@
+"""Choose trials worth retraining, and say why: `pick("runs/digits", max=["flops=0.5x"])`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import yaml
+
+from analysis.errors import InputError
+from analysis.metrics import METRICS, show
+from analysis.pareto import Floats, front_mask, knee, scale_to_front, spread
+from analysis.picks.limits import Limit, Limits, parse_limits
+from analysis.runs.object_store import is_remote
+from analysis.runs.run import Run, describe_unfinished
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A chosen trial: its metrics, its costs, the full distillation config, and why it was chosen."""
+
+    number: int
+    values: dict[str, float]
+    config: dict[str, Any]
+    costs: dict[str, float]
+    reason: str
+
+
+@dataclass(frozen=True)
+class PickFile:
+    """A pick as it was written: `run` is the run directory, a URI in an object store, or None."""
+
+    path: Path
+    run: Path | str | None
+    study: str
+    experiment: dict[str, Any]
+    teacher: dict[str, Any]
+    picks: tuple[Pick, ...]
+
+
+def pick(
+    run: str | Path | optuna.Study | Run,
+    *,
+    max: Limits | None = None,
+    min: Limits | None = None,
+    knee: bool = False,
+    top: int | None = None,
+) -> list[Pick]:
+    """Pick from the fully trained trials within the limits that no other such trial dominates.
+
+    Args:
+        run: run directory, storage URL, Optuna study, or an open Run.
+        max, min: limits, as `limits.parse_limits` reads them.
+        knee: the knee of these candidates (see `pareto.knee`); also the choice when nothing is asked.
+        top: that many well-spread candidates (see `pareto.spread`).
+        With limits alone: the candidate best in the first objective.
+
+    Returns:
+        One pick or, with `top`, up to that many, best first objective first.
+
+    Raises:
+        InputError: both `knee` and `top`, `top` < 1, a limit that cannot be read, no finished trial, or none
+            within the limits; the message then names the nearest miss.
+    """
+    if knee and top is not None:
+        raise InputError("knee and top exclude each other: ask for one of them")
+    if top is not None and top < 1:
+        raise InputError(f"top must be at least 1, got {top}")
+    opened = Run.open(run)
+    if not opened.trials:
+        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    limits = parse_limits(max, min, opened.teacher)
+    table = opened.frame()
+    complete = table[table["state"] == "COMPLETE"]
+    if complete.empty:
+        raise InputError(f"{opened.label}: {describe_unfinished(table)}")
+    candidates = _candidates(opened, complete, limits)
+    points = opened.points(candidates)
+    if top is not None:
+        chosen = spread(points, top)
+    else:
+        chosen = [_knee(points)] if knee or not limits else [0]
+    how = (
+        f"one of {len(chosen)} well-spread"
+        if top is not None
+        else "the knee"
+        if knee or not limits
+        else "best"
+    )
+    return [_explain(opened, complete, candidates, limits, row, how) for row in chosen]
+
+
+MAX_NAMED = 10  # candidates that an explanation names
+
+_knee = knee  # `pick` has an option of this name
+
+
+def _candidates(run: Run, complete: pd.DataFrame, limits: tuple[Limit, ...]) -> pd.DataFrame:
+    """Rows within the limits that no other row within them dominates, best first objective first."""
+    excess = _excess(complete, limits)
+    within: pd.DataFrame = complete.iloc[np.flatnonzero((excess <= 0).all(axis=1))]
+    if within.empty:
+        raise InputError(f"{run.label}: {_nearest_miss(complete, excess, limits)}")
+    points = run.points(within)
+    order = np.lexsort((within["number"].to_numpy(), points[:, 0]))
+    best: pd.DataFrame = within.iloc[order[front_mask(points)[order]]]
+    return best.reset_index(drop=True)
+
+
+def _excess(rows: pd.DataFrame, limits: tuple[Limit, ...]) -> Floats:
+    """How far each row is beyond each limit, (rows, limits)."""
+    columns = [limit.excess(rows[limit.metric]) for limit in limits]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0))
+
+
+def _nearest_miss(complete: pd.DataFrame, excess: Floats, limits: tuple[Limit, ...]) -> str:
+    """Which trial comes nearest to the limits, which of them it breaks, and by how much."""
+    asked = " and ".join(map(str, limits))
+    nearest = int(excess.max(axis=1).argmin())
+    row = complete.iloc[nearest]
+    if not np.isfinite(excess[nearest].max()):
+        missing = limits[int(excess[nearest].argmax())].metric
+        return f"none of {len(complete)} fully trained trials has {missing}"
+    return (
+        f"none of {len(complete)} fully trained trials is within {asked}. "
+        f"The nearest is trial {row['number']}: {_breaks(row, excess[nearest], limits)}"
+    )
+
+
+def _breaks(row: pd.Series, excess: Floats, limits: tuple[Limit, ...]) -> str:
+    """ "flops 44.1 M breaks flops <= 40 M by 10.2 %" for every limit that `row` breaks."""
+    parts = []
+    for limit, beyond in zip(limits, excess, strict=True):
+        if beyond > 0:
+            points = limit.metric == "val_accuracy"
+            far = f"{100 * beyond * limit.value:.2f} points" if points else f"{100 * beyond:.1f} %"
+            parts.append(f"{limit.metric} {show(limit.metric, row[limit.metric])} breaks {limit} by {far}")
+    return ", ".join(parts)
+
+
+def _explain(
+    run: Run, complete: pd.DataFrame, candidates: pd.DataFrame, limits: tuple[Limit, ...], row: int, how: str
+) -> Pick:
+    chosen = candidates.iloc[row]
+    first = run.metrics[0]
+    within = f" within {' and '.join(map(str, limits))}" if limits else ""
+    what = f"best {first}" if how == "best" else how
+    parts = [f"{what} of {_named(candidates)} (non-dominated of {len(complete)} fully trained){within}"]
+    if how == "best":
+        parts.append(_what_bound(run, complete, chosen, limits))
+    if len(candidates) < 2:
+        parts.append("the only candidate")
+    elif how in ("best", "the knee"):
+        parts.append(_next_best(run, candidates, row, how))
+    attrs = run.trial(int(chosen["number"])).user_attrs
+    if not isinstance(attrs.get("config"), dict):
+        raise InputError(f"{run.label}: trial {chosen['number']} has no config to retrain from")
+    values = {name: float(chosen[name]) for name in METRICS if pd.notna(chosen[name])}
+    costs = {name: float(value) for name, value in (attrs.get("costs") or {}).items()}
+    return Pick(int(chosen["number"]), values, attrs["config"], costs, "; ".join(p for p in parts if p))
+
+
+def _what_bound(run: Run, complete: pd.DataFrame, chosen: pd.Series, limits: tuple[Limit, ...]) -> str:
+    """The better trial that came nearest to being allowed, and the limits that excluded it."""
+    first = run.objectives[0]
+    sign = -1.0 if first.direction == "maximize" else 1.0
+    better = complete[sign * complete[first.metric] < sign * chosen[first.metric]]
+    if better.empty:
+        return "no limit bound: nothing finished is better"
+    excess = _excess(better, limits)
+    nearest = int(excess.max(axis=1).argmin())
+    row = better.iloc[nearest]
+    return (
+        f"trial {row['number']} is better with {show(first.metric, row[first.metric])}, "
+        f"but its {_breaks(row, excess[nearest], limits)}"
+    )
+
+
+def _named(candidates: pd.DataFrame) -> str:
+    """How many candidates there are, and which: "3 candidates: trials 4, 7, 9"."""
+    numbers = [str(number) for number in candidates["number"]]
+    more = ", …" if len(numbers) > MAX_NAMED else ""
+    plural = "s" if len(numbers) > 1 else ""
+    return f"{len(numbers)} candidate{plural}: trial{plural} {', '.join(numbers[:MAX_NAMED])}{more}"
+
+
+def _next_best(run: Run, candidates: pd.DataFrame, row: int, how: str) -> str:
+    """The candidate that would be chosen if this one were not there, and how far it is in every objective.
+
+    For the best one that is the second in the first objective; for the knee, the point that lies next deepest
+    below the line between the front's ends.
+    """
+    order = np.arange(len(candidates))
+    if how == "the knee":
+        order = np.argsort(scale_to_front(run.points(candidates)).sum(axis=1), kind="stable")
+    other, chosen = candidates.iloc[next(int(i) for i in order if i != row)], candidates.iloc[row]
+    parts = [f"{m} {show(m, other[m])} ({_gap(m, other[m] - chosen[m])})" for m in run.metrics]
+    return f"next is trial {other['number']} with {', '.join(parts)}"
+
+
+def _gap(metric: str, difference: float) -> str:
+    """ "1.20 points less", "3.1 M more", "the same" """
+    if difference == 0:
+        return "the same"
+    size = abs(difference)
+    shown = f"{100 * size:.2f} points" if metric == "val_accuracy" else show(metric, size)
+    return f"{shown} {'more' if difference > 0 else 'less'}"
+
+
+def write_pick(path: str | Path, picks: list[Pick], run: str | Path | optuna.Study | Run) -> Path:
+    """Write `picks` with everything that retraining needs as YAML, atomically. Returns the path."""
+    path, opened = Path(path), Run.open(run)
+    content = {
+        "format": FORMAT,
+        "version": version("ama-search"),
+        "run": _run_from(path.parent, opened),
+        "study": opened.name,
+        "experiment": opened.experiment,
+        "teacher": opened.teacher,
+        "picks": [asdict(p) for p in picks],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _run_from(folder: Path, run: Run) -> str | None:
+    """The run directory, as seen from `folder` where that is inside it (a run can be moved), else in full."""
+    folder = folder.resolve()
+    path = run.path.resolve() if run.path else None
+    if path and folder.is_relative_to(path):
+        return os.path.relpath(path, folder)
+    if run.place and is_remote(run.place):
+        return run.place
+    return str(path) if path else None
+
+
+def read_pick(path: str | Path) -> PickFile:
+    """Read a pick file, or the `pick.yaml` of a run directory.
+
+    Raises:
+        InputError: no such file, no YAML, another format, or a key that is missing or of the wrong kind.
+    """
+    path = Path(path)
+    path = path / "pick.yaml" if path.is_dir() else path
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as a pick (written by `ama pick`): {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        got = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path} is no pick file: expected a mapping with format: {FORMAT}, got {got!r}")
+    rows = content.get("picks")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: picks must be a list with at least one pick, got {rows!r}")
+    run = content.get("run")
+    return PickFile(
+        path=path,
+        run=_run_of(str(run), path.parent) if run else None,
+        study=str(content.get("study", "")),
+        experiment=_mapping(content, "experiment", str(path)),
+        teacher=_mapping(content, "teacher", str(path)),
+        picks=tuple(_read_one(row, f"{path}: picks[{i}]") for i, row in enumerate(rows)),
+    )
+
+
+def _run_of(run: str, folder: Path) -> Path | str:
+    return run if is_remote(run) else (folder / run).resolve()
+
+
+def _mapping(content: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = content.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {key} must be a mapping, got {value!r}")
+    return dict(value)
+
+
+def _read_one(row: Any, where: str) -> Pick:
+    if not isinstance(row, dict) or not isinstance(row.get("number"), int):
+        raise InputError(f"{where}: expected a mapping with the trial's number, got {row!r}")
+    values, config = _mapping(row, "values", where), _mapping(row, "config", where)
+    return Pick(row["number"], values, config, _mapping(row, "costs", where), str(row.get("reason", "")))

@@ -1,0 +1,135 @@
+"""The figures of a report: which there are, from which numbers, and how they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.metrics import COST_METRICS, METRICS
+from analysis.report import importance, plots, tables
+from analysis.report.style import DPI, RC, standalone_svg, svg_text
+from analysis.runs.run import Run
+
+MAX_STUDENTS = 24
+BARS = (
+    "Bars: 95 % intervals, of the front's students by the number of validation images, of retrained ones "
+    "over seeds."
+)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: `svg` is empty, and `note` says why, where there is nothing to draw yet."""
+
+    slug: str
+    section: str
+    title: str
+    note: str
+    numbers: pd.DataFrame
+    svg: str = ""
+
+
+def save_plots(run: Run, out: Path, picks: Sequence[int] = ()) -> list[Plot]:
+    """Draw every figure of `run` and write it to `out` as <slug>.png, .svg and .csv; in order of the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    saved = []
+    with matplotlib.rc_context(RC):
+        for plot, draw in _plots(run, picks):
+            plot.numbers.to_csv(out / f"{plot.slug}.csv", index=False)
+            if draw is None:
+                for suffix in (".png", ".svg"):  # of an earlier report
+                    (out / f"{plot.slug}{suffix}").unlink(missing_ok=True)
+                saved.append(plot)
+                continue
+            figure = draw()
+            figure.savefig(out / f"{plot.slug}.png", dpi=DPI)
+            svg = svg_text(figure)
+            (out / f"{plot.slug}.svg").write_text(standalone_svg(svg), encoding="utf-8")
+            saved.append(Plot(plot.slug, plot.section, plot.title, plot.note, plot.numbers, svg))
+    return saved
+
+
+Drawn = tuple[Plot, Callable[[], Figure] | None]
+
+
+def _plots(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
+    yield from _scatters(run, tables.points(run, picks))
+    history = tables.history(run)
+    note = "The share of the box between the teacher's costs, chance, and the ideal that the front dominates."
+    plot = Plot("hypervolume", "progress", "Hypervolume", note, history)
+    yield _unless_empty(plot, lambda: plots.draw_history(history), "no trial has ended yet")
+    cells = tables.block_map(run, MAX_STUDENTS)
+    names = plots.row_names(run.front(), run.metrics) if len(cells) else {}
+    note = "A bar below blocks says that one module replaces them together."
+    plot = Plot("block-map", "front", "Which blocks the front replaces", note, cells)
+    yield _unless_empty(
+        plot, lambda: plots.draw_block_map(cells, names, run.widths), "the front is still empty"
+    )
+    curves = tables.curves(run)
+    plot = Plot("learning-curves", "progress", "Learning curves", "", curves)
+    yield _unless_empty(
+        plot, lambda: plots.draw_curves(curves, run.teacher.get("val_accuracy")), "no epoch has ended yet"
+    )
+    yield from _what_matters(run)
+
+
+def _scatters(run: Run, points: pd.DataFrame) -> Iterator[Drawn]:
+    """Every pair of objectives, then accuracy against each cost that is no objective."""
+    pairs = [(b, a) if METRICS[a].kind == "quality" else (a, b) for a, b in combinations(run.metrics, 2)]
+    pairs += [(cost, "val_accuracy") for cost in COST_METRICS if (cost, "val_accuracy") not in pairs]
+    for x, y in pairs:
+        front = x in run.metrics and y in run.metrics
+        title = f"{METRICS[y].label} against {METRICS[x].label}"
+        title = title[0].upper() + title[1:]
+        columns = ["number", "role", "picked", x, y]
+        note = "" if front else "Not a pair of objectives: the front need not look like one here."
+        if y == "val_accuracy":
+            columns += ["val_accuracy_low", "val_accuracy_high"]
+            note += BARS if front else ""
+        slug = f"{'front' if front else 'accuracy'}-{y}-{x}" if front else f"accuracy-{x}"
+        plot = Plot(slug, "front" if front else "costs", title, note, points[columns])
+        yield plot, partial(plots.draw_scatter, points, x, y, run.objectives)
+
+
+def _what_matters(run: Run) -> Iterator[Drawn]:
+    table = tables.importance(run)
+    for metric, part in table.groupby("metric", sort=False):
+        rows = part[part["parameter"] != ""]
+        note = str(part["note"].iloc[0])
+        plot = Plot(
+            f"importance-{metric}", "matters", f"What matters for {METRICS[str(metric)].label}", note, part
+        )
+        yield _unless_empty(plot, partial(plots.draw_importance, rows), note, rows)
+    complete = int((run.frame()["state"] == "COMPLETE").sum())
+    effects = importance.block_effects(run)
+    effects = effects if complete >= importance.MIN_TRIALS else effects.iloc[:0]
+    cost = next((m for m in run.metrics if m in COST_METRICS), COST_METRICS[0])
+    costs = list(dict.fromkeys([cost, "latency_ms"]))  # what was searched for, and what a user waits for
+    note = "Against keeping the block, all other blocks as they are (ridge regression on all levels at once)."
+    if complete < 2 * len(effects):
+        note += f" {complete} fully trained trials are few for so many effects on accuracy: hints, no more."
+    few = f"needs {importance.MIN_TRIALS} fully trained trials, there are {complete}"
+    plot = Plot("block-effects", "matters", "What replacing each block does", note, effects)
+    yield _unless_empty(plot, lambda: plots.draw_effects(effects, costs), few)
+    settings = tables.settings(run)
+    settings = settings if complete >= importance.MIN_TRIALS else settings.iloc[:0]
+    plot = Plot("settings", "matters", "Loss weights and optimiser against accuracy", "", settings)
+    empty = settings if settings.shape[1] > 3 else settings.iloc[:0]
+    few = few if complete < importance.MIN_TRIALS else "nothing but the blocks' levels was searched"
+    yield _unless_empty(plot, lambda: plots.draw_settings(settings, tables.log_parameters(run)), few, empty)
+
+
+def _unless_empty(
+    plot: Plot, draw: Callable[[], Figure], reason: str, rows: pd.DataFrame | None = None
+) -> Drawn:
+    """`plot` to be drawn, or with the reason in its place where it has no rows."""
+    if len(plot.numbers if rows is None else rows):
+        return plot, draw
+    return Plot(plot.slug, plot.section, plot.title, reason, plot.numbers), None

@@ -1,0 +1,273 @@
+"""The numbers behind every figure and table of the report: pure functions from a run to a DataFrame."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.metrics import COST_METRICS
+from analysis.pareto import Box, Floats, hypervolume_history
+from analysis.report.importance import importances
+from analysis.report.retrained import GAINS, RESULTS, STUDENT, TABLE, read_results, summary_rows
+from analysis.runs.run import Run
+
+MAX_CURVES = 300
+_SHOWN = ("val_accuracy", "val_loss", *COST_METRICS, "measured_latency_ms", "epochs")
+
+
+def ran(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a frame without the proposals that were refused before training."""
+    return table[table["refused"] == ""]
+
+
+def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
+    """The teacher and every trial with metrics, for scatter plots.
+
+    Returns:
+        number (-1 for the teacher), role (teacher, front, dominated, "stopped early", whose metrics are its
+        last, or "retrained" and "baseline <kind>", means over seeds with the full budget), picked, the
+        metrics, and val_accuracy_low and _high: of trials what the number of validation images leaves open
+        (`accuracy_interval`), of retrained models the 95 % interval over seeds. Trials that run, failed or
+        were refused are left out.
+    """
+    table = ran(run.frame())
+    table = table[table["state"].isin(["COMPLETE", "PRUNED"]) & table["val_accuracy"].notna()]
+    roles = np.where(table["state"] == "PRUNED", "stopped early", "dominated")
+    roles = np.where(table["on_front"], "front", roles)
+    shown = table[["number", *_SHOWN]].copy()
+    shown.insert(1, "role", roles)
+    shown.insert(2, "picked", shown["number"].isin(list(picks)))
+    teacher = {name: run.teacher.get(name) for name in _SHOWN}
+    first = pd.DataFrame([{"number": -1, "role": "teacher", "picked": False, **teacher}])
+    parts = [part.astype(dict.fromkeys(_SHOWN, "float64")) for part in (first, shown) if len(part)]
+    found = pd.concat(parts, ignore_index=True)
+    images = int(run.data.get("val") or 0)
+    found["val_accuracy_low"], found["val_accuracy_high"] = accuracy_interval(found["val_accuracy"], images)
+    again = _retrained_points(run)
+    return pd.concat([found, again.astype({"number": found["number"].dtype})]) if len(again) else found
+
+
+def accuracy_interval(accuracy: pd.Series, images: int) -> tuple[Floats, Floats]:
+    """95 % interval of an accuracy (n,) that was measured on so many images (Wilson 1927); NaN for none."""
+    share = accuracy.to_numpy(dtype=np.float64)
+    if images < 1:
+        return np.full(len(share), np.nan), np.full(len(share), np.nan)
+    z2 = 1.959964**2 / images
+    centre = (share + z2 / 2) / (1 + z2)
+    half = np.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
+    return centre - half, centre + half
+
+
+def _retrained_points(run: Run) -> pd.DataFrame:
+    """Retrained models at their validation accuracy, in the columns of `points`."""
+    table = retrained(run)
+    if table.empty:
+        return table
+    kinds = table["kind"].map(lambda kind: "retrained" if kind == STUDENT else f"baseline {kind}")
+    rows = table.assign(role=kinds, picked=False)
+    columns = ["number", "role", "picked", *_SHOWN, "val_accuracy_low", "val_accuracy_high"]
+    return rows.reindex(columns=columns)[rows["val_accuracy"].notna()]
+
+
+def history(run: Run, within: Box | None = None) -> pd.DataFrame:
+    """Hypervolume after each trial that ended, in the order in which they ended.
+
+    Args:
+        within: measured in this box; None: in the run's own.
+
+    Returns:
+        trials (ended so far), number, state, hours (since the first trial started), epochs and train_hours
+        (of all ended so far, early-stopped and failed ones included), hypervolume (0..1), front (its size).
+    """
+    table = ran(run.frame())
+    start = table["started"].min()
+    table = table[table["ended"].notna()].sort_values(["ended", "number"], kind="stable")
+    values = run.points(table)
+    values[(table["state"] != "COMPLETE").to_numpy()] = np.nan
+    volumes, sizes = hypervolume_history(values, within or run.box)
+    return pd.DataFrame(
+        {
+            "trials": np.arange(1, len(table) + 1),
+            "number": table["number"].to_numpy(),
+            "state": table["state"].to_numpy(),
+            "hours": (table["ended"] - start).dt.total_seconds().to_numpy() / 3600,
+            "epochs": table["epochs"].fillna(0).astype("int64").cumsum().to_numpy(),
+            "train_hours": table["seconds"].fillna(0).cumsum().to_numpy() / 3600,
+            "hypervolume": volumes,
+            "front": sizes,
+        }
+    )
+
+
+def importance(run: Run) -> pd.DataFrame:
+    """Importances, one row an objective and parameter: metric, parameter, importance (0..1), note.
+
+    An objective without importances has one row, with parameter "" and the reason as its note.
+    """
+    rows: list[dict[str, Any]] = []
+    for found in importances(run):
+        rows += [
+            {"metric": found.metric, "parameter": name, "importance": value, "note": found.note}
+            for name, value in (found.values or {"": float("nan")}).items()
+        ]
+    return pd.DataFrame(rows, columns=["metric", "parameter", "importance", "note"])
+
+
+def block_map(run: Run, limit: int | None = None) -> pd.DataFrame:
+    """Which blocks the front's students replace: one row a student and block, in order of the front.
+
+    Args:
+        limit: at most that many students, evenly spaced along the front.
+
+    Returns:
+        rank (0 for the best first objective), number, block, width (NaN for kept) and span: blocks of one
+        student with the same span are replaced by one module together; -1 for kept.
+    """
+    table = run.frame()
+    numbers = run.front()["number"].tolist() if table["on_front"].any() else []
+    if limit is not None and len(numbers) > limit:
+        numbers = [numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, limit)]
+    rows = []
+    for rank, number in enumerate(numbers):
+        spans = run.trial(number).user_attrs.get("replaced") or []
+        placed = {block: (span["width"], i) for i, span in enumerate(spans) for block in span["span"]}
+        for block in run.blocks:
+            width, span = placed.get(block["name"], (float("nan"), -1))
+            rows.append((rank, number, block["name"], width, span))
+    return pd.DataFrame(rows, columns=["rank", "number", "block", "width", "span"])
+
+
+def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
+    """`run.curves()` of the front and of at most `limit` others, evenly chosen, with their role."""
+    table = run.frame()
+    front = table.loc[table["on_front"], "number"].tolist()
+    found = run.curves()
+    others = sorted(set(found["number"]) - set(front))
+    if len(others) > limit:
+        others = [others[round(i)] for i in np.linspace(0, len(others) - 1, limit)]
+    found = found[found["number"].isin([*front, *others])].reset_index(drop=True)
+    roles = {"PRUNED": "stopped early", "COMPLETE": "dominated", "FAIL": "failed"}
+    found["role"] = found["state"].map(roles).fillna("running")
+    found.loc[found["number"].isin(front), "role"] = "front"
+    return found
+
+
+def settings(run: Run) -> pd.DataFrame:
+    """Parameters other than levels, of the fully trained: number, on_front, val_accuracy, the parameters."""
+    table = run.frame()
+    table = table[table["state"] == "COMPLETE"]
+    names = [n for n in parameters(run) if not n.startswith("level/") and table[n].nunique() > 1]
+    return table[["number", "on_front", "val_accuracy", *names]].reset_index(drop=True)
+
+
+def log_parameters(run: Run) -> set[str]:
+    """Parameters that are searched on a logarithmic scale."""
+    spread = (item for trial in run.trials for item in trial.distributions.items())
+    return {name for name, distribution in spread if getattr(distribution, "log", False)}
+
+
+def parameters(run: Run) -> list[str]:
+    """Names of what was searched, in the order of the frame."""
+    searched = {name for trial in run.trials for name in trial.params}
+    return [name for name in run.frame().columns if name in searched]
+
+
+def states(run: Run) -> pd.DataFrame:
+    """Trials, epochs and training hours by state: state, trials, epochs, train_hours; refused ones apart."""
+    table = run.frame()
+    state = table["state"].where(table["refused"] == "", "refused")
+    grouped = table.assign(state=state).groupby("state")
+    out = grouped.agg(trials=("number", "size"), epochs=("epochs", "sum"), train_hours=("seconds", "sum"))
+    order = ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING", "refused"]
+    out = out.reindex([name for name in order if name in out.index]).reset_index()
+    return out.assign(train_hours=out["train_hours"] / 3600)
+
+
+def failures(run: Run) -> pd.DataFrame:
+    """Failed trials by reason, whatever numbers that holds: reason, trials, numbers, train_hours."""
+    table = run.frame()
+    table = table[table["state"] == "FAIL"].copy()
+    table["reason"] = table["reason"].replace("", "no reason recorded").str.split("\n").str[0]
+    table["kind"] = [re.sub(r"\d+(\.\d+)?", "#", text) for text in table["reason"]]
+    out = table.groupby("kind", sort=False).agg(
+        reason=("reason", "first"),
+        trials=("number", "size"),
+        numbers=("number", lambda column: ", ".join(map(str, column))),
+        train_hours=("seconds", "sum"),
+    )
+    out = out.sort_values("trials", ascending=False, kind="stable").reset_index(drop=True)
+    return out.assign(train_hours=out["train_hours"] / 3600)
+
+
+def losses(run: Run) -> pd.DataFrame:
+    """What failures cost: what, trials, train_hours, share (of all training hours); in this order always.
+
+    `failed` trials lost all they trained; `epochs trained again` are those that were lost with a damaged
+    checkpoint, and `broken off` those during which a trial's process ended, before it went on from a
+    checkpoint; both at the trial's mean seconds an epoch. A broken-off epoch counts whole: an upper bound.
+    """
+    table = ran(run.frame())
+    total = float(table["seconds"].sum()) / 3600
+    failed = table[table["state"] == "FAIL"]
+    epoch = table["seconds"] / table["epochs"].astype("float64").where(table["epochs"] > 0)
+    again = table["number"].map(lambda number: run.trial(number).user_attrs.get("epochs_lost", 0))
+    broken = table["retries"].fillna(0).astype("int64").where(table["state"] != "FAIL", 0)
+    rows = [
+        ("failed", len(failed), float(failed["seconds"].sum()) / 3600),
+        ("epochs trained again", int((again > 0).sum()), float((again * epoch).sum()) / 3600),
+        ("broken off", int((broken > 0).sum()), float((broken * epoch).sum()) / 3600),
+    ]
+    out = pd.DataFrame(rows, columns=["what", "trials", "train_hours"])
+    return out.assign(share=out["train_hours"] / total if total else 0.0)
+
+
+def front(run: Run) -> pd.DataFrame:
+    """The front's rows of `run.frame()`, with the uncertainty of their accuracy.
+
+    Adds val_accuracy_low and _high (see `accuracy_interval`), `<cost>_share` (of the teacher's),
+    latency_error (measured over predicted, less one) and, where the student was retrained, test_accuracy and
+    val_accuracy over seeds as `retrained_<name>`, with `_std`, and `retrained_n`.
+    """
+    table = run.frame()
+    rows = run.front() if table["on_front"].any() else table.iloc[:0]
+    low, high = accuracy_interval(rows["val_accuracy"], int(run.data.get("val") or 0))
+    rows = rows.assign(val_accuracy_low=low, val_accuracy_high=high)
+    for name in COST_METRICS:
+        rows[f"{name}_share"] = rows[name] / (run.teacher.get(name) or float("nan"))
+    rows["latency_error"] = rows["measured_latency_ms"] / rows["latency_ms"] - 1
+    again = retrained(run)
+    again = again[again["kind"] == STUDENT]
+    for name in ("test_accuracy", "test_accuracy_std", "val_accuracy", "val_accuracy_std", "n"):
+        values = again.set_index("number")[name] if len(again) else pd.Series(dtype="float64")
+        rows[f"retrained_{name}"] = rows["number"].map(values).astype("float64")
+    return rows
+
+
+def teacher_tests(run: Run) -> dict[str, float]:
+    """The teacher's scores on test data, which `retrain` read; nothing where nothing was retrained."""
+    path = run.path / "retrained" / TABLE if run.path else None
+    if path is None or not path.is_file():
+        return {}
+    rows = pd.read_csv(path)
+    rows = rows[rows["kind"] == "teacher"]
+    return {name: float(rows[name].iloc[0]) for name in GAINS if len(rows) and name in rows}
+
+
+def retrained(run: Run) -> pd.DataFrame:
+    """Retrained students, mean and deviation over seeds, from `retrained/results.json` of the run directory.
+
+    Returns:
+        The columns of `analysis.report.retrained.summary_rows`; no rows where nothing was retrained.
+
+    Raises:
+        InputError: the file is not a list of results.
+    """
+    path = run.path / "retrained" / RESULTS if run.path else None
+    if path is None or not path.is_file():
+        return pd.DataFrame(columns=["number", "kind"])
+    table = pd.DataFrame(summary_rows(read_results(path)))
+    return table.astype(dict.fromkeys(set(table.columns) - {"number", "kind", "n", "pairs"}, "float64"))

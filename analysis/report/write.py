@@ -1,0 +1,211 @@
+"""Write the report of a run: `write_report("runs/digits", "runs/digits/report")`.
+
+One self-contained HTML page, a Markdown summary, every figure as PNG and SVG, its numbers as CSV. Works while
+the search still runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from analysis.errors import InputError
+from analysis.metrics import show, show_time
+from analysis.picks.pick import Pick, read_pick
+from analysis.report import html, tables, texts
+from analysis.report.catalogue import Plot, save_plots
+from analysis.report.retrained import NOTE
+from analysis.report.style import themed_svg
+from analysis.runs.run import Run, describe_unfinished
+from analysis.runs.status import status
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and where."""
+
+    out: Path
+    index: Path
+    summary: Path
+    figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+
+
+def write_report(
+    run: str | Path | optuna.Study | Run, out: str | Path, picks: Sequence[Pick] | None = None
+) -> Report:
+    """Write the report of `run` into the folder `out`, over an earlier one.
+
+    Args:
+        run: run directory, storage URL, Optuna study, or an open Run.
+        out: folder, made where it is missing.
+        picks: marked in the figures and tables; by default those of the run's `pick.yaml`, if there is one.
+
+    Raises:
+        InputError: no run there, a study without trials, or a pick or retraining file that cannot be read.
+    """
+    opened, out = Run.open(run), Path(out)
+    if not opened.trials:
+        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    if picks is None:
+        written = opened.path / "pick.yaml" if opened.path else None
+        picks = read_pick(written).picks if written and written.is_file() else ()
+    out.mkdir(parents=True, exist_ok=True)
+    plots = save_plots(opened, out, [p.number for p in picks])
+    table = opened.frame()
+    frames: dict[str, pd.DataFrame] = {
+        "trials": table,
+        "front": tables.front(opened),
+        "states": tables.states(opened),
+        "losses": tables.losses(opened),
+        "failures": tables.failures(opened),
+        "retrained": tables.retrained(opened),
+        "teacher": pd.DataFrame([opened.teacher | tables.teacher_tests(opened)]),
+    }
+    facts, suggestions = status(opened), texts.suggest(opened)
+    frames["facts"] = pd.DataFrame(
+        [*texts.headline(opened, facts), *texts.describe(opened)], columns=["what", "value"]
+    )
+    frames["suggestions"] = texts.suggestion_table(opened, suggestions)
+    for name, frame in frames.items():
+        frame.to_csv(out / f"{name}.csv", index=False)
+    index, summary = out / "index.html", out / "summary.md"
+    body = "\n".join(_sections(opened, facts, frames, plots, picks, suggestions))
+    index.write_text(html.page(f"{opened.name}: search report", body), encoding="utf-8")
+    summary.write_text(texts.markdown(opened, facts, frames, plots, suggestions), encoding="utf-8")
+    drawn = [out / f"{p.slug}{suffix}" for p in plots if p.svg for suffix in (".png", ".svg")]
+    numbers = [out / f"{name}.csv" for name in [*frames, *(p.slug for p in plots)]]
+    return Report(out, index, summary, tuple(drawn), tuple(numbers))
+
+
+def _sections(
+    run: Run,
+    facts: dict[str, Any],
+    frames: dict[str, pd.DataFrame],
+    plots: Sequence[Plot],
+    picks: Sequence[Pick],
+    suggestions: Sequence[texts.Suggestion],
+) -> list[str]:
+    def figures(name: str) -> str:
+        drawn = [
+            html.figure(
+                themed_svg(p.svg, p.slug, escape(p.title)) if p.svg else "", p.title, p.note, f"{p.slug}.csv"
+            )
+            for p in plots
+            if p.section == name
+        ]
+        return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
+
+    unfinished = "" if facts["front"] else f"{describe_unfinished(frames['trials']).capitalize()}."
+    return [
+        _header(run, facts, frames),
+        html.tiles(texts.headline(run, facts)),
+        html.section(
+            "front",
+            "The front",
+            html.paragraph(unfinished) if unfinished else "",
+            figures("front"),
+            _front_table(run, frames["front"], picks),
+        ),
+        html.section("next", "What next", *_next_steps(run, suggestions)),
+        _retrained(run, frames["retrained"]),
+        html.section(
+            "progress",
+            "How it went",
+            _states(frames["states"]),
+            html.noted(f"{texts.losses_line(frames['losses'])} Numbers: ", "states.csv", "losses.csv"),
+            figures("progress"),
+        ),
+        html.section("matters", "What matters", figures("matters")),
+        html.section("costs", "Accuracy against the other costs", figures("costs")),
+        _failures(frames["failures"]),
+        html.section(
+            "searched",
+            "What was searched",
+            html.facts(texts.describe(run)),
+            html.noted("These and the figures at the top: ", "facts.csv", "trials.csv"),
+        ),
+    ]
+
+
+def _header(run: Run, facts: dict[str, Any], frames: dict[str, pd.DataFrame]) -> str:
+    going = not facts["ended"]
+    badge = '<span class="badge open">not ended</span>' if going else '<span class="badge">ended</span>'
+    names = {"front": "Front", "next": "What next", "retrained": "Retrained", "progress": "How it went"}
+    names |= {"matters": "What matters", "costs": "Costs", "failures": "Failures"}
+    names |= {"searched": "What was searched"}
+    absent = {name for name in ("retrained", "failures") if frames[name].empty}
+    links = " ".join(f'<a href="#{key}">{name}</a>' for key, name in names.items() if key not in absent)
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    teacher = f"Students of {run.teacher.get('arch', 'the teacher')} on {run.data.get('name', 'its data')}"
+    return (
+        f"<header><h1>{escape(run.name)} {badge}</h1>"
+        f'<p class="muted">{escape(teacher)}. Report of {escape(made)}.</p><nav>{links}</nav></header>'
+    )
+
+
+def _front_table(run: Run, front: pd.DataFrame, picks: Sequence[Pick]) -> str:
+    headers, rows = texts.front_rows(run)
+    chosen = {str(p.number) for p in picks}
+    marks = ["teacher" if r[0] == "teacher" else "picked" if r[0] in chosen else "" for r in rows]
+    note = (
+        "Accuracy and loss on validation data, of one seed each, with the interval that the number of images "
+        "leaves; latency as predicted, and as measured on the whole student; test accuracy where a student "
+        "was retrained, over its seeds. The picks are green. "
+        f"{texts.latency_line(front)}All: "
+    )
+    words = f"<h3>Students of the front</h3>{html.noted(note, 'front.csv', 'teacher.csv')}"
+    return words + html.table(headers, rows, marks)
+
+
+def _next_steps(run: Run, suggestions: Sequence[texts.Suggestion]) -> list[str]:
+    if not suggestions:
+        return [html.paragraph("Nothing to pick yet: no trial is fully trained.")]
+    parts = []
+    for s in suggestions:
+        values = ", ".join(show(m, s.pick.values.get(m)) for m in run.metrics)
+        parts.append(f"<h3>{escape(s.title)}: trial {s.pick.number} ({escape(values)})</h3>")
+        parts += [html.paragraph(f"Why: {s.pick.reason}.", "note muted"), html.code(texts.commands(run, s))]
+    return [*parts, html.noted("Numbers: ", "suggestions.csv")]
+
+
+def _states(states: pd.DataFrame) -> str:
+    words = {"COMPLETE": "fully trained", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
+    words |= {"WAITING": "waiting", "refused": "refused before training"}
+    rows = [
+        [words[r["state"]], str(r["trials"]), str(r["epochs"]), show_time(r["train_hours"])]
+        for _, r in states.iterrows()
+    ]
+    return html.table(["trials", "number", "epochs", "training"], rows)
+
+
+def _failures(failures: pd.DataFrame) -> str:
+    if failures.empty:
+        return ""
+    rows = [
+        [r["reason"], str(r["trials"]), show_time(r["train_hours"]), _shorten(r["numbers"])]
+        for _, r in failures.iterrows()
+    ]
+    headers = ["reason", "trials", "training lost", "which"]
+    table = html.table(headers, rows, text=(0, 3))
+    return html.section("failures", "Failures", table, html.noted("Numbers: ", "failures.csv"))
+
+
+def _shorten(numbers: str, limit: int = 40) -> str:
+    return numbers if len(numbers) <= limit else numbers[:limit].rpartition(",")[0] + ", …"
+
+
+def _retrained(run: Run, retrained: pd.DataFrame) -> str:
+    if retrained.empty:
+        return ""
+    headers, rows = texts.retrained_rows(run, retrained)
+    note = html.noted(f"{NOTE} All: ", "retrained.csv", "teacher.csv")
+    marks = ["teacher", *[""] * (len(rows) - 1)]
+    return html.section("retrained", "Retrained", note, html.table(headers, rows, marks, text=(0, 1)))

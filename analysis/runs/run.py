@@ -1,0 +1,272 @@
+"""The trials of a run as a table: `load("runs/digits")`, or `Run.open(...)` for the study around them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from analysis.runs import study_source as source
+from analysis.errors import InputError
+from analysis.metrics import COST_METRICS, OBJECTIVE_METRICS
+from analysis.pareto import Box, Floats, Objective, box, front_mask, minimised
+
+FORMAT = 1
+STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+CURVES = ("val_accuracy", "val_loss", "train_loss", "seconds")
+_NUMBERS = (
+    *("val_accuracy", "val_loss", "params", "flops", "latency_ms", "measured_latency_ms"),
+    *("seconds", "replaced"),
+)
+_COUNTS = ("epochs", "seed", "retries")
+_TEXTS = ("ray_id", "reason", "checkpoint")
+_TIMES = ("started", "ended")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A study as it was when it was opened: its attributes, and its trials in order of number.
+
+    `path` is the run directory where it can be read as a folder; `place` is the run directory as people know
+    it, a path or a URI. None: the study was given by the URL of its database.
+    """
+
+    name: str
+    label: str
+    path: Path | None
+    place: str | None
+    attrs: Mapping[str, Any] = field(repr=False)
+    trials: tuple[FrozenTrial, ...] = field(repr=False)
+
+    @classmethod
+    def open(
+        cls, run: str | Path | optuna.Study | Run, study: str | None = None, place: str | None = None
+    ) -> Run:
+        """Open a run directory, a storage URL ("URL#study", or URL and `study`), or an Optuna study.
+
+        Args:
+            run: what to open.
+            study: its name.
+            place: what the folder `run` is a working copy of; None: of nothing.
+
+        Raises:
+            InputError: no run there, an unreadable database, or a study that `ama search` did not make.
+        """
+        if isinstance(run, Run):
+            return run
+        if isinstance(run, optuna.Study):
+            record, found = source.read_open_study(run), source.Source(f"study {run.study_name}", None)
+        else:
+            found = source.locate(run, study, place)
+            record = source.read(found)
+        _check(record.attrs, f"{found.label}: study {record.name!r}")
+        return cls(record.name, found.label, found.path, found.place, record.attrs, record.trials)
+
+    @cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives, in the order of the trials' values."""
+        return tuple(Objective(o["metric"], o["direction"]) for o in self.attrs["objectives"])
+
+    @property
+    def metrics(self) -> list[str]:
+        """Metrics of the objectives."""
+        return [o.metric for o in self.objectives]
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """Architecture, hash, accuracies and costs of the teacher."""
+        return dict(self.attrs.get("teacher") or {})
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Name, classes, sizes and hash of the data."""
+        return dict(self.attrs.get("data") or {})
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """The teacher's blocks in execution order, with shapes and costs."""
+        return list(self.attrs.get("blocks") or [])
+
+    @property
+    def widths(self) -> list[float]:
+        """Widths of the levels 0 … K-1; level K keeps the block."""
+        return list(self.attrs.get("widths") or [])
+
+    @property
+    def constraints(self) -> list[dict[str, Any]]:
+        """Limits that the search put on its proposals."""
+        return list(self.attrs.get("constraints") or [])
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """The resolved experiment."""
+        return dict(self.attrs.get("experiment") or {})
+
+    @cached_property
+    def box(self) -> Box:
+        """The region in which the hypervolume of this run is measured."""
+        return box(self.objectives, self.teacher, int(self.data.get("classes", 0)))
+
+    def frame(self) -> pd.DataFrame:
+        """One row a trial, as `load` documents it; empty (with its columns) while there is no trial."""
+        return self._frame.copy()
+
+    @cached_property
+    def _frame(self) -> pd.DataFrame:
+        # Beside the study, not in the rows: Optuna lets nothing be added to a row that has ended.
+        measured = self.attrs.get("measured", {})
+        rows = [_row(trial, self.metrics, measured.get(str(trial.number), {})) for trial in self.trials]
+        table = pd.DataFrame(rows)
+        front = ["number", "state", "refused", "on_front"]
+        fixed = [*front, *self.metrics, *_NUMBERS, *_COUNTS, *_TEXTS, *_TIMES]
+        fixed = list(dict.fromkeys(fixed))
+        searched = sorted(set(table.columns) - set(fixed), key=self._param_order)
+        table = table.reindex(columns=[*fixed[:-2], *searched, *_TIMES])
+        for name in _NUMBERS:
+            table[name] = pd.to_numeric(table[name]).astype("float64")
+        for name in (*_COUNTS, *(name for name in searched if name.startswith("level/"))):
+            table[name] = pd.to_numeric(table[name]).astype("Int64")
+        for name in _TIMES:
+            table[name] = pd.to_datetime(table[name])
+        for name in ("refused", *_TEXTS):
+            table[name] = table[name].fillna("").astype(str)
+        complete = (table["state"] == "COMPLETE").to_numpy()
+        on_front = np.zeros(len(table), dtype=bool)
+        on_front[complete] = front_mask(self.points(table[complete]))
+        table["on_front"] = on_front
+        return table
+
+    def _param_order(self, name: str) -> tuple[int, str]:
+        """Levels in the order of the blocks, then the other parameters by name."""
+        names = [f"level/{block['name']}" for block in self.blocks]
+        return (names.index(name) if name in names else len(names), name)
+
+    def points(self, rows: pd.DataFrame) -> Floats:
+        """Objective values (n, d) of these rows of `frame()`, every column minimised."""
+        return minimised(rows[self.metrics].to_numpy(dtype=np.float64), self.objectives)
+
+    def front(self) -> pd.DataFrame:
+        """Rows of the trials that are fully trained and non-dominated, best first objective first.
+
+        Raises:
+            InputError: no trial has finished yet.
+        """
+        table = self.frame()
+        rows = table[table["on_front"]]
+        if rows.empty:
+            raise InputError(f"{self.label}: {describe_unfinished(table)}")
+        order = np.lexsort((rows["number"].to_numpy(), self.points(rows)[:, 0]))
+        return rows.iloc[order].reset_index(drop=True)
+
+    def curves(self) -> pd.DataFrame:
+        """Learning curves, one row a trial and epoch: number, state, epoch, then the columns of CURVES."""
+        parts: dict[str, list[Any]] = {name: [] for name in ("number", "state", "epoch", *CURVES)}
+        for trial in self.trials:
+            curve = trial.user_attrs.get("curve") or {}
+            epochs = curve.get("epoch") or []
+            parts["number"] += [trial.number] * len(epochs)
+            parts["state"] += [trial.state.name] * len(epochs)
+            parts["epoch"] += epochs
+            for name in CURVES:
+                values = (curve.get(name) or [])[: len(epochs)]
+                parts[name] += [*values, *[math.nan] * (len(epochs) - len(values))]
+        table = pd.DataFrame(parts)
+        return table.astype({"number": "int64", "epoch": "int64", **dict.fromkeys(CURVES, "float64")})
+
+    def trial(self, number: int) -> FrozenTrial:
+        """The trial with this number. Raises InputError where there is none."""
+        found = self._by_number.get(number)
+        if found is None:
+            raise InputError(f"{self.label}: no trial {number}; there are {len(self.trials)}")
+        return found
+
+    @cached_property
+    def _by_number(self) -> dict[int, FrozenTrial]:
+        return {trial.number: trial for trial in self.trials}
+
+
+def load(run: str | Path | optuna.Study | Run, study: str | None = None) -> pd.DataFrame:
+    """The trials of a run, one row a trial, in order of number.
+
+    Args:
+        run: run directory, storage URL ("URL#study", or URL with `study`), Optuna study, or an open Run.
+        study: name of the study where the database holds several.
+
+    Returns:
+        A frame with these columns (NaN, NA or "" where a trial has no such value yet):
+        - number, state (COMPLETE, PRUNED, FAIL, RUNNING or WAITING), refused ("infeasible" or "duplicate" for
+          proposals that were never trained, else ""), on_front (fully trained and non-dominated)
+        - val_accuracy (0..1), val_loss: of the last epoch trained, which for COMPLETE is the result
+        - params, flops (per image, multiply-accumulate = 2), latency_ms (predicted from the cost table),
+          measured_latency_ms (whole model, end to end; front trials after the search)
+        - seconds (of training), replaced (number of blocks replaced), epochs (trained), seed, retries
+        - ray_id, reason (of stopping early or failing), checkpoint (relative to the run)
+        - level/<block> for every block (0 narrowest … K-1 widest, K kept), then every other searched
+          parameter by its own name (alpha, beta, lr, supervision, …)
+        - started, ended (local time)
+
+    Raises:
+        InputError: no run there, an unreadable database, or a study without trials.
+    """
+    opened = Run.open(run, study)
+    if not opened.trials:
+        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    return opened.frame()
+
+
+def describe_unfinished(table: pd.DataFrame) -> str:
+    """Why there is no front: "no trial has finished yet: 3 running, 1 waiting, …"."""
+    refused = table["refused"] != ""
+    counts = table.loc[~refused, "state"].value_counts()
+    words = {"RUNNING": "running", "WAITING": "waiting", "PRUNED": "stopped early", "FAIL": "failed"}
+    parts = [f"{counts[state]} {word}" for state, word in words.items() if counts.get(state)]
+    parts += [f"{int(refused.sum())} refused before training"] if refused.any() else []
+    return f"no trial has finished yet: {', '.join(parts) or 'none was started'}"
+
+
+def _row(trial: FrozenTrial, metrics: list[str], measured: Mapping[str, float]) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    last, costs = attrs.get("metrics") or {}, attrs.get("costs") or {}
+    row = {
+        **trial.params,
+        "number": trial.number,
+        "state": trial.state.name,
+        "refused": attrs.get("refused"),
+        "val_accuracy": last.get("val_accuracy"),
+        "val_loss": last.get("val_loss"),
+        **{name: costs.get(name) for name in COST_METRICS},
+        "measured_latency_ms": measured.get("latency_ms"),
+        "replaced": _replaced(attrs),
+        "seconds": attrs.get("seconds"),
+        **{name: attrs.get(name) for name in (*_COUNTS, *_TEXTS)},
+        "started": trial.datetime_start,
+        "ended": trial.datetime_complete,
+    }
+    if trial.state is TrialState.COMPLETE:
+        row.update(zip(metrics, trial.values, strict=True))
+    return row
+
+
+def _replaced(attrs: Mapping[str, Any]) -> int | None:
+    spans = attrs.get("replaced")
+    return None if spans is None else sum(len(span["span"]) for span in spans)
+
+
+def _check(attrs: Mapping[str, Any], where: str) -> None:
+    if "objectives" not in attrs or "teacher" not in attrs:
+        raise InputError(f"{where} was not made by `ama search`: it does not say its objectives and teacher")
+    if attrs.get("format") != FORMAT:
+        raise InputError(f"{where} has format {attrs.get('format')!r}: this version reads format {FORMAT}")
+    named = [o.get("metric") for o in attrs["objectives"]]
+    unknown = [str(metric) for metric in named if metric not in OBJECTIVE_METRICS]
+    if unknown or len(named) < 2:
+        got = ", ".join(map(str, named)) or "none"
+        raise InputError(f"{where}: expected two or more of {', '.join(OBJECTIVE_METRICS)}, got {got}")

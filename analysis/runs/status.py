@@ -1,0 +1,52 @@
+"""How a run stands, as plain values for `ama status --json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from analysis.metrics import METRICS
+from analysis.pareto import hypervolume
+from analysis.runs.run import STATES, Run
+
+
+def status(run: str | Path | optuna.Study | Run, study: str | None = None) -> dict[str, Any]:
+    """State of a run, running or ended; works from the first moment on.
+
+    Returns:
+        JSON-ready: name, run (where it was read from, without password), trials (number by state; those
+        refused before training apart as "refused"), front (number, values by metric, number of blocks
+        replaced; best first objective first), hypervolume (0..1), objectives, teacher, epochs and seconds
+        (trained, all trials), budget, started and ended (ISO time; ended is None while the run goes on).
+    """
+    opened = Run.open(run, study)
+    table = opened.frame()
+    ran = table[table["refused"] == ""]
+    counts = ran["state"].value_counts()
+    front = opened.front() if table["on_front"].any() else table.iloc[:0]
+    return {
+        "name": opened.name,
+        "run": opened.label,
+        "trials": {
+            **{state: int(counts.get(state, 0)) for state in STATES},
+            "refused": len(table) - len(ran),
+        },
+        "front": [_front_row(row) for _, row in front.iterrows()],
+        "hypervolume": hypervolume(opened.points(front), opened.box),
+        "objectives": [{"metric": o.metric, "direction": o.direction} for o in opened.objectives],
+        "teacher": opened.teacher,
+        "epochs": int(ran["epochs"].fillna(0).sum()),
+        "seconds": float(ran["seconds"].sum()),
+        "budget": opened.attrs.get("budget"),
+        "started": opened.attrs.get("started"),
+        "ended": opened.attrs.get("ended"),
+    }
+
+
+def _front_row(row: pd.Series) -> dict[str, Any]:
+    values = {name: float(row[name]) for name in METRICS if pd.notna(row[name])}
+    replaced = int(row["replaced"]) if pd.notna(row["replaced"]) else None
+    return {"number": int(row["number"]), "values": values, "replaced": replaced}

@@ -1,0 +1,294 @@
+"""Where a run's study is, and how to read it: run directory, storage URL, or an Optuna study at hand.
+
+A run directory holds `experiment.yaml` and, unless the experiment names another database, `study.db`.
+The environment variable AMA_STUDY_URL overrides both. Passwords never leave this module.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import optuna
+import sqlalchemy as sa
+import yaml
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
+from sqlalchemy.orm import Session
+
+from analysis.errors import InputError
+from analysis.runs.object_store import Store, is_remote
+
+URL_VARIABLE = "AMA_STUDY_URL"
+_CREDENTIALS = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")
+_PASSWORD_KEY = re.compile(r"(?i)\b(password|passwd|pwd|sslpassword)=[^&\s'\")]+")
+
+
+_READ_ERRORS = (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place to read a study from. `url` may hold a password: it is kept out of `repr` and of messages.
+
+    `path` is the run directory where it can be read as a folder, `place` the run directory as people know it.
+    """
+
+    label: str
+    study: str | None
+    path: Path | None = None
+    place: str | None = None
+    url: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A study as it was when it was read: its name, its attributes and its trials in order of number."""
+
+    name: str
+    attrs: Mapping[str, Any]
+    trials: tuple[FrozenTrial, ...] = field(repr=False)
+
+
+def redact(text: str, url: str = "") -> str:
+    """`text` without passwords: those of any URL in it, and that of `url` wherever it appears."""
+    try:
+        secret = sa.make_url(url).password if url else None
+    except (sa.exc.ArgumentError, ValueError):
+        secret = None
+    for form in (secret, quote(secret), quote_plus(secret)) if secret and len(secret) > 2 else ():
+        text = text.replace(form, "***")
+    return _PASSWORD_KEY.sub(r"\1=***", _CREDENTIALS.sub(r"\1:***@", text))
+
+
+def locate(run: str | Path, study: str | None = None, place: str | None = None) -> Source:
+    """Find the study that `run` means.
+
+    Args:
+        run: a run directory, in an object store ("s3://bucket/run") too, or a storage URL
+            ("sqlite:////data/study.db", "postgresql://…"), whose study is named by `study` or after a "#".
+        study: name of the study; by default the experiment's, or the only one in the database.
+        place: what the folder `run` is a working copy of; None: of nothing.
+
+    Raises:
+        InputError: no such directory, not a run directory, or a database file that does not exist.
+    """
+    text = str(run)
+    if is_remote(text):
+        source = _locate_remote(text, study)
+    elif isinstance(run, str) and "://" in run:
+        url, _, name = text.partition("#")
+        source = Source(redact(url), study or name or None, url=url)
+    else:
+        source = _locate_directory(Path(text), study, place or text)
+    _require_file(source)
+    return source
+
+
+def _locate_directory(path: Path, study: str | None, place: str) -> Source:
+    if not path.is_dir():
+        kind = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{place} {kind}: expected a run directory (or a storage URL with #study)")
+    experiment, database = path / "experiment.yaml", path / "study.db"
+    if not experiment.is_file() and not database.is_file():
+        raise InputError(f"{place} is no run directory: it has neither experiment.yaml nor study.db")
+    settings: dict[str, Any] = {}
+    if experiment.is_file():
+        try:
+            settings = _settings(experiment.read_bytes(), f"{place}/experiment.yaml")
+        except OSError as error:
+            raise InputError(f"{place}/experiment.yaml cannot be read: {error}") from None
+    source = _of_settings(settings, study, place, path)
+    if source.url:
+        return source
+    if is_remote(place):
+        raise _no_database(place)
+    return replace(source, url=f"sqlite:///{database.resolve()}")
+
+
+def _locate_remote(uri: str, study: str | None) -> Source:
+    store = Store.open(uri)
+    if not store.exists("experiment.yaml"):
+        raise InputError(f"{uri} is no run directory: it has no experiment.yaml")
+    source = _of_settings(
+        _settings(store.read("experiment.yaml"), f"{uri}/experiment.yaml"), study, uri, None
+    )
+    if not source.url:
+        raise _no_database(uri)
+    return source
+
+
+def _no_database(place: str) -> InputError:
+    return InputError(
+        f"{place}: its experiment names no database (storage.study), and an object store holds none; set "
+        f"{URL_VARIABLE}"
+    )
+
+
+def _of_settings(settings: Mapping[str, Any], study: str | None, place: str, path: Path | None) -> Source:
+    """The study that the environment or the experiment names, its `url` empty where neither does."""
+    name = study or settings.get("name")
+    storage = settings.get("storage")
+    named = storage.get("study") if isinstance(storage, dict) else None
+    if url := os.environ.get(URL_VARIABLE):
+        return Source(f"{place} ({redact(url)} from {URL_VARIABLE})", name, path, place, url)
+    if named:
+        url = _expand(str(named), f"{place}/experiment.yaml")
+        return Source(f"{place} ({redact(url)})", name, path, place, url)
+    return Source(place, name, path, place)
+
+
+def _settings(content: bytes, file: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(content.decode("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{file}: expected a mapping of settings, got {type(settings).__name__}")
+    return settings
+
+
+def _expand(url: str, experiment: str) -> str:
+    """`url` with ${VAR} replaced from the environment."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name not in os.environ:
+            raise InputError(f"{experiment}: storage.study needs ${{{name}}}, which the environment has not")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}|\$(\w+)", value, url)
+
+
+def _require_file(source: Source) -> None:
+    """Refuse an SQLite file that does not exist: opening it would make an empty database."""
+    if not source.url.startswith("sqlite"):
+        return
+    file = source.url.partition(":///")[2].partition("?")[0]
+    if not Path(file).is_file():
+        raise InputError(f"{source.label}: no study yet, the database {file or '(none)'} does not exist")
+
+
+def read(source: Source) -> Record:
+    """Read the study at `source`.
+
+    Raises:
+        InputError: the database cannot be reached or read, or has no such study. Never names a password.
+    """
+    connect = {"connect_timeout": 10} if source.url.startswith("postgresql") else {}
+    try:
+        storage = RDBStorage(source.url, {"connect_args": connect}, skip_table_creation=True)
+        try:
+            return _read_storage(storage, source)
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+    except InputError as error:
+        raise InputError(redact(str(error), source.url)) from None
+    except _READ_ERRORS as error:
+        cause = (
+            error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else None
+        ) or error
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise InputError(
+            f"{source.label}: the study database cannot be read: {redact(lines[0], source.url)}"
+        ) from None
+
+
+def read_open_study(study: optuna.Study) -> Record:
+    """The record of a study that is already open, whatever its storage."""
+    trials = study.get_trials(deepcopy=False)
+    return Record(study.study_name, dict(study.user_attrs), tuple(sorted(trials, key=lambda t: t.number)))
+
+
+def _read_storage(storage: RDBStorage, source: Source) -> Record:
+    names = [frozen.study_name for frozen in storage.get_all_studies()]
+    name = source.study or (names[0] if len(names) == 1 else None)
+    if name is None or name not in names:
+        asked = f"no study named {name!r}" if name else "no study named (write URL#name)"
+        raise InputError(f"{source.label}: {asked}; the database has: {', '.join(sorted(names)) or 'none'}")
+    study_id = storage.get_study_id_from_name(name)
+    return Record(name, storage.get_study_user_attrs(study_id), _read_trials(storage.engine, study_id))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection inside: it would look at a million new objects again and again, all in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_trials(engine: sa.Engine, study_id: int) -> tuple[FrozenTrial, ...]:
+    """All trials by four plain selects: ten times as fast as the storage's own objects at 10,000 trials.
+
+    Leaves out what the analysis never asks for: system attributes and intermediate values.
+    """
+    trial, param, value = models.TrialModel, models.TrialParamModel, models.TrialValueModel
+    attr = models.TrialUserAttributeModel
+    params: dict[int, dict[str, Any]] = defaultdict(dict)
+    distributions: dict[int, dict[str, BaseDistribution]] = defaultdict(dict)
+    values: dict[int, dict[int, float]] = defaultdict(dict)
+    attrs: dict[int, dict[str, Any]] = defaultdict(dict)
+    known: dict[str, BaseDistribution] = {}
+
+    def rows(*columns: Any) -> Iterable[Any]:
+        chosen = sa.select(*columns).join(trial).where(trial.study_id == study_id)
+        return session.execute(chosen.order_by(columns[0]))
+
+    with Session(engine) as session, _no_collection():
+        # States first: a trial that ends meanwhile then reads as running, never as complete without values.
+        chosen = sa.select(trial).where(trial.study_id == study_id).order_by(trial.number)
+        found: list[Any] = list(session.scalars(chosen))
+        columns = (
+            param.param_id,
+            param.trial_id,
+            param.param_name,
+            param.param_value,
+            param.distribution_json,
+        )
+        for _, key, name, inner, text in rows(*columns):
+            if text not in known:
+                known[text] = json_to_distribution(text)
+            distributions[key][name] = known[text]
+            params[key][name] = known[text].to_external_repr(inner)
+        for objective, key, number, kind in rows(
+            value.objective, value.trial_id, value.value, value.value_type
+        ):
+            values[key][objective] = value.stored_repr_to_value(number, kind)
+        for _, key, name, text in rows(
+            attr.trial_user_attribute_id, attr.trial_id, attr.key, attr.value_json
+        ):
+            attrs[key][name] = json.loads(text)
+        return tuple(
+            FrozenTrial(
+                number=row.number,
+                state=row.state,
+                value=None,
+                values=list(values[row.trial_id].values()) or None,
+                datetime_start=row.datetime_start,
+                datetime_complete=row.datetime_complete,
+                params=params[row.trial_id],
+                distributions=distributions[row.trial_id],
+                user_attrs=attrs[row.trial_id],
+                system_attrs={},
+                intermediate_values={},
+                trial_id=row.trial_id,
+            )
+            for row in found
+        )

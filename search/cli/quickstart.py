@@ -1,0 +1,89 @@
+"""`ama quickstart`: the whole pipeline on the embedded digits, by the same functions as the commands."""
+
+from __future__ import annotations
+
+import time
+from itertools import chain, count
+from pathlib import Path
+
+from analysis.picks.pick import pick, write_pick
+from analysis.report.write import write_report
+from analysis.runs.run import Run
+from search.cli.console import answers, console, stages
+from search.cli.experiment_commands import run_search
+from search.cli.run_commands import say_picks
+from search.cli.tables import duration
+from search.cluster.connection import connected
+from search.experiment.experiment import Experiment, load_experiment
+from search.run.retrain import retrain_picks
+from search.stages.setup import EXPERIMENT_FILE, prepare
+from trainables.errors import InputError
+
+PRESET = "digits"
+# The student to retrain: the most accurate that costs at most this share of the teacher.
+LIMIT = "flops=0.5x"
+SEEDS = 3
+PLACE = "runs/quickstart"
+
+
+def free_place(base: str = PLACE) -> str:
+    """`base`, or the first of `base-2`, `base-3`, … that holds no run: a quickstart may be repeated."""
+    names = chain([base], (f"{base}-{number}" for number in count(2)))
+    return next(name for name in names if not (Path(name) / EXPERIMENT_FILE).exists())
+
+
+def run(out: str | None = None) -> None:
+    """Teacher, costs, search, report, pick, retrained student: everything lands in `out`.
+
+    Args:
+        out: a folder; None: a free one.
+
+    Raises:
+        InputError: `out` holds a run already, or is no folder of this machine.
+    """
+    out = free_place() if out is None else out
+    if "://" in out:
+        raise InputError(f"--out: the quickstart runs on this machine: expected a folder, got {out}")
+    if (Path(out) / EXPERIMENT_FILE).exists():
+        raise InputError(f"--out: {out} already holds a run; look at {out}/report, or choose another place")
+    run_experiment(load_experiment(PRESET, [], out), PRESET)
+
+
+def run_experiment(experiment: Experiment, name: str, seeds: int = SEEDS) -> None:
+    """Every stage in turn, each announced by the command that does it alone.
+
+    Args:
+        experiment: what to do; its run directory holds no run yet.
+        name: what the announced commands call it.
+        seeds: of the retrained student and its baselines.
+    """
+    began, out = time.monotonic(), experiment.run.dir
+
+    def step(command: str) -> None:
+        console.print(
+            f"[dim]{duration(time.monotonic() - began):>10}[/]  [bold]$ {command}[/]", soft_wrap=True
+        )
+
+    with connected(None):
+        step(f"ama teacher {name} --out {out}; ama profile {name} --out {out}")
+        with stages() as progress:
+            record = prepare(experiment, progress=progress).teacher.record
+        answers.print(f"teacher {record.arch}: test accuracy {record.test_accuracy:.2%}")
+        step(f"ama search {name} --out {out}")
+        run_search(experiment)
+        step(f"ama pick {out} --max {LIMIT}")
+        opened = Run.open(out)
+        picks = pick(opened, max=[LIMIT])
+        written = write_pick(Path(out) / "pick.yaml", picks, opened)
+        say_picks(picks, written)
+        command = f"ama retrain {written} --seeds {seeds} --baselines"
+        step(command)
+        with stages() as progress:
+            retrained = retrain_picks(
+                written, seeds=seeds, with_baselines=True, command=command, progress=progress
+            )
+        answers.print(retrained.table())
+    step(f"ama report {out}")
+    report = write_report(Run.open(out), Path(out) / "report", picks=picks)
+    answers.print(f"report: {report.index}", soft_wrap=True)
+    step("done")

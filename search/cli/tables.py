@@ -1,0 +1,124 @@
+"""Boards and tables for people: the state of a search, its front, a cost table. Free of torch and Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from analysis.metrics import show
+
+if TYPE_CHECKING:  # imports torch, which `ama --help` need not wait for
+    from search.tune.searcher import Board
+
+Objectives = Sequence[tuple[str, str]]  # metric and direction, in the study's order
+
+# Trials by state, in words for people.
+ENDED = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed"}
+WORDS = {**ENDED, "RUNNING": "running", "WAITING": "waiting"}
+
+
+def draw(board: Board, objectives: Objectives, elapsed: float, before: int = 0) -> RenderableType:
+    """The board: trials by state, time left, and the front so far.
+
+    Args:
+        board: the live state.
+        objectives: metric and direction, in the study's order.
+        elapsed: seconds since this session began.
+        before: epochs that earlier sessions trained.
+    """
+    counts = board.counts()
+    ended = sum(counts[state] for state in ENDED)
+    line = f"{ended}/{board.trials} trials: {count_words(counts, board.refused)}"
+    left = seconds_left(board, elapsed, before)
+    clock = f"{duration(elapsed)} gone" + (f", about {duration(left)} left" if left else "")
+    return Group(Text(line), Text(clock), front_table(board.values, objectives))
+
+
+def count_words(counts: Mapping[str, int], refused: int) -> str:
+    """Trials by state in words, e.g. `5 complete, 1 stopped early, 0 failed; 2 proposals refused`.
+
+    Running and waiting trials are named where there are some.
+    """
+    parts = [
+        f"{counts.get(state, 0)} {word}"
+        for state, word in WORDS.items()
+        if state in ENDED or counts.get(state)
+    ]
+    tail = f"; {refused} proposal{'s' if refused > 1 else ''} refused before training" if refused else ""
+    return ", ".join(parts) + tail
+
+
+def seconds_left(board: Board, elapsed: float, before: int = 0) -> float | None:
+    """Seconds the rest takes if its trials are as long as those that ended; None: too early to say."""
+    ended = [n for n, state in board.states.items() if state in ENDED]
+    done = sum(board.done_epochs.values())
+    if not ended or done <= before:
+        return None
+    average = sum(board.done_epochs.get(n, 0) for n in ended) / len(ended)
+    return elapsed * max(average * board.trials - done, 0.0) / (done - before)
+
+
+def front_table(values: Mapping[int, Sequence[float]], objectives: Objectives, title: str = "front") -> Table:
+    """The non-dominated trials of `values`, cheapest (by the last objective) first."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("trial", justify="right")
+    for metric, _ in objectives:
+        table.add_column(metric, justify="right")
+    signs = [-1.0 if direction == "maximize" else 1.0 for _, direction in objectives]
+    points = {n: tuple(s * v for s, v in zip(signs, row, strict=True)) for n, row in values.items()}
+    front = [n for n, p in points.items() if not any(dominates(q, p) for q in points.values())]
+    for number in sorted(front, key=lambda n: values[n][-1]):
+        table.add_row(
+            str(number), *(show(m, v) for (m, _), v in zip(objectives, values[number], strict=True))
+        )
+    return table
+
+
+def profile_tables(costs: Mapping[str, Any]) -> tuple[Table, Table]:
+    """A cost table's JSON form as tables: the teacher with its blocks, and the modules."""
+
+    def figures(row: Mapping[str, Any]) -> list[str]:
+        return [show(metric, row[metric]) for metric in ("params", "flops", "latency_ms")]
+
+    blocks = Table("name", "in", "out", title="blocks", title_justify="left")
+    modules = Table("span", title="AMA modules", title_justify="left")
+    modules.add_column("width", justify="right")
+    for table in (blocks, modules):
+        for name in ("params", "FLOPs", "latency"):
+            table.add_column(name, justify="right")
+    for row in costs["blocks"]:
+        shapes = ("×".join(map(str, row[key])) for key in ("in_shape", "out_shape"))
+        blocks.add_row(row["name"], *shapes, *figures(row))
+    blocks.add_section()
+    blocks.add_row("the whole teacher", "", "", *figures(costs["teacher"]))
+    for row in costs["modules"]:
+        modules.add_row(" + ".join(row["span"]), f"{row['width']:g}", *figures(row))
+    return blocks, modules
+
+
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of texts, the first column to the left and the others to the right."""
+    table = Table()
+    for index, header in enumerate(headers):
+        table.add_column(Text(header), justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether `a` is at least as good as `b` everywhere and better somewhere; smaller is better."""
+    return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    if seconds >= 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

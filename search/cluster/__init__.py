@@ -1,0 +1,1 @@
+"""A running Ray cluster: connection, checks of its nodes, placement."""

@@ -1,0 +1,167 @@
+"""Ray: connect to a cluster or start one here, and check what is asked of it before anything runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private.authentication.authentication_token_setup import (
+    ensure_token_if_auth_enabled,
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
+
+from search.cluster.autoscaler import autoscales
+from search.experiment.experiment import Resources
+from trainables.errors import InputError
+
+KNOCK_SECONDS = 10.0
+
+SETTINGS = {
+    # Keep Ray quiet, and its older and newer output styles from mixing with ours.
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+    # Ray itself begins a task that ran out of memory again for ever.
+    "RAY_task_oom_retries": "2",
+}
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None = None, modules: Sequence[str] = ()) -> Iterator[None]:
+    """A connection to Ray, closed afterwards; a Ray that was started here is stopped as well.
+
+    Args:
+        address: of a running cluster, `auto` for the one on this machine, None to start one here.
+        cpus: CPUs of a Ray started here; None: all of this machine's.
+        modules: Python files and packages that the workers of a running cluster are given.
+
+    Raises:
+        InputError: no cluster answers at `address`, or it asks for another token.
+    """
+    if ray.is_initialized():  # someone else's connection: use it and leave it open
+        yield
+        return
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    # "local", not None: with None Ray would connect to the cluster of the environment's RAY_ADDRESS.
+    here = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+    there: dict[str, Any] = {"address": address}
+    if modules:
+        there["runtime_env"] = {"py_modules": list(modules)}
+    options = here if address is None else there
+    try:
+        if address is not None:
+            _knock(address)
+            _show_token(address)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except AuthenticationError:
+        raise InputError(
+            f"--address {address}: the cluster asks for a token, and this process has none or another one; "
+            "set RAY_AUTH_MODE=token and put the cluster's token into ~/.ray/auth_token, or name its file in "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except (OSError, ValueError, RuntimeError) as fault:
+        if address is None:
+            raise
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise InputError(
+            f"--address {address}: no Ray cluster answers there ({reason}); start one with `ray start "
+            "--head` or `ray up cluster.yaml`, or leave --address away to run on this machine"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Check that something listens at `host:port`: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if colon and port.isdigit():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS):
+            pass
+
+
+def _show_token(address: str) -> None:
+    """Check the token: Ray itself would try for 20 seconds, and then say that nobody answers.
+
+    Raises:
+        AuthenticationError: there is none, or the cluster has another.
+        OSError: no cluster was found.
+    """
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    ensure_token_if_auth_enabled(create_token_if_missing=False)
+    if "://" not in address and (found := canonicalize_bootstrap_address(address)) is not None:
+        GcsClient(address=found)
+
+
+def cause_of(fault: RayError) -> str:
+    """What went wrong with a task, in one line."""
+    cause = fault.cause if isinstance(fault, RayTaskError) and fault.cause is not None else fault
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def fits(resources: Resources, node: Mapping[str, float]) -> int:
+    """How many trials a node with these CPUs and GPUs runs at once."""
+    wanted = {"CPU": resources.cpu, "GPU": resources.gpu}
+    counts = [int(node.get(name, 0.0) / each + 1e-9) for name, each in wanted.items() if each > 0]
+    return min(counts, default=1)
+
+
+def slots(resources: Resources, node: Mapping[str, float] | None = None) -> int:
+    """How many trials run at once.
+
+    Where an autoscaler starts the workers, what there is now says nothing: `resources.concurrent` decides.
+
+    Args:
+        resources: what one trial is to get.
+        node: "CPU" and "GPU" of this machine; None: the nodes of the cluster this process is connected to.
+
+    Raises:
+        InputError: no node has, or will have, the CPUs and GPUs that one trial is to get.
+    """
+    nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]] if node is None else [node]
+    most = sum(fits(resources, each) for each in nodes)
+    asked = resources.concurrent if isinstance(resources.concurrent, int) else None
+    if asked is not None and asked <= most:
+        return asked
+    if node is None and autoscales():
+        if asked is None and most == 0:
+            raise InputError(
+                "resources.concurrent: expected how many trials are to run at once, because the cluster "
+                "starts its workers when they are asked for and has none now; got nothing"
+            )
+        return asked or most
+    if most == 0:
+        raise _too_much(resources, nodes)
+    return most
+
+
+def _too_much(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> InputError:
+    for name, key, wanted in (("CPU", "cpu", resources.cpu), ("GPU", "gpu", resources.gpu)):
+        there = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if there < wanted:
+            where = " on the largest node" if len(nodes) > 1 and there else ""
+            return InputError(
+                f"resources.{key}: a trial is to get {wanted:g} {name}s, but there are {there:g}{where}; "
+                f"lower resources.{key} or use a cluster that has them (--address)"
+            )
+    return InputError(
+        f"resources: a trial is to get {resources.cpu:g} CPUs and {resources.gpu:g} GPUs, but no node has "
+        "both"
+    )

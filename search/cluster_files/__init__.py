@@ -1,0 +1,1 @@
+"""Cluster files: check and launch configurations of providers and KubeRay."""

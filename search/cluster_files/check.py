@@ -1,0 +1,77 @@
+"""Check a cluster file offline: for `ray up` (AWS, Google Cloud, hosts of your own) or for KubeRay.
+
+ama cluster check cluster.yaml
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.cluster_files.kuberay import kubernetes_faults
+from search.cluster_files.launcher import launcher_faults
+from search.cluster_files.rules import hide, placeholders, secret_faults
+from search.experiment.yaml12 import read_yaml
+from trainables.errors import InputError
+
+_NEXT_DOCUMENT = re.compile(r"^---(?:[ \t].*)?$\n?", re.MULTILINE)
+
+
+def check(path: str | os.PathLike[str]) -> list[str]:
+    """Everything that is wrong with a cluster file, as far as can be told without the cloud.
+
+    Relative paths in `file_mounts` count from the current directory, as they do for `ray up`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        one line a fault: file, dotted key, what was expected, what came; no line shows a secret.
+    """
+    try:
+        documents, faults = _read(path)
+    except InputError as error:
+        return [hide(str(error))]
+    if any("kind" in document for document in documents):
+        faults += kubernetes_faults(documents)
+    elif len(documents) == 1:
+        faults += [*launcher_faults(documents[0]), *secret_faults(documents[0])]
+    else:
+        faults.append(f"the file: expected one YAML document for `ray up`, got {len(documents)}")
+    return [f"{path}: {hide(fault)}" for fault in faults]
+
+
+def to_fill_in(path: str | os.PathLike[str]) -> list[str]:
+    """Values in a file that stand for one's own (an id of zeros, `your-...`), as `key (value)`."""
+    documents, _ = _read(path)
+    return [f"{key} ({value})" for document in documents for key, value in placeholders(document)]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The file's documents that hold anything, and a line per duplicate key.
+
+    Raises:
+        InputError: no file, no text, or no YAML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"{path}: expected a cluster file, got: {reason}") from None
+    documents, faults, start = [], [], 0
+    for end in [*(match.end() for match in _NEXT_DOCUMENT.finditer(text)), len(text)]:
+        # Line feeds before a part keep its line numbers those of the file.
+        part = "\n" * text.count("\n", 0, start) + _NEXT_DOCUMENT.sub("\n", text[start:end])
+        _, duplicates = read_yaml(part, str(path))
+        faults += duplicates
+        # The values are read as Ray and kubectl read them: by YAML 1.1.
+        if data := yaml.safe_load(part):
+            documents.append(data)
+        start = end
+    if not documents:
+        raise InputError(f"{path}: expected a cluster file, got an empty one")
+    return documents, faults

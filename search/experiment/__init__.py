@@ -1,0 +1,1 @@
+"""The experiment file: schema, validation, what it resolves to."""

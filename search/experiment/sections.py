@@ -1,0 +1,255 @@
+"""Sections of the experiment file that belong to the search: space, budget, sampler, resources, storage."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StrictFloat,
+    field_validator,
+    model_validator,
+)
+
+from analysis.runs.study_url import check_url
+from search.experiment.ranges import Number, Range, RangesOf, Whole, described
+from search.experiment.validation_messages import Fault, nearest, raise_faults
+from search.experiment.yaml12 import describe_value
+from trainables.config import Config, LossConfig, OptimConfig
+
+MAX_WIDTH = 4.0
+_LISTS = ("include", "exclude")
+
+
+class RunConfig(Config):
+    """Where the run directory goes."""
+
+    dir: str = Field(
+        min_length=1, description="the run directory", json_schema_extra={"default": "`runs/<name>`"}
+    )
+
+
+class LossSpace(RangesOf):
+    """Weights of the loss parts: fixed or searched."""
+
+    target: ClassVar[type[BaseModel]] = LossConfig
+
+    alpha: Number = Field(Range[StrictFloat](low=0.1, high=0.9), **described(LossConfig, "alpha"))
+    tau: Number = Field(Range[StrictFloat](low=1.0, high=8.0, log=True), **described(LossConfig, "tau"))
+    beta: Number = Field(Range[StrictFloat](low=0.1, high=10.0, log=True), **described(LossConfig, "beta"))
+    supervision: Literal["uniform", "adaptive"] | tuple[Literal["uniform", "adaptive"], ...] = Field(
+        ("uniform", "adaptive"),
+        description=str(LossConfig.model_fields["supervision"].description) + "; a list is searched",
+        json_schema_extra={"form": "uniform, adaptive or a list of both"},
+    )
+    entropy_weight: Number = Field(1.0, **described(LossConfig, "entropy_weight"))
+
+    @field_validator("supervision", mode="before")
+    @classmethod
+    def _kinds(cls, value: Any) -> Any:
+        kinds = value["choices"] if isinstance(value, dict) and set(value) == {"choices"} else value
+        as_list = list(kinds) if isinstance(kinds, (list, tuple)) else [kinds]
+        known = all(kind in ("uniform", "adaptive") for kind in as_list if isinstance(kind, str))
+        if not as_list or not known or not all(isinstance(kind, str) for kind in as_list):
+            raise ValueError(f"expected uniform, adaptive or a list of both, got {describe_value(value)}")
+        if len(set(as_list)) < len(as_list):
+            raise ValueError(f"expected distinct kinds, got {describe_value(value)}")
+        return as_list[0] if len(as_list) == 1 else tuple(as_list)
+
+
+class OptimSpace(RangesOf):
+    """Optimiser of a trial: each setting fixed or searched."""
+
+    target: ClassVar[type[BaseModel]] = OptimConfig
+
+    lr: Number = Field(Range[StrictFloat](low=0.01, high=0.2, log=True), **described(OptimConfig, "lr"))
+    momentum: Number = Field(0.9, **described(OptimConfig, "momentum"))
+    weight_decay: Number = Field(5e-4, **described(OptimConfig, "weight_decay"))
+    batch_size: Whole = Field(128, **described(OptimConfig, "batch_size"))
+    warmup_epochs: Number = Field(0.5, **described(OptimConfig, "warmup_epochs"))
+    label_smoothing: Number = Field(0.0, **described(OptimConfig, "label_smoothing"))
+
+
+class SpaceConfig(Config):
+    """What may differ between trials."""
+
+    blocks: tuple[str, ...] = Field(
+        (),
+        description="teacher blocks that may be replaced: shell patterns on their names, which `ama profile` "
+        "lists; a leading ! excludes; no including pattern: all",
+        json_schema_extra={"form": "list of patterns, or {include: [...], exclude: [...]}"},
+    )
+    widths: tuple[StrictFloat, ...] = Field(
+        (0.25, 0.5, 1.0),
+        description="widths of AMA modules in output channels, above 0 and at most "
+        f"{MAX_WIDTH:g}; with `keep` they are every block's levels",
+        json_schema_extra={"form": "list of numbers"},
+    )
+    fuse: bool | Literal["search"] = Field(
+        True, description="adjacent replaced blocks of one width become one module; search: try both"
+    )
+    train: Literal["all", "modules"] = Field(
+        "all", description="all: the kept parts of the teacher train too; modules: they stay frozen"
+    )
+    loss: LossSpace = Field(LossSpace(), description="weights of the loss parts")
+    optim: OptimSpace = Field(OptimSpace(), description="optimiser of a trial")
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _patterns(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, dict):
+            faults: list[Fault] = [
+                ((str(key),), f"unknown key; the nearest valid key is {nearest((str(key),), _LISTS)}")
+                for key in value
+                if key not in _LISTS
+            ]
+            faults += [
+                ((key,), f"expected a list of patterns, got {describe_value(value[key])}")
+                for key in _LISTS
+                if not isinstance(value.get(key) or [], list)
+            ]
+            if faults:
+                raise_faults(faults)
+            exclude = [f"!{str(item).removeprefix('!')}" for item in value.get("exclude") or []]
+            value = [*(value.get("include") or []), *exclude]
+        if isinstance(value, (list, tuple)):
+            empty = [
+                ((str(i),), f"expected a pattern, got {describe_value(item)}")
+                for i, item in enumerate(value)
+                if not isinstance(item, str) or not item.strip("! ")
+            ]
+            if empty:
+                raise_faults(empty)
+        return value
+
+    @field_validator("widths", mode="after")
+    @classmethod
+    def _ordered(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        faults: list[Fault] = [
+            ((str(i),), f"expected a width above 0 and at most {MAX_WIDTH:g}, got {width:g}")
+            for i, width in enumerate(value)
+            if not 0 < width <= MAX_WIDTH
+        ]
+        if not value:
+            faults.append(((), "expected at least one width, got an empty list"))
+        if len(set(value)) < len(value):
+            faults.append(((), f"expected distinct widths, got {describe_value(list(value))}"))
+        if faults:
+            raise_faults(faults)
+        return tuple(sorted(value))
+
+    @field_validator("fuse", mode="before")
+    @classmethod
+    def _fuse(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value != "search":
+            raise ValueError(f"expected true, false or search, got {describe_value(value)}")
+        return value
+
+
+class BudgetConfig(Config):
+    """How much is spent."""
+
+    trials: PositiveInt = Field(48, description="trials that run; refused proposals do not count")
+    epochs: PositiveInt = Field(10, description="epochs of a trial that is not stopped early")
+    grace_epochs: PositiveInt = Field(
+        1, description="first rung: no trial is stopped before; as many as epochs: no early stopping"
+    )
+    reduction_factor: float = Field(
+        3.0,
+        ge=2.0,
+        le=100.0,
+        description="about one in so many trials goes on at each rung; rungs lie this factor apart",
+    )
+    first_share: float = Field(
+        0.25,
+        ge=0.0,
+        le=1.0,
+        description="with `warm_start: library`: share of the trials that come first: the best students "
+        "by proxy at even distances along the cost axis; the sampler proposes the rest",
+    )
+    hours: float | None = Field(
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="wall time after which no trial goes on; null: no limit",
+    )
+
+    @model_validator(mode="after")
+    def _grace(self) -> BudgetConfig:
+        if self.grace_epochs > self.epochs:
+            expected = f"expected at most budget.epochs, which is {self.epochs}, got {self.grace_epochs}"
+            raise_faults([(("grace_epochs",), expected)])
+        return self
+
+
+class SamplerConfig(Config):
+    """What proposes the trials."""
+
+    name: Literal["tpe", "nsga2", "gp", "random"] = Field("tpe", description="Optuna's sampler")
+    startup_trials: PositiveInt = Field(
+        10, description="random proposals before tpe or gp models the space; nsga2: size of its population"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Resources(Config):
+    """What one trial is given, and how many run at once.
+
+    `resources: auto` in an experiment is short for `concurrent: auto`.
+    """
+
+    cpu: PositiveFloat = Field(1.0, description="CPU cores of a trial")
+    gpu: float = Field(0.0, ge=0.0, description="GPUs of a trial; 0.25 puts four trials on one GPU")
+    concurrent: PositiveInt | Literal["auto"] | None = Field(
+        None,
+        description="trials at a time; null: as many as the machine or cluster has room for; auto (or "
+        "`resources: auto`): `cpu` and `gpu` are chosen by a short measurement before the first trial, so "
+        "that the trials that fit train the most images a second together",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return {"concurrent": "auto"} if value == "auto" else value
+
+    @field_validator("cpu", "gpu", mode="after")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):  # Ray's rule, which it would tell when the first trial starts
+            raise ValueError(f"expected a fraction of one or a whole number, got {value:g}")
+        return value
+
+
+class CostsConfig(Config):
+    """How the cost table is measured."""
+
+    batch_size: PositiveInt = Field(32, description="images a batch when latency is measured")
+    seconds: PositiveFloat = Field(
+        20.0,
+        description="how long latencies are measured (less where that is plenty, longer for slow models)",
+    )
+
+
+class StorageConfig(Config):
+    """Where the study's database is."""
+
+    study: str | None = Field(
+        None,
+        repr=False,
+        description="database URL; `${VAR}` in it is filled in from the environment; the variable "
+        "AMA_STUDY_URL goes first; null: study.db (SQLite) in the run directory",
+    )
+
+    @field_validator("study", mode="after")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        return check_url(value) if value is not None else None

@@ -1,0 +1,1 @@
+"""What to try next: space, samplers, first trials, early stopping. No Ray."""

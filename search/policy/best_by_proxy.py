@@ -1,0 +1,146 @@
+"""First proposals: the students that are best by proxy at every price, found exactly before anything trains.
+
+The proxy of a student is the sum of what each of its modules adds to the validation loss when it alone is
+replaced (`Library.solo_loss`), and its price is a sum as well. So the best student at every price is a
+shortest path over the blocks, and a dynamic programme finds all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from trainables.blocks.blocks import Block
+from trainables.config import StudentSpec
+from trainables.costs.measure import Costs
+from trainables.student.build import Span, candidate_spans
+
+# Prices are told apart to this share of the teacher's; a finer grid only costs time.
+GRID = 1 / 2000
+
+Widths = tuple[float | None, ...]  # of the blocks so far; None where one is kept
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student with its summed proxy (0 for the teacher) and its price."""
+
+    spec: StudentSpec
+    proxy: float
+    price: float
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The best way to a price so far."""
+
+    proxy: float
+    price: float
+    widths: Widths
+
+
+def best_by_proxy(
+    blocks: Sequence[Block],
+    widths: Sequence[float],
+    fuse: bool,
+    proxy: Mapping[str, float],
+    price: Callable[[StudentSpec], float],
+) -> list[Candidate]:
+    """All students that no other one beats in both proxy and price, cheapest first; the teacher comes last.
+
+    Args:
+        blocks: of the teacher, in execution order.
+        widths: of AMA modules.
+        fuse: whether adjacent replaced blocks of one width become one span.
+        proxy: what a span adds to the proxy, by `Span.key`.
+        price: of any student, in one metric; a sum over its spans.
+
+    Returns:
+        Exact up to `GRID` of the teacher's price.
+    """
+    full = price(StudentSpec())
+    ends = _steps(blocks, widths, fuse, proxy, price, full)
+    # By position: the best path to each (price on the grid, width of the span that ends here).
+    reached: list[dict[tuple[int, float | None], _Path]] = [{} for _ in range(len(blocks) + 1)]
+    reached[0][round(1 / GRID), None] = _Path(0.0, full, ())
+    for position in range(len(blocks)):
+        for (_, last), path in reached[position].items():
+            _offer(reached[position + 1], path, None, 0.0, 0.0, 1, full)
+            for span, added, change in ends.get(position, ()):
+                # Under fusing, a neighbour of the same width would have joined the span before.
+                if fuse and last == span.width and _joins(blocks, position):
+                    continue
+                length = len(span.blocks)
+                _offer(reached[position + length], path, span.width, added, change, length, full)
+    return _undominated(blocks, fuse, reached[-1].values())
+
+
+def _steps(
+    blocks: Sequence[Block],
+    widths: Sequence[float],
+    fuse: bool,
+    proxy: Mapping[str, float],
+    price: Callable[[StudentSpec], float],
+    full: float,
+) -> dict[int, list[tuple[Span, float, float]]]:
+    """Spans by the position of their first block, each with what it changes in proxy and price."""
+    position = {block.name: index for index, block in enumerate(blocks)}
+    steps: dict[int, list[tuple[Span, float, float]]] = {}
+    for span in candidate_spans(blocks, widths, fuse):
+        spec = StudentSpec(widths=dict.fromkeys(span.blocks, span.width), fuse=fuse)
+        step = (span, proxy[span.key], price(spec) - full)
+        steps.setdefault(position[span.blocks[0]], []).append(step)
+    return steps
+
+
+def _joins(blocks: Sequence[Block], position: int) -> bool:
+    """Whether fusing joins the block at `position` to the one before."""
+    pair = blocks[position - 1 : position + 1]
+    return position > 0 and any(len(span.blocks) == 2 for span in candidate_spans(pair, [1.0], True))
+
+
+def _offer(
+    reached: dict[tuple[int, float | None], _Path],
+    path: _Path,
+    width: float | None,
+    added: float,
+    change: float,
+    length: int,
+    full: float,
+) -> None:
+    price = path.price + change
+    key = (round(price / full / GRID), width)
+    new = _Path(path.proxy + added, price, path.widths + (width,) * length)
+    if key not in reached or (new.proxy, new.price) < (reached[key].proxy, reached[key].price):
+        reached[key] = new
+
+
+def _undominated(blocks: Sequence[Block], fuse: bool, paths: Iterable[_Path]) -> list[Candidate]:
+    kept: list[Candidate] = []
+    best = float("inf")
+    for path in sorted(paths, key=lambda p: (p.price, p.proxy)):
+        if path.proxy < best:
+            best = path.proxy
+            names = {
+                block.name: width
+                for block, width in zip(blocks, path.widths, strict=True)
+                if width is not None
+            }
+            kept.append(Candidate(StudentSpec(widths=names, fuse=fuse), path.proxy, path.price))
+    return kept
+
+
+def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Up to `count` candidates at even distances along the price, cheapest first; the teacher is left out."""
+    students = [c for c in candidates if c.spec.widths]
+    if count <= 0 or not students:
+        return []
+    low, high = students[0].price, students[-1].price
+    wanted = [low + (high - low) * i / max(1, count - 1) for i in range(count)]
+    nearest = [min(students, key=lambda c: abs(c.price - price)) for price in wanted]
+    return list({id(c): c for c in nearest}.values())
+
+
+def price_of(price: Callable[[StudentSpec], Costs], metric: str) -> Callable[[StudentSpec], float]:
+    """One metric of a cost table's prices."""
+    return lambda spec: float(price(spec).as_dict()[metric])

@@ -1,0 +1,333 @@
+"""What to try next: an Optuna sampler over an in-memory study, behind prices known before training.
+
+The sampler's study is rebuilt from the record's rows when a search resumes, so nothing of the sampler has to
+be saved: it knows every past proposal and does not repeat one.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search.experiment.experiment import Experiment
+from search.experiment.objectives import COSTS
+from search.policy.extrapolation import Curves
+from search.policy.space import LEVEL, SearchSpace
+from trainables.config import DistillConfig, StudentSpec
+from trainables.costs.measure import Costs
+from trainables.errors import InputError
+
+# Proposals refused in a row before a random one is taken instead: a sampler that has converged on a place it
+# knows would propose it for ever. Each costs a row of the record (about 10 ms), and a proposal of GP, which
+# learns nothing from refused ones, costs seconds.
+PATIENCE = {"tpe": 20, "nsga2": 20, "gp": 3, "random": 20}
+# Random proposals refused in a row before the search says that there is nothing left to try.
+RANDOM_PATIENCE = 2000
+# Then so many more, each moved towards the limits.
+REPAIRS = 100
+
+Price = Callable[[StudentSpec], Costs]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A constraint in absolute figures: `metric op limit`, with op `<=` or `>=`."""
+
+    metric: str
+    op: str
+    limit: float
+    text: str
+
+    def violation(self, value: float) -> float:
+        """How far `value` is beyond the limit, relative to the limit; <= 0 within it."""
+        beyond = value - self.limit if self.op == "<=" else self.limit - value
+        return beyond / (abs(self.limit) or 1.0)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point of the space with its price, and why it is not worth training, if so."""
+
+    params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    config: DistillConfig
+    costs: Costs
+    violations: Mapping[str, float]  # by the limit's text; > 0 where it is broken
+    refused: str | None
+
+
+class SpaceExhaustedError(Exception):
+    """No proposal was left that is within the limits and not tried yet."""
+
+
+def make_sampler(name: str, seed: int, startup_trials: int) -> BaseSampler:
+    """An Optuna sampler by its name in the experiment file: tpe, nsga2, gp or random."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            # On a conditional two-objective toy (100 trials, 10 seeds) multivariate with groups reached the
+            # largest hypervolume; multivariate alone collapsed on one seed.
+            return TPESampler(multivariate=True, group=True, n_startup_trials=startup_trials, seed=seed)
+        if name == "nsga2":
+            return NSGAIISampler(population_size=max(8, startup_trials), seed=seed)
+        if name == "gp":
+            return GPSampler(n_startup_trials=startup_trials, seed=seed)
+        if name == "random":
+            return RandomSampler(seed=seed)
+    raise InputError(f"sampler: expected tpe, nsga2, gp or random, got {name!r}")
+
+
+class Proposer:
+    """Asks the sampler, prices what it proposes and refuses what is not worth a trial.
+
+    Args:
+        experiment: sampler, seed, objectives.
+        space: params to `DistillConfig`.
+        price: costs of any student, before it trains.
+        limits: constraints in absolute figures; those on costs refuse proposals, those on what only training
+            shows (accuracy, loss) are told to the sampler when a trial is complete.
+        past: rows of the record when a search resumes, oldest first.
+        first: parameters to propose before the sampler is asked; those tried already are passed over.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        space: SearchSpace,
+        price: Price,
+        limits: Sequence[Limit],
+        past: Iterable[FrozenTrial] = (),
+        first: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
+        past = list(past)
+        self._experiment = experiment
+        self._space = space
+        self._price = price
+        self._cost_limits = [limit for limit in limits if limit.metric in COSTS]
+        self._trained_limits = [limit for limit in limits if limit.metric not in COSTS]
+        # A resumed sampler must not draw the random numbers of the first session again.
+        seed = experiment.seed + len(past)
+        self._random = RandomSampler(seed=seed + 1)
+        self._shuffle = random.Random(seed + 2)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(
+            directions=[o.direction for o in experiment.objectives],
+            sampler=make_sampler(experiment.sampler.name, seed, experiment.sampler.startup_trials),
+        )
+        # NSGA-II draws its first generation itself; the others' models need random trials to begin with.
+        models = experiment.sampler.name in ("tpe", "gp")
+        self._startup = experiment.sampler.startup_trials if models else 0
+        self._ran = 0
+        self._completed = 0
+        self._open: dict[int, optuna.Trial] = {}
+        self._pending: optuna.Trial | None = None
+        self._seen: set[str] = set()
+        self._curves = Curves(
+            [o.direction for o in experiment.objectives],
+            [i for i, o in enumerate(experiment.objectives) if o.metric not in COSTS],
+        )
+        for row in past:
+            self._recall_curve(row)
+        for row in past:
+            self._remember(row)
+        for params in first:
+            if self._judge(params, experiment.seed).refused is None:
+                self._study.enqueue_trial(dict(params))
+
+    def _recall_curve(self, row: FrozenTrial) -> None:
+        curve, costs = row.user_attrs.get("curve", {}), row.user_attrs.get("costs", {})
+        for index, epoch in enumerate(curve.get("epoch", ())):
+            metrics = {**costs, **{name: column[index] for name, column in curve.items()}}
+            self.reported(row.number, epoch, [metrics[o.metric] for o in self._experiment.objectives])
+        if row.state == TrialState.COMPLETE:
+            self._curves.complete(row.number, row.values)
+
+    def _remember(self, row: FrozenTrial) -> None:
+        """Rebuild what the sampler knows of a row of the record."""
+        if "config" not in row.user_attrs:
+            return  # not a row of ours
+        if "refused" not in row.user_attrs:
+            self._ran += 1
+            self._seen.add(self._space.student_key(DistillConfig.model_validate(row.user_attrs["config"])))
+        state, values = row.state, row.values
+        if state == TrialState.WAITING:
+            state = TrialState.RUNNING
+        elif state == TrialState.PRUNED and "curve" in row.user_attrs:
+            state, values = self._lesson(row.number)
+        attrs = {k: v for k, v in row.system_attrs.items() if k.startswith("constraints")}
+        if state == TrialState.COMPLETE and isinstance(self._study.sampler, NSGAIISampler):
+            # The record knows no generations; in the order of completion they were about these.
+            generation = self._completed // (self._study.sampler.population_size or 1)
+            attrs[NSGAIISampler._get_generation_key()] = generation
+            self._completed += 1
+        copy = create_trial(
+            state=state,
+            params=row.params,
+            distributions=row.distributions,
+            values=values,
+            system_attrs=attrs,
+        )
+        self._study.add_trial(copy)
+        if state == TrialState.RUNNING:
+            stored = self._study.get_trials(deepcopy=False)[-1]
+            self._open[row.number] = optuna.Trial(self._study, stored._trial_id)
+
+    def propose(self, seed: int) -> Iterator[Proposal]:
+        """Refused proposals as they come, and last one to train.
+
+        Args:
+            seed: of the trial's training.
+
+        Raises:
+            SpaceExhaustedError: the sampler only repeats itself or breaks limits, and so do random proposals.
+        """
+        for _ in range(PATIENCE[self._experiment.sampler.name]):
+            proposal = self._ask(seed)
+            yield proposal
+            if proposal.refused is None:
+                return
+        self._study.enqueue_trial(dict(self._draw(seed)))
+        proposal = self._ask(seed)
+        assert proposal.refused is None, "drawn to be accepted"
+        yield proposal
+
+    def _ask(self, seed: int) -> Proposal:
+        """One proposal of the sampler; a refused one is told to it at once."""
+        sampler = self._study.sampler
+        try:
+            # Refused proposals are no start: a sampler that counts them models the space after one trial.
+            if self._ran < self._startup:
+                self._study.sampler = self._random
+            trial = self._study.ask()
+            params = self._space.suggest(trial)
+        finally:
+            self._study.sampler = sampler
+        proposal = self._judge(params, seed)
+        for text, violation in proposal.violations.items():
+            trial.set_constraint(text, violation)
+        if proposal.refused is None:
+            self._ran += 1
+            self._seen.add(self._space.student_key(proposal.config))
+            self._pending = trial
+        else:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        return proposal
+
+    def _draw(self, seed: int) -> Mapping[str, Any]:
+        """A random point that is new and within the limits; misses are not recorded, they teach nothing."""
+        dummy = create_trial(state=TrialState.RUNNING)
+        for attempt in range(RANDOM_PATIENCE + REPAIRS):
+            params = {
+                name: self._random.sample_independent(self._study, dummy, name, distribution)
+                for name, distribution in self._space.distributions.items()
+            }
+            if attempt >= RANDOM_PATIENCE:
+                params = self._repaired(params, seed)
+            if self._judge(params, seed).refused is None:
+                return params
+        raise SpaceExhaustedError(
+            f"none of {RANDOM_PATIENCE} random proposals was new and within the limits "
+            f"({', '.join(limit.text for limit in self._cost_limits) or 'no limits'})"
+        )
+
+    def _repaired(self, params: dict[str, Any], seed: int) -> dict[str, Any]:
+        """`params` with levels moved one by one, in random order, while that lowers what limits are exceeded.
+
+        Reaches the corners of the space that random points miss where limits leave next to nothing of it.
+        """
+        excess = self._excess(params, seed)
+        moves = [
+            (name, level)
+            for name in params
+            if name.startswith(LEVEL)
+            for level in range(self._space.keep + 1)
+        ]
+        improved = True
+        while excess > 0 and improved:
+            improved = False
+            self._shuffle.shuffle(moves)
+            for name, level in moves:
+                moved = {**params, name: level}
+                if (now := self._excess(moved, seed)) < excess:
+                    params, excess, improved = moved, now, True
+        return params
+
+    def _excess(self, params: Mapping[str, Any], seed: int) -> float:
+        return sum(max(0.0, v) for v in self._judge(params, seed).violations.values())
+
+    def _judge(self, params: Mapping[str, Any], seed: int) -> Proposal:
+        config = self._space.to_config(params, seed)
+        costs = self._price(config.student)
+        violations = {
+            limit.text: limit.violation(costs.as_dict()[limit.metric]) for limit in self._cost_limits
+        }
+        refused = None
+        if any(violation > 0 for violation in violations.values()):
+            refused = "infeasible"
+        elif not config.student.widths or self._space.student_key(config) in self._seen:
+            refused = "duplicate"  # the student without a replaced block is the teacher itself
+        return Proposal(params, self._space.distributions, config, costs, violations, refused)
+
+    def accepted(self, number: int) -> None:
+        """The last proposal became row `number` of the record."""
+        assert self._pending is not None, "propose() comes first"
+        self._open[number] = self._pending
+        self._pending = None
+
+    def violations(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """By how much `metrics` break the limits that only training shows, by the limit's text."""
+        return {limit.text: limit.violation(metrics[limit.metric]) for limit in self._trained_limits}
+
+    def reported(self, number: int, epoch: int, values: Sequence[float]) -> None:
+        """Row `number` had these objective values after `epoch` epochs."""
+        self._curves.report(number, epoch, values)
+
+    def completed(self, number: int, values: Sequence[float], violations: Mapping[str, float]) -> None:
+        """Row `number` was trained to the end: the sampler learns its objective values.
+
+        Args:
+            number: of the record's row.
+            values: of the objectives, in their order.
+            violations: what `violations` said about the trial's last metrics.
+        """
+        self._curves.complete(number, values)
+        trial = self._open.pop(number)
+        for text, violation in violations.items():
+            trial.set_constraint(text, violation)
+        self._study.tell(trial, list(values))
+
+    def stopped(self, number: int, violations: Mapping[str, float]) -> None:
+        """Row `number`, which reported, was stopped early: the sampler learns what it would have come to.
+
+        Args:
+            number: of the record's row.
+            violations: what `violations` said about the trial's last metrics.
+        """
+        state, values = self._lesson(number)
+        trial = self._open.pop(number)
+        for text, violation in violations.items():
+            trial.set_constraint(text, violation)
+        self._study.tell(trial, values, state=state)
+
+    def _lesson(self, number: int) -> tuple[TrialState, list[float] | None]:
+        """What the sampler is told of a trial that was stopped early; the record's row stays PRUNED.
+
+        NSGA-II is told nothing: its parents are the complete trials, and every expected one takes the place
+        of a real one (benchmarks/results/pruned_learning_nsga2.json: hypervolume 0.462 against 0.473).
+        """
+        if isinstance(self._study.sampler, NSGAIISampler):
+            return TrialState.PRUNED, None
+        values = self._curves.expected(number)
+        return (TrialState.PRUNED, None) if values is None else (TrialState.COMPLETE, values)
+
+    def ended(self, number: int, state: TrialState) -> None:
+        """Row `number` ended without objective values (PRUNED or FAIL)."""
+        self._study.tell(self._open.pop(number), state=state)

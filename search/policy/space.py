@@ -1,0 +1,225 @@
+"""The search space: blocks × levels × loss weights as Optuna distributions, and parameters as trial configs.
+
+A block's level is a place on an ordered scale, so that samplers can use the order: `level/<block>` is 0 for
+the narrowest module, K-1 for the widest, K for keep. Whatever the experiment fixes is no parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import BaseTrial
+
+from search.experiment.experiment import Experiment
+from search.experiment.ranges import Choices, Range
+from trainables.blocks.blocks import Block
+from trainables.config import DistillConfig, LossConfig, OptimConfig, StudentSpec, hash_json
+from trainables.errors import InputError
+from trainables.student.build import merged_widths
+
+LEVEL = "level/"
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What the experiment leaves open for a teacher with these blocks."""
+
+    experiment: Experiment
+    blocks: tuple[str, ...]
+    merged: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def from_experiment(cls, experiment: Experiment, blocks: Sequence[Block]) -> SearchSpace:
+        """The space over `blocks`: the teacher's blocks that may be replaced, in execution order.
+
+        Levels of a block whose modules are the same (see `merged_widths`) mean one student: the least width
+        is in its config, so that it has one price and one key, and is not trained twice.
+        """
+        widths = experiment.space.widths
+        merged = {block.name: merged_widths(block, widths) for block in blocks}
+        return cls(experiment, tuple(merged), merged)
+
+    @property
+    def keep(self) -> int:
+        """The level that keeps the teacher's block: one above the widest module's."""
+        return len(self.experiment.space.widths)
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Parameter name to distribution: levels in block order, then `fuse`, loss and optimiser settings."""
+        space = self.experiment.space
+        found: dict[str, BaseDistribution] = {
+            LEVEL + name: IntDistribution(0, self.keep) for name in self.blocks
+        }
+        if space.fuse == "search":
+            found["fuse"] = CategoricalDistribution((True, False))
+        for section in (space.loss, space.optim):
+            for name in type(section).model_fields:
+                if distribution := _distribution(getattr(section, name)):
+                    found[name] = distribution
+        return found
+
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
+        """Ask `trial` for every parameter, in order."""
+        return {name: _suggest(trial, name, dist) for name, dist in self.distributions.items()}
+
+    def to_config(self, params: Mapping[str, Any], seed: int) -> DistillConfig:
+        """`to_config` of this space's experiment, of several equal modules the one of least width."""
+        config = to_config(params, self.experiment, seed)
+        least = {
+            name: self.merged.get(name, {}).get(width, width) for name, width in config.student.widths.items()
+        }
+        if least == config.student.widths:
+            return config
+        return config.model_copy(update={"student": StudentSpec(widths=least, fuse=config.student.fuse)})
+
+    def student_key(self, config: DistillConfig) -> str:
+        """`student_key`, at hand where the space is."""
+        return student_key(config)
+
+    def params_of(self, config: DistillConfig) -> dict[str, Any]:
+        """The parameters that `to_config` turns into `config`.
+
+        Raises:
+            InputError: `config` lies outside this space; the first setting that does is named.
+        """
+        widths, values = self.experiment.space.widths, _settings(config)
+        for name, width in config.student.widths.items():
+            if name not in self.blocks or width not in widths:
+                raise InputError(
+                    f"{name} at width {width:g}: expected one of the blocks {', '.join(self.blocks)} "
+                    f"at one of the widths {', '.join(format(w, 'g') for w in widths)}"
+                )
+        params: dict[str, Any] = {}
+        for name, distribution in self.distributions.items():
+            if name.startswith(LEVEL):
+                width = config.student.widths.get(name.removeprefix(LEVEL), 0.0)
+                params[name] = widths.index(width) if width else self.keep
+            else:
+                params[name] = values[name]
+                if not _within(distribution, values[name]):
+                    raise InputError(f"{name}: expected a value of {distribution}, got {values[name]!r}")
+        for name, value in _fixed(self.experiment).items():
+            if values[name] != value:
+                raise InputError(f"{name}: the experiment fixes it at {value!r}, got {values[name]!r}")
+        return params
+
+    def size(self) -> str:
+        """How much there is to search, e.g. `4^9 = 262,144 students × 2 (fuse) × 4 continuous ranges`."""
+        widths = self.experiment.space.widths
+        levels = [len(set(self.merged.get(name, {}).values()) or widths) + 1 for name in self.blocks]
+        powers = [f"{count}^{levels.count(count)}" for count in sorted(set(levels))]
+        parts = [f"{'·'.join(powers)} = {_count(math.prod(levels))} students"]
+        continuous = 0
+        for name, dist in self.distributions.items():
+            if name.startswith(LEVEL):
+                continue
+            if isinstance(dist, CategoricalDistribution):
+                parts.append(f"{len(dist.choices)} ({name})")
+            elif isinstance(dist, IntDistribution):
+                parts.append(f"{dist.high - dist.low + 1} ({name})")
+            else:
+                continuous += 1
+        if continuous:
+            parts.append(f"{continuous} continuous range{'s' if continuous > 1 else ''}")
+        return " × ".join(parts)
+
+
+def to_config(params: Mapping[str, Any], experiment: Experiment, seed: int) -> DistillConfig:
+    """The trial that `params` mean in `experiment`: what they leave out has its fixed value.
+
+    Args:
+        params: levels (`level/<block>`; a kept block may be left out) and the searched settings.
+        experiment: widths, fixed settings, epochs and warm start.
+        seed: of the trial.
+    """
+    widths = experiment.space.widths
+    levels = {name.removeprefix(LEVEL): level for name, level in params.items() if name.startswith(LEVEL)}
+    assert all(0 <= level <= len(widths) for level in levels.values()), f"a level outside 0..{len(widths)}"
+    values = {**_fixed(experiment), **{key: value for key, value in params.items() if LEVEL not in key}}
+    return DistillConfig(
+        student=StudentSpec(
+            widths={name: widths[level] for name, level in levels.items() if level < len(widths)},
+            fuse=values["fuse"],
+        ),
+        loss=LossConfig(**{name: values[name] for name in LossConfig.model_fields}),
+        optim=OptimConfig(**{name: values[name] for name in OptimConfig.model_fields}),
+        epochs=experiment.budget.epochs,
+        seed=seed,
+        train=experiment.space.train,
+        warm_start=experiment.warm_start,
+    )
+
+
+def student_key(config: DistillConfig) -> str:
+    """Canonical text of what a trial trains: two configs with one key are duplicates. Seeds don't count."""
+    widths, loss = config.student.widths, config.loss.model_dump(mode="json")
+    if config.loss.supervision == "uniform":
+        del loss["entropy_weight"]  # only adaptive supervision has weights to keep apart
+    # Without two modules of one width there is nothing to fuse.
+    fuse = config.student.fuse and len(set(widths.values())) < len(widths)
+    student = {"widths": widths, "fuse": fuse}
+    return hash_json({"student": student, "loss": loss, "optim": config.optim.model_dump(mode="json")})
+
+
+def _fixed(experiment: Experiment) -> dict[str, Any]:
+    """The settings that the experiment fixes."""
+    space = experiment.space
+    fixed: dict[str, Any] = {} if space.fuse == "search" else {"fuse": space.fuse}
+    for section in (space.loss, space.optim):
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            if not isinstance(value, (Range, Choices, tuple)):
+                fixed[name] = value
+    return fixed
+
+
+def _settings(config: DistillConfig) -> dict[str, Any]:
+    return {"fuse": config.student.fuse, **config.loss.model_dump(), **config.optim.model_dump()}
+
+
+def _distribution(value: Any) -> BaseDistribution | None:
+    """The distribution of a searched value; None for a fixed one."""
+    if isinstance(value, Choices):
+        return CategoricalDistribution(value.choices)
+    if isinstance(value, tuple):
+        return CategoricalDistribution(value)
+    if isinstance(value, Range):
+        if isinstance(value.low, int) and isinstance(value.high, int):
+            return IntDistribution(value.low, value.high, log=value.log)
+        return FloatDistribution(value.low, value.high, log=value.log)
+    return None
+
+
+def _within(dist: BaseDistribution, value: Any) -> bool:
+    if isinstance(dist, CategoricalDistribution):
+        return value in dist.choices
+    assert isinstance(dist, (IntDistribution, FloatDistribution))
+    return bool(dist.low <= value <= dist.high)
+
+
+def _suggest(trial: BaseTrial, name: str, dist: BaseDistribution) -> Any:
+    if isinstance(dist, CategoricalDistribution):
+        return trial.suggest_categorical(name, dist.choices)
+    if isinstance(dist, IntDistribution):
+        return trial.suggest_int(name, dist.low, dist.high, log=dist.log)
+    assert isinstance(dist, FloatDistribution)
+    return trial.suggest_float(name, dist.low, dist.high, log=dist.log)
+
+
+def _count(number: int) -> str:
+    """Exact as far as anyone reads the digits."""
+    if number < 10**9:
+        return f"{number:,}"
+    exponent = int(math.log10(number))
+    return f"{number / 10**exponent:.1f}e{exponent}"

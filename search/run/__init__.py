@@ -1,0 +1,1 @@
+"""Run a search, retrain its picks, read finished runs."""

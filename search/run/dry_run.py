@@ -1,0 +1,84 @@
+"""`ama search --dry-run`: what a search would do and cost, without starting anything."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from analysis.metrics import show
+from search.cli.tables import duration
+from search.cluster.connection import connected, slots
+from search.experiment.experiment import Experiment, Resources, resolved_yaml
+from search.experiment.objectives import COSTS
+from search.policy.space import SearchSpace
+from search.run_dir.folder import at, working_folder
+from search.stages.setup import EXPERIMENT_FILE, Progress, absolute_limits, figures, profile, read_data
+from trainables.costs.measure import Costs, CostTable
+
+# Forward and backward of a student cost about three forwards, the teacher's forward one.
+BACKWARD = 3
+
+
+def plan(experiment: Experiment, *, address: str | None = None, progress: Progress | None = None) -> str:
+    """The resolved experiment, its search space, what one trial costs and how many run at once, as text.
+
+    Costs need no trained teacher: where none is there yet, random weights are profiled.
+
+    Raises:
+        InputError: data, blocks, limits or resources with which the search could not begin.
+    """
+    at_once = _slots(experiment.resources, address)
+    data = read_data(experiment, progress=progress)
+    with working_folder(experiment.run.dir) as folder:
+        holds_run = folder.holds(EXPERIMENT_FILE)
+        teacher, blocks, table = profile(at(experiment, folder), data, progress, keep=False)
+    space = SearchSpace.from_experiment(experiment, blocks)
+    limits = absolute_limits(experiment, teacher, table)
+    lines = [
+        f"search space: {space.size()}",
+        f"blocks ({len(blocks)}): {', '.join(block.name for block in blocks)}",
+        f"teacher: {figures(table.teacher)}"
+        + ("" if teacher else f"; it is trained first, {experiment.teacher.epochs} epochs"),
+        f"cheapest student: {figures(_cheapest(experiment, table))}",
+        *(f"limit: {limit.text} (that is {limit.op} {show(limit.metric, limit.limit)})" for limit in limits),
+        *_budget_lines(experiment, table, len(data.train), at_once),
+    ]
+    if holds_run:
+        lines.append(f"{experiment.run.dir} holds a run: --resume continues it, --out goes elsewhere")
+    lines.append("nothing was started")
+    return resolved_yaml(experiment) + "\n" + "\n".join(f"# {line}" for line in lines)
+
+
+def _budget_lines(experiment: Experiment, table: CostTable, images: int, at_once: int) -> list[str]:
+    quickest, slowest = (
+        _trial_seconds(table, latency, images, experiment) for latency in table.price_bounds("latency_ms")
+    )
+    budget, resources = experiment.budget, experiment.resources
+    total = duration(math.ceil(budget.trials / at_once) * slowest)
+    return [
+        f"one trial: {budget.epochs} epochs of {images:,} images, about {duration(quickest)} to "
+        f"{duration(slowest)} (from the latencies measured here, with nothing else running)",
+        f"at once: {at_once} trials of {resources.cpu:g} CPU and {resources.gpu:g} GPU each",
+        f"in all: {budget.trials} trials, at most about {total}, less what early stopping saves",
+    ]
+
+
+def _cheapest(experiment: Experiment, table: CostTable) -> Costs:
+    metric = next((o.metric for o in experiment.objectives if o.metric in COSTS), "flops")
+    return table.cheapest(metric)[1]
+
+
+def _trial_seconds(table: CostTable, latency_ms: float, images: int, experiment: Experiment) -> float:
+    """Seconds of training a student of this latency a batch of the cost table."""
+    batches = experiment.budget.epochs * images / table.batch_size
+    return batches * (table.teacher.latency_ms + BACKWARD * latency_ms) / 1e3
+
+
+def _slots(resources: Resources, address: str | None) -> int:
+    """Trials at once: of the cluster at `address`, or of this machine, without starting Ray on it."""
+    if address is not None:
+        with connected(address):
+            return slots(resources)
+    return slots(resources, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})

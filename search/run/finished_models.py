@@ -1,0 +1,136 @@
+"""Retrained models: score one on test data, export one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from search.stages.setup import Progress
+from trainables.config import DataConfig, RuntimeConfig
+from trainables.data.dataset import DEFAULT_CACHE, load_data
+from trainables.data.image_cache import decode_split
+from trainables.data.imagefolder import class_folders, list_images
+from trainables.data.pixels import normalisation_constants, normalise
+from trainables.data.split import AnySplit, Split, split_of
+from trainables.errors import InputError
+from trainables.finished.export import FORMATS, export_model, snippet
+from trainables.finished.retrain import MANIFEST, WEIGHTS, load_model
+from trainables.network.evaluate import evaluate
+from trainables.runtime.runtime import Runtime, resolve
+
+BATCH = 512
+EXACT = RuntimeConfig(precision="fp32")  # the manifest's figures are scored like that, too
+CHECKED_IMAGES = 32  # real test images on which an exported file is compared with PyTorch
+
+
+def evaluate_model(
+    model: Path, folder: str | Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Accuracy and loss of a retrained model on test data.
+
+    Args:
+        model: folder that `ama retrain` wrote.
+        folder: images in `test/<class>/*`, `val/<class>/*` or `<class>/*` below it; None: the test images of
+            the model's own data.
+        progress: called as images are read.
+
+    Raises:
+        InputError: no model there, data missing, or data of other classes.
+    """
+    module, manifest = _load(model)
+    if folder is None:
+        split, skipped = _own_images(manifest, progress), 0
+    else:
+        split, skipped = _folder_images(manifest, Path(folder).expanduser(), progress)
+    runtime = resolve(EXACT)
+    score = evaluate(module.to(runtime.device), _batches(split, manifest, runtime, BATCH), runtime)
+    data = manifest["data"]["name"] if folder is None else str(folder)
+    return {"model": str(model), "data": data, **asdict(score), "skipped": skipped}
+
+
+def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[str, Any]:
+    """Export a retrained model, checked on real test images where its data is at hand.
+
+    Raises:
+        InputError: no model there, an unknown format, or outputs that differ from PyTorch's.
+    """
+    if format not in FORMATS:
+        raise InputError(f"--format: expected {' or '.join(FORMATS)}, got {format!r}")
+    _, manifest = _load(model)
+    try:
+        split: AnySplit | None = _own_images(manifest)
+    except InputError:
+        split = None  # the model was moved away from its data: random images have to do
+    images = None if split is None else next(_batches(split, manifest, resolve(EXACT), CHECKED_IMAGES))[0]
+    result = export_model(model, format, out, images=images)
+    checked = "random images" if images is None else f"{len(images)} test images"
+    folder = model if model.is_dir() else model.parent
+    return {
+        **asdict(result),
+        "path": str(result.path),
+        "weights_bytes": (folder / WEIGHTS).stat().st_size,  # of the safetensors file
+        "checked_on": checked,
+        "snippet": snippet(result),
+    }
+
+
+def _load(model: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+    if not model.exists():
+        raise InputError(f"{model}: no such folder; a retrained model is one with {WEIGHTS} and {MANIFEST}")
+    return load_model(model)
+
+
+def _own_images(manifest: Mapping[str, Any], progress: Progress | None = None) -> AnySplit:
+    """The test images of the data that the model was trained on."""
+    if manifest["data"]["config"] is None:
+        raise InputError("the model does not say what data it was trained on; name a folder with --data")
+    config = DataConfig.model_validate(manifest["data"]["config"])
+    data = load_data(config, test=True, progress=progress)
+    assert data.test is not None, "asked for"
+    _check_classes(manifest, data.classes, config.root or config.name)
+    return data.test
+
+
+def _folder_images(manifest: Mapping[str, Any], root: Path, progress: Progress | None) -> tuple[Split, int]:
+    """The images of a folder, brought to the model's size, and how many were left out as unreadable."""
+    config = DataConfig.model_validate(manifest["data"]["config"] or {})
+    if not root.is_dir():
+        raise InputError(f"--data: no such folder: {root}")
+    folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+    classes = class_folders(folder)
+    _check_classes(manifest, classes, str(folder))
+    decoded = decode_split(
+        list_images(folder, classes),
+        manifest["teacher"]["image_shape"][-1],
+        False,
+        Path(config.cache or DEFAULT_CACHE).expanduser(),
+        config.skip_unreadable,
+        progress,
+    )
+    return split_of(decoded.images, decoded.labels), decoded.skipped
+
+
+def _check_classes(manifest: Mapping[str, Any], found: tuple[str, ...], where: str) -> None:
+    known = manifest["data"]["classes"]
+    if list(found) != known:
+        raise InputError(
+            f"{where}: the model knows the classes {', '.join(known)}, but the data has "
+            f"{', '.join(found) or 'none'}"
+        )
+
+
+def _batches(
+    split: AnySplit, manifest: Mapping[str, Any], runtime: Runtime, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches as the model takes them: its own normalisation is a part of it, whatever the data."""
+    data = manifest["data"]
+    constants = normalisation_constants(tuple(data["mean"]), tuple(data["std"]), runtime.device)
+    for images, labels in split.chunks(size):
+        yield (
+            normalise(images.to(runtime.device), constants, runtime.memory_format),
+            labels.to(runtime.device),
+        )

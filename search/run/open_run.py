@@ -1,0 +1,38 @@
+"""A run to be read, wherever it is: what `ama status`, `report` and `pick` start from."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from analysis.runs.object_store import is_remote
+from analysis.runs.run import Run
+from search.run_dir.folder import Folder, working_folder
+
+
+@contextmanager
+def opened(run: str) -> Iterator[tuple[Run, Folder]]:
+    """The study of `run` as it is now, and the run directory, to which files may be added.
+
+    Args:
+        run: a run directory, the URI of one in an object store, or the URL of a study's database.
+
+    Raises:
+        InputError: no run there, or its database cannot be read.
+    """
+    if is_remote(run):
+        from analysis.report.retrained import RESULTS
+
+        with working_folder(run) as folder:
+            folder.fetch("retrained", RESULTS)
+            yield _kept(Run.open(folder.path, place=folder.place)), folder
+    else:
+        yield _kept(Run.open(run)), Folder(run, Path(run))
+
+
+def _kept(run: Run) -> Run:
+    """`run`, at whose million objects no garbage collection looks again: they stay until the command ends."""
+    gc.freeze()
+    return run

@@ -1,0 +1,120 @@
+"""Trainings of a retraining, as tasks on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from analysis.runs.object_store import join
+from search.cluster.connection import cause_of, slots
+from search.errors import FailedError
+from search.experiment.sections import Resources
+from search.run_dir.folder import working_folder
+from search.stages.setup import Progress
+from trainables.blocks.blocks import Block
+from trainables.config import DataConfig, DistillConfig, RuntimeConfig
+from trainables.data.dataset import ImageData
+from trainables.finished.retrain import RetrainResult, retrain_one
+from trainables.runtime.runtime import resolve
+from trainables.student.start import Modules
+from trainables.teacher.teacher import Teacher
+
+CRASHES = 2  # a training whose process dies is begun again this often, from its checkpoint
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train: which pick, which kind, with which seed."""
+
+    number: int
+    kind: str
+    config: DistillConfig
+
+    @property
+    def folder(self) -> str:
+        """Where the model goes, below the folder of all."""
+        return f"trial-{self.number}/{self.kind}/seed-{self.config.seed}"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trainings need: put into Ray's object store once."""
+
+    data: Mapping[str, Any]  # `ImageData.to_arrays()`, test images included
+    teacher: Teacher
+    blocks: tuple[Block, ...]
+    runtime: RuntimeConfig
+    data_config: DataConfig
+    folder: str
+    made: Mapping[str, Any]  # for the manifests
+    modules: Modules | None = None
+
+    def train(self, job: Job) -> RetrainResult:
+        """Train and test the model of `job` in this process; read it back where it is finished."""
+        runtime = resolve(self.runtime)
+        with working_folder(join(self.folder, job.folder)) as folder:
+            return retrain_one(
+                job.config,
+                Teacher(self.teacher.model.to(runtime.device), self.teacher.record),
+                self.blocks,
+                ImageData.from_arrays(self.data),
+                runtime,
+                folder.path,
+                self.modules,
+                kind=job.kind,
+                data_config=self.data_config,
+                made=self.made,
+            )
+
+
+@ray.remote  # type: ignore[untyped-decorator]
+def _task(shared: Shared, job: Job) -> RetrainResult:
+    return shared.train(job)
+
+
+def train_jobs(
+    jobs: Sequence[Job], shared: Shared, resources: Resources, done: int, progress: Progress | None
+) -> dict[str, RetrainResult]:
+    """Train `jobs` on Ray, as many at once as `resources` and the cluster allow.
+
+    Args:
+        done: models that were finished before, for `progress`.
+
+    Returns:
+        The results by the jobs' folders.
+
+    Raises:
+        FailedError: after all have ended, if some failed.
+    """
+    at_once, total = slots(resources), done + len(jobs)
+    task = _task.options(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=CRASHES)
+    reference = ray.put(shared)
+    waiting = list(reversed(jobs))
+    running: dict[Any, str] = {}  # Ray's reference to the folder
+    finished: dict[str, RetrainResult] = {}
+    failed: dict[str, str] = {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop()
+            running[task.remote(reference, job)] = job.folder
+        if progress is not None:
+            progress("retraining", done + len(finished) + len(failed), total)
+        (ready, *_), _ = ray.wait(list(running))
+        place = running.pop(ready)
+        try:
+            finished[place] = ray.get(ready)
+        except RayError as fault:
+            failed[place] = cause_of(fault)
+    if progress is not None:
+        progress("retraining", total, total)
+    if failed:
+        causes = "".join(f"\n  {place}: {cause}" for place, cause in failed.items())
+        raise FailedError(
+            f"{len(failed)} of {len(jobs)} trainings failed; the same command trains them again and keeps "
+            f"the finished models in {shared.folder}{causes}"
+        )
+    return finished

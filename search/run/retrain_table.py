@@ -1,0 +1,87 @@
+"""What `ama retrain` leaves: `results.json`, one entry a model; `results.csv` and `.md`, one row a kind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from analysis.report.retrained import HEAD, NOTE, RESULTS, SCORES, cells, summary_rows, teacher_row
+from trainables.costs.measure import Costs
+from trainables.finished.retrain import WEIGHTS, RetrainResult, write_text
+from trainables.teacher.record import TeacherRecord
+
+NARROW = ("95 % interval", "params", "epochs")  # columns that a terminal has no room for
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished model: the trial it stands for, its folder below that of all, its price and its scores."""
+
+    number: int
+    folder: str
+    costs: Costs
+    result: RetrainResult
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """The table of all finished models: the teacher, then a row for each kind of every trial."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    place: str = ""  # the folder as people know it, where `folder` was a working copy
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"folder": self.place or str(self.folder), "table": self.rows}
+
+    def table(self) -> Table:
+        """For people: the columns that a terminal has room for; `results.md` has all."""
+        shown = [i for i, name in enumerate(HEAD) if name not in NARROW]
+        drawn = Table(title="on test data, mean ± standard deviation", title_justify="left")
+        for i in shown:
+            drawn.add_column(HEAD[i], justify="left" if HEAD[i] == "model" else "right")
+        for row in self.rows:
+            texts = cells(row)
+            drawn.add_row(*(texts[i] for i in shown))
+        return drawn
+
+
+def write_results(
+    folder: Path, models: Sequence[Finished], teacher: TeacherRecord, costs: Costs
+) -> Retrained:
+    """Write the three files into `folder`.
+
+    Args:
+        folder: of all models.
+        models: at least one, those of one trial and kind next to each other.
+        teacher: its record, the first row of the table.
+        costs: the teacher's.
+    """
+    entries = [
+        {
+            "number": model.number,
+            **asdict(model.result),
+            "latency_ms": model.costs.latency_ms,  # params and FLOPs were counted on the model itself
+            "path": f"{model.folder}/{WEIGHTS}",
+        }
+        for model in models
+    ]
+    scores = {name: getattr(teacher, name) for name in (*SCORES, "epochs", "seconds")}
+    rows = [teacher_row({**scores, **costs.as_dict()}), *summary_rows(entries)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RESULTS, json.dumps(entries, indent=2) + "\n")
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[1])
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = [HEAD, ["---"] * len(HEAD), *map(cells, rows)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    write_text(folder / "results.md", f"{table}\n{NOTE}\n")
+    return Retrained(folder, rows)

@@ -1,0 +1,272 @@
+"""Run a search: study, cluster, Ray Tune, and a record that is true whenever and however it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+from optuna.trial import TrialState
+
+from analysis.runs.study_url import redact, study_url
+from search.cluster.connection import connected, slots
+from search.cluster.preflight import preflight
+from search.cluster.user_code import modules_of
+from search.experiment.experiment import Experiment, difference, dump_yaml
+from search.experiment.yaml12 import read_yaml
+from search.policy.proposer import Limit, Proposer
+from search.policy.space import SearchSpace
+from search.run.study_attributes import study_attrs
+from search.run_dir.folder import TRIALS, Folder, working_folder
+from search.run_dir.lock import locked
+from search.stages.auto_resources import choose_resources
+from search.stages.library import first_proposals
+from search.stages.on_worker import latencies, prepared
+from search.stages.setup import EXPERIMENT_FILE, Progress, Setup, absolute_limits
+from search.study.database import away_is_failure
+from search.study.record import MissingStudyError, StudyRecord, now
+from search.tune.scheduler import RungScheduler
+from search.tune.searcher import Board, StudySearcher, ran
+from search.tune.tuner import checkpoints, make_tuner
+from trainables.config import StudentSpec
+from trainables.errors import InputError
+from trainables.library.build import Library
+from trainables.training.profile import PROFILE, profile_folder
+
+STARTED = "sessions"  # the attribute that a study gets last when a search begins
+INTERRUPTED = "interrupted; continue with --resume"
+
+Watch = Callable[[Board], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a search ended: why, numbers of the rows that a `--resume` would take up, files of a profile."""
+
+    run: str
+    reason: str
+    interrupted: tuple[int, ...]
+    failed: bool = False
+    profile: tuple[str, ...] = ()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, where it is a folder."""
+        return Path(self.run)
+
+
+def search(
+    experiment: Experiment,
+    *,
+    address: str | None = None,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    profile_trial: bool = False,
+) -> Outcome:
+    """Search, from a trained teacher to a study whose every row has its true state.
+
+    Args:
+        experiment: what to do.
+        address: of a Ray cluster; None: start Ray on this machine.
+        resume: continue the run that the run directory holds.
+        command: as typed, for the record.
+        progress: called by the stages before the search.
+        watch: called whenever a trial starts, reports or ends.
+        profile_trial: write a profile of the first trial's second epoch into the run directory.
+
+    Raises:
+        InputError: something in the experiment, run directory, database or cluster cannot be used.
+        FailedError: the database stayed away; the run can be resumed.
+    """
+    url = study_url(experiment, experiment.run.dir)
+    with working_folder(experiment.run.dir) as folder:
+        _check_run_dir(experiment, folder, resume)
+        with locked(folder, url, experiment.name), away_is_failure():
+            record = _past_record(experiment, folder, url) if resume else None
+            if record is None:
+                StudyRecord.check_free(url, experiment.name)
+            elif _trials_done(record) >= experiment.budget.trials:
+                return Outcome(folder.place, f"all {experiment.budget.trials} trials are done already", ())
+            with connected(address, modules=modules_of(experiment.teacher.arch) if address else ()):
+                concurrent = slots(experiment.resources)
+                if address is not None or sum(node["Alive"] for node in ray.nodes()) > 1:
+                    preflight(experiment, folder, url)
+                library = experiment.warm_start == "library"
+                setup, modules = prepared(experiment, folder, library=library, progress=progress)
+                limits = absolute_limits(experiment, setup.teacher.record, setup.costs)
+                dump_yaml(experiment, folder.path / EXPERIMENT_FILE)  # from now on the directory holds a run
+                folder.push()
+                record = _begun(experiment, setup, limits, record, url, command)
+                if experiment.resources.concurrent == "auto":
+                    resources = choose_resources(setup, progress)
+                    setup = replace(setup, experiment=experiment.model_copy(update={"resources": resources}))
+                    concurrent = slots(resources)
+                outcome = _run(setup, folder, modules, record, limits, concurrent, watch, profile_trial)
+                record.close()
+                if profile_trial:
+                    written = sorted(file.name for file in (folder.path / PROFILE).glob("trial-*"))
+                    files = tuple(f"{folder.place}/{PROFILE}/{name}" for name in written)
+                    outcome = replace(outcome, profile=files)
+                return outcome
+
+
+def _begun(
+    experiment: Experiment,
+    setup: Setup,
+    limits: list[Limit],
+    record: StudyRecord | None,
+    url: str,
+    command: str,
+) -> StudyRecord:
+    """The study with its attributes: the one of before, or a new one."""
+    if record is None:
+        record = StudyRecord.create(url, experiment.name, [o.direction for o in experiment.objectives])
+    if STARTED not in record.attrs:
+        attrs = study_attrs(experiment, setup, limits, redact(command, url))
+        record.name_objectives([o.metric for o in experiment.objectives])
+        record.set_attrs({**attrs, STARTED: 0})
+    _check_same(record, setup)
+    return record
+
+
+def _check_run_dir(experiment: Experiment, folder: Folder, resume: bool) -> None:
+    """Refuse a new run where one is, and a resumed one where none is or that was another experiment."""
+    file = folder.path / EXPERIMENT_FILE
+    if file.exists() and not resume:
+        raise InputError(
+            f"run.dir: {folder.place} already holds a run; continue it with --resume, or choose another "
+            "place with --out"
+        )
+    if resume and not file.exists():
+        raise InputError(f"--resume: {folder.place} holds no run (no {EXPERIMENT_FILE} in it)")
+    if resume:
+        # The run's own copy, which is there before the study: a search may have been cut off between them.
+        before, _ = read_yaml(file.read_text(encoding="utf-8"), EXPERIMENT_FILE)
+        changes = difference(before, experiment)
+        if changes:
+            raise InputError(
+                f"--resume: the run in {folder.place} was another experiment; only budget.trials, "
+                "budget.hours, resources and runtime may change:\n  " + "\n  ".join(changes)
+            )
+
+
+def _past_record(experiment: Experiment, folder: Folder, url: str) -> StudyRecord | None:
+    """The study of a run to be resumed, its rows of a killed driver set to WAITING; None: not begun yet."""
+    try:
+        record = StudyRecord.load(url, experiment.name)
+    except MissingStudyError:
+        # A wrong database must not pass for a new one: only a run that never got to a trial has no study.
+        if folder.holds(TRIALS):
+            raise
+        return None
+    record.interrupt()
+    return record
+
+
+def _check_same(record: StudyRecord, setup: Setup) -> None:
+    """Refuse to go on with another teacher or other data than the study's trials had."""
+    for what, ours in (("teacher", setup.teacher.record.hash), ("data", setup.data.hash)):
+        theirs = record.attrs[what]["hash"]
+        if ours != theirs:
+            raise InputError(
+                f"--resume: the {what} is not what the run was started with: expected hash {theirs}, "
+                f"got {ours}"
+            )
+
+
+def _trials_done(record: StudyRecord) -> int:
+    return sum(ran(row) and row.state.is_finished() for row in record.trials())
+
+
+def _run(
+    setup: Setup,
+    folder: Folder,
+    library: Library | None,
+    record: StudyRecord,
+    limits: list[Limit],
+    concurrent: int,
+    watch: Watch | None,
+    profile_trial: bool,
+) -> Outcome:
+    experiment = setup.experiment
+    past = record.trials()
+    session = int(record.attrs[STARTED]) + 1
+    sections = {name: getattr(experiment, name).model_dump(mode="json") for name in ("budget", "resources")}
+    record.set_attrs({STARTED: session, **sections})
+    hours = experiment.budget.hours
+    deadline = None if hours is None else time.monotonic() + hours * 3600 - _spent(record)
+    scheduler = RungScheduler(
+        {o.metric: o.direction for o in experiment.objectives},
+        max_epochs=experiment.budget.epochs,
+        grace_epochs=experiment.budget.grace_epochs,
+        reduction_factor=experiment.budget.reduction_factor,
+    )
+    scheduler.replay(past)
+    space = SearchSpace.from_experiment(experiment, setup.blocks)
+    first = first_proposals(setup, library, space) if library else ()
+    searcher = StudySearcher(
+        experiment,
+        record,
+        Proposer(experiment, space, setup.costs.price, limits, past, first),
+        setup.blocks,
+        checkpoints=checkpoints(folder, [t for t in past if t.state == TrialState.WAITING]),
+        scheduler=scheduler,
+        deadline=deadline,
+        watch=watch,
+    )
+    began = time.monotonic()
+    try:
+        profile = profile_folder(folder.path) if profile_trial else None
+        tuner = make_tuner(
+            setup, folder, library, searcher, scheduler, concurrent, session, deadline, profile
+        )
+        tuner.fit()
+    finally:
+        record.interrupt()
+        record.set_attrs({"elapsed_seconds": _spent(record) + time.monotonic() - began})
+    outcome = _outcome(folder, experiment, record, searcher, deadline)
+    if outcome.reason not in (INTERRUPTED, searcher.halted):
+        record.set_attrs({"ended": now()})
+        _measure_front(setup, record)
+    return outcome
+
+
+def _spent(record: StudyRecord) -> float:
+    return float(record.attrs.get("elapsed_seconds", 0.0))
+
+
+def _outcome(
+    folder: Folder,
+    experiment: Experiment,
+    record: StudyRecord,
+    searcher: StudySearcher,
+    deadline: float | None,
+) -> Outcome:
+    rows = [row for row in record.trials() if ran(row)]
+    waiting = tuple(row.number for row in rows if row.state == TrialState.WAITING)
+    if searcher.halted is not None:
+        reason = searcher.halted
+    elif searcher.hopeless or (searcher.exhausted and not waiting):
+        reason = str(searcher.exhausted)
+    elif not waiting and len(rows) >= experiment.budget.trials:
+        reason = "the budget is used"
+    elif deadline is not None and time.monotonic() > deadline:
+        reason = "the wall time of budget.hours is over"
+    else:
+        reason = INTERRUPTED
+    return Outcome(folder.place, reason, waiting, failed=searcher.hopeless or searcher.halted is not None)
+
+
+def _measure_front(setup: Setup, record: StudyRecord) -> None:
+    """Measure the front's students end to end, now that no trial loads the device."""
+    specs = {
+        str(row.number): StudentSpec.model_validate(row.user_attrs["config"]["student"])
+        for row in record.front()
+    }
+    if specs:
+        measured = latencies(setup, specs)
+        record.set_attrs({"measured": {number: {"latency_ms": ms} for number, ms in measured.items()}})

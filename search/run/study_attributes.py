@@ -1,0 +1,61 @@
+"""What a study says about where it comes from: experiment, teacher, data, blocks, versions, command."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from search.experiment.experiment import Experiment, resolved
+from search.policy.proposer import Limit
+from search.stages.setup import Setup
+from search.study.record import now
+
+FORMAT = 1
+
+
+def study_attrs(experiment: Experiment, setup: Setup, limits: list[Limit], command: str) -> dict[str, Any]:
+    """Attributes of a new study.
+
+    Args:
+        experiment: as it was asked for.
+        setup: what was made for it.
+        limits: its constraints in the metrics' own units.
+        command: as typed, without passwords.
+    """
+    table, data, record = setup.costs, setup.data, setup.teacher.record
+    return {
+        "format": FORMAT,
+        "experiment": resolved(experiment),
+        "objectives": [{"metric": o.metric, "direction": o.direction} for o in experiment.objectives],
+        "constraints": [vars(limit) for limit in limits],
+        "teacher": {
+            "arch": record.arch,
+            "hash": record.hash,
+            "val_accuracy": record.val_accuracy,
+            "val_loss": record.val_loss,
+            "test_accuracy": record.test_accuracy,
+            **table.teacher.as_dict(),
+        },
+        "data": {
+            "name": data.name,
+            "classes": data.num_classes,
+            "train": len(data.train),
+            "val": len(data.val),
+            "image_shape": list(data.image_shape),
+            "hash": data.hash,
+        },
+        "blocks": table.to_profile()["blocks"],
+        "widths": list(experiment.space.widths),
+        "versions": versions(),
+        "command": command,
+        "device": table.device,
+        "budget": experiment.budget.model_dump(mode="json"),
+        "started": now(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    packages = ("ama-search", "torch", "torchvision", "ray", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,1 @@
+"""The run directory: files, lock, copies to and from object stores."""

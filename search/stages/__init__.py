@@ -1,0 +1,1 @@
+"""Stages before the first trial: teacher, costs, limits, library, resources."""

@@ -1,0 +1,191 @@
+"""The stages before and after the trials, done where a trial would run.
+
+On one machine that is this process. On a cluster whose head has no accelerator the driver has not what a
+trial has: teacher, cost table, library and the final latencies then are tasks on a worker, each alone on its
+device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from search.cluster.connection import cause_of, fits
+from search.errors import FailedError
+from search.experiment.experiment import Experiment, Resources
+from search.experiment.sections import StorageConfig
+from search.run_dir.folder import Folder, at, working_folder
+from search.stages.library import get_library
+from search.stages.setup import Progress, Setup, prepare
+from trainables.blocks.blocks import Block
+from trainables.config import StudentSpec
+from trainables.costs.measure import measure_many
+from trainables.costs.table import CostTable
+from trainables.data.dataset import ImageData
+from trainables.errors import InputError
+from trainables.library.build import Library
+from trainables.runtime.runtime import Runtime
+from trainables.student.build import build_student
+from trainables.teacher.teacher import Teacher
+
+RETRIES = 3  # of a task whose worker was lost
+LOOK_SECONDS = 1.0  # between two looks at a task's progress
+
+
+def is_driver_short(resources: Resources) -> bool:
+    """Whether this process has not what a trial gets: no such node, or no GPU that it can see."""
+    here = ray.get_runtime_context().get_node_id()
+    mine: dict[str, float] = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {})
+    return not fits(resources, mine) or (resources.gpu > 0 and not torch.cuda.is_available())
+
+
+def prepared(
+    experiment: Experiment,
+    folder: Folder,
+    *,
+    test: bool = False,
+    library: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Setup, Library | None]:
+    """`prepare`, and the module library where it is asked for. Ray must be connected.
+
+    Args:
+        experiment: what to do.
+        folder: its run directory.
+        test: read the test data too.
+        library: make or read the library.
+        progress: called as work goes on.
+
+    Raises:
+        InputError: as `prepare`.
+        FailedError: the workers that were to do it died.
+    """
+    if not is_driver_short(experiment.resources):
+        setup = prepare(at(experiment, folder), test=test, progress=progress)
+        return setup, get_library(setup, progress) if library else None
+    # Without the database, whose password has no business in a task.
+    bare = experiment.model_copy(update={"storage": StorageConfig()})
+    place = folder.place if folder.remote else str(folder.path.absolute())
+    folder.push()
+    made: _Made = _on_worker(_prepare, experiment.resources, progress, bare, place, test, library)
+    setup = Setup(
+        at(experiment, folder),
+        folder.path,
+        made.runtime,
+        ImageData.from_arrays(made.data),
+        made.teacher,
+        made.blocks,
+        made.costs,
+    )
+    return setup, made.library
+
+
+def latencies(setup: Setup, students: Mapping[str, StudentSpec]) -> dict[str, float]:
+    """Milliseconds of whole students, by name, measured end to end. No trial may load the device.
+
+    Ray must be connected.
+    """
+    costs, seconds = setup.costs, setup.experiment.costs.seconds
+    runtime = replace(setup.runtime, threads=costs.threads)
+    task = (setup.teacher.model.cpu(), setup.blocks, dict(students), costs, runtime, seconds)
+    if not is_driver_short(setup.experiment.resources):
+        return _measure(lambda *_: None, *task)
+    measured: dict[str, float] = _on_worker(_measure, setup.experiment.resources, None, *task)
+    return measured
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A `Setup` on its way from a worker, its arrays in a form that Ray's object store shares."""
+
+    runtime: Runtime
+    data: Mapping[str, Any]
+    teacher: Teacher
+    blocks: tuple[Block, ...]
+    costs: CostTable
+    library: Library | None
+
+
+def _prepare(progress: Progress, experiment: Experiment, place: str, test: bool, library: bool) -> _Made:
+    with working_folder(place) as folder:
+        setup = prepare(at(experiment, folder), test=test, progress=progress)
+        modules = get_library(setup, progress) if library else None
+    teacher = Teacher(setup.teacher.model.cpu(), setup.teacher.record)
+    return _Made(setup.runtime, setup.data.to_arrays(), teacher, setup.blocks, setup.costs, modules)
+
+
+def _measure(
+    progress: Progress,
+    teacher: torch.nn.Module,
+    blocks: tuple[Block, ...],
+    specs: Mapping[str, StudentSpec],
+    costs: CostTable,
+    runtime: Runtime,
+    seconds: float,
+) -> dict[str, float]:
+    progress("measuring the front", 0, len(specs))
+    students = {name: build_student(teacher, blocks, spec) for name, spec in specs.items()}
+    example = torch.zeros(costs.batch_size, *costs.image_shape)
+    found = measure_many(students, example, runtime, precision=costs.precision, seconds=seconds)
+    return {name: latency.median_ms for name, latency in found.items()}
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+class _Board:
+    """Where a task says how far it is."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[str, int, int] | None = None
+
+    def write(self, what: str, done: int, total: int) -> None:
+        self._latest = (what, done, total)
+
+    def read(self) -> tuple[str, int, int] | None:
+        return self._latest
+
+
+@ray.remote  # type: ignore[untyped-decorator]
+def _task(board: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    written = 0.0
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal written
+        if time.monotonic() - written > LOOK_SECONDS:
+            written = time.monotonic()
+            board.write.remote(what, done, total)
+
+    return work(progress, *arguments)
+
+
+def _on_worker(
+    work: Callable[..., Any], resources: Resources, progress: Progress | None, *arguments: Any
+) -> Any:
+    """The result of `work(progress, *arguments)` on a worker with a trial's resources and whole GPUs.
+
+    Whole ones: another trial, or another user's, on the rest would be measured along.
+    """
+    board = _Board.remote()  # type: ignore[attr-defined]
+    task = _task.options(
+        num_cpus=resources.cpu, num_gpus=math.ceil(resources.gpu), max_retries=RETRIES, name=work.__name__
+    )
+    waiting = task.remote(board, work, arguments)
+    try:
+        while not ray.wait([waiting], timeout=LOOK_SECONDS)[0]:
+            if progress is not None:
+                progress(*(ray.get(board.read.remote()) or ("waiting for a worker", 0, 1)))
+        return ray.get(waiting)
+    except RayTaskError as fault:
+        if isinstance(fault.cause, InputError):
+            raise InputError(str(fault.cause)) from None
+        raise
+    except RayError as fault:
+        raise FailedError(f"the work before the trials failed on its worker: {cause_of(fault)}") from None
+    finally:
+        ray.kill(board)

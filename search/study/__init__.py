@@ -1,0 +1,1 @@
+"""The record of trials: an Optuna study and its database."""

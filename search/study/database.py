@@ -1,0 +1,202 @@
+"""The study's database: opened with settings that notice a dead one, waited for while it is away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from analysis.runs.study_url import redact
+from search.errors import FailedError
+from trainables.errors import InputError
+
+PATIENCE_VARIABLE = "AMA_STUDY_PATIENCE"
+PATIENCE = 600.0  # seconds that a search waits for its database
+WAITING = (
+    "storage.study: the database is away (%s); waiting up to %.0f s for it, trials keep what they have "
+    "(Ctrl-C twice ends the search, which stays resumable)"
+)
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two tries
+
+# A database across a network can vanish without a word: give up a connection after half a minute of silence
+# instead of the quarter of an hour that TCP takes.
+_POSTGRES = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+_TOKEN = "ama:token"  # system attribute of a row: what its insertion is recognised by
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class DatabaseAwayError(BaseException):
+    """The database did not come back in time.
+
+    No `Exception`: Ray Tune would take one for the fault of the trial at hand, and fail it.
+    """
+
+
+@contextmanager
+def away_is_failure() -> Iterator[None]:
+    """Turn a database that stayed away into the failure of the command.
+
+    Raises:
+        FailedError: in place of `DatabaseAwayError`.
+    """
+    try:
+        yield
+    except DatabaseAwayError as fault:
+        raise FailedError(str(fault)) from None
+
+
+class Storage(RDBStorage):
+    """Optuna's storage, with an insertion that makes one row however often it is tried."""
+
+    _tried: str | None = None
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> models.TrialModel:
+        # Runs inside the transaction that holds the study's lock, and is run again by Optuna itself after an
+        # error: a commit whose answer got lost would make a second row.
+        token = None if template_trial is None else template_trial.system_attrs.get(_TOKEN)
+        if token is not None:
+            again, self._tried = token == self._tried, token
+            if again and (row := self._row_of(token, session)) is not None:
+                return row
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+    @staticmethod
+    def _row_of(token: str, session: Session) -> models.TrialModel | None:
+        attributes = models.TrialSystemAttributeModel
+        query = session.query(models.TrialModel).join(attributes)
+        return query.filter(attributes.key == _TOKEN, attributes.value_json == f'"{token}"').one_or_none()
+
+
+def new_token() -> dict[str, str]:
+    """The system attribute by which `Storage` knows a row again."""
+    return {_TOKEN: uuid4().hex}
+
+
+def open_storage(url: str) -> Storage:
+    """The storage behind a SQLAlchemy URL; SQLite runs in WAL mode, which makes a write 5 times cheaper.
+
+    Raises:
+        InputError: the database cannot be opened; the message shows the URL without its password.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        parts = make_url(url)
+        settings = _POSTGRES if parts.drivername == "postgresql+psycopg" else {}
+        connect_args = {key: value for key, value in settings.items() if key not in parts.query}
+        storage = Storage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": connect_args})
+    except (SQLAlchemyError, ImportError, RuntimeError, ValueError, TypeError) as fault:
+        # TypeError: a database driver that does not know a setting in the URL.
+        raise InputError(
+            f"storage.study: cannot open the database {redact(url)}: {_reason(fault, url)}"
+        ) from None
+    if storage.engine.dialect.name == "sqlite":
+        event.listen(storage.engine, "connect", _wal)
+        storage.engine.dispose()  # connections made before the listener was there
+    return storage
+
+
+def _wal(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.close()
+
+
+class Waiting:
+    """Tries what may be tried again until the database answers, for a bounded time.
+
+    Args:
+        url: of the database, for messages without its password.
+        patience: seconds; None: `AMA_STUDY_PATIENCE` of the environment, else ten minutes.
+    """
+
+    def __init__(self, url: str, patience: float | None = None) -> None:
+        self._url = url
+        self.patience = _patience() if patience is None else patience
+
+    def __call__(self, attempt: Callable[[], T]) -> T:
+        """The result of `attempt`, which must do no harm when it is called again.
+
+        Raises:
+            DatabaseAwayError: the patience is over; later calls try once.
+        """
+        began, pause, said = time.monotonic(), FIRST_PAUSE, False
+        while True:
+            try:
+                result = attempt()
+            except (StorageInternalError, SQLAlchemyError) as fault:
+                if not _may_pass(fault):
+                    raise
+                reason = _reason(fault, self._url)
+            else:
+                if said:
+                    log.warning("storage.study: the database is back after %.0f s", time.monotonic() - began)
+                return result
+            away = time.monotonic() - began
+            if away >= self.patience:
+                raise self._given_up(reason, away)
+            if away > 1 and not said:
+                said = True
+                log.warning(WAITING, reason, self.patience)
+            time.sleep(min(pause, self.patience - away))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _given_up(self, reason: str, away: float) -> DatabaseAwayError:
+        self.patience = 0.0
+        return DatabaseAwayError(
+            f"storage.study: the database {redact(self._url)} was away for {away:.0f} s ({reason}); no "
+            "finished trial is lost: continue with --resume when it is back"
+        )
+
+
+def _patience() -> float:
+    text = os.environ.get(PATIENCE_VARIABLE)
+    try:
+        seconds = PATIENCE if text is None else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise InputError(f"{PATIENCE_VARIABLE}: expected a number of seconds, got {text!r}")
+    return seconds
+
+
+def _may_pass(fault: Exception) -> bool:
+    """Whether the database may be able to do it later: it is away, locked, full, restarting or read-only."""
+    cause = fault if isinstance(fault, SQLAlchemyError) else fault.__cause__
+    if isinstance(cause, DBAPIError) and cause.connection_invalidated:
+        return True
+    return isinstance(cause, OperationalError | InterfaceError | InternalError | PoolTimeoutError)
+
+
+def _reason(fault: Exception, url: str) -> str:
+    """First line of what the database's driver says, without the password."""
+    cause = fault.__cause__ or fault
+    cause = getattr(cause, "orig", None) or cause
+    return (redact(str(cause), url).strip().splitlines() or [type(fault).__name__])[0]

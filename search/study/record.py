@@ -1,0 +1,252 @@
+"""The record of a search: one Optuna study, one row a trial, in any storage Optuna knows.
+
+Proposals are made elsewhere (`search.policy.proposer`); here rows are written, each in as few transactions as the
+storage allows, and read back when a search is resumed. Every read and write waits for a database that is away
+(`search.study.database.Waiting`), and may be repeated without harm.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from analysis.runs.study_url import redact
+from search.experiment.objectives import Direction
+from search.study.database import Waiting, new_token, open_storage
+from trainables.errors import InputError
+
+CURVE = ("epoch", "val_accuracy", "val_loss", "train_loss", "seconds")
+_CONSTRAINT = "constraints:"  # before a constraint's name: where Optuna looks for its value
+
+
+class MissingStudyError(InputError):
+    """The database holds no study of this name."""
+
+
+class StudyRecord:
+    """Rows of one study, by trial number.
+
+    Every method raises `DatabaseAwayError` when the database stays away for longer than `waiting` waits.
+
+    Args:
+        study: in the database.
+        waiting: tries what the database did not answer again.
+    """
+
+    def __init__(self, study: optuna.Study, waiting: Waiting) -> None:
+        self.waiting = waiting
+        self._study = study
+        self._storage = study._storage
+        self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+        self._curves: dict[int, dict[str, list[float]]] = {}
+
+    @staticmethod
+    def check_free(url: str, name: str) -> None:
+        """Check that a study of this name can be created, without creating it.
+
+        Raises:
+            InputError: the database cannot be opened, or holds a study of this name.
+        """
+        if name in optuna.get_all_study_names(open_storage(url)):
+            raise _taken(url, name)
+
+    @classmethod
+    def create(cls, url: str, name: str, directions: Sequence[Direction]) -> StudyRecord:
+        """A new study.
+
+        Raises:
+            InputError: the database cannot be opened, or holds a study of this name.
+        """
+        try:
+            return cls(
+                optuna.create_study(storage=open_storage(url), study_name=name, directions=list(directions)),
+                Waiting(url),
+            )
+        except optuna.exceptions.DuplicatedStudyError:
+            raise _taken(url, name) from None
+
+    @classmethod
+    def load(cls, url: str, name: str) -> StudyRecord:
+        """The study that is there.
+
+        Raises:
+            InputError: the database cannot be opened; `MissingStudyError`: it holds no such study.
+        """
+        try:
+            return cls(optuna.load_study(storage=open_storage(url), study_name=name), Waiting(url))
+        except KeyError:
+            raise MissingStudyError(f"storage.study: {redact(url)} holds no study {name!r}") from None
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The study's own attributes."""
+        return self.waiting(lambda: self._study.user_attrs)
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Write attributes of the study."""
+        for key, value in attrs.items():
+            self.waiting(partial(self._study.set_user_attr, key, value))
+
+    def name_objectives(self, metrics: Sequence[str]) -> None:
+        """Name the objectives where optuna-dashboard and Optuna's own plots look."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.waiting(partial(self._study.set_metric_names, list(metrics)))
+
+    def trials(self) -> list[FrozenTrial]:
+        """All rows, by number."""
+        return self.waiting(lambda: self._study.get_trials(deepcopy=False))
+
+    def front(self) -> list[FrozenTrial]:
+        """The non-dominated fully trained rows, those that break a limit left out."""
+        return self.waiting(lambda: self._study.best_trials)
+
+    def add(
+        self,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attrs: Mapping[str, Any],
+        *,
+        refused: str | None = None,
+        constraints: Mapping[str, float] | None = None,
+    ) -> int:
+        """Write a new row in one transaction and return its number.
+
+        Args:
+            params: the proposal, by parameter name.
+            distributions: the distribution of every parameter.
+            attrs: user attributes of the row.
+            refused: why the proposal is not trained; None makes a RUNNING row.
+            constraints: violations by the limit's text, > 0 where it is broken.
+        """
+        state = TrialState.RUNNING if refused is None else TrialState.PRUNED
+        if refused is not None:
+            attrs = {**attrs, "refused": refused, "epochs": 0}
+        row = create_trial(
+            state=state,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs=dict(attrs),
+            system_attrs=new_token(),
+            constraints=dict(constraints or {}),
+        )
+        now = datetime.now()
+        row.datetime_start = now
+        row.datetime_complete = now if refused is not None else None
+        trial_id = self.waiting(lambda: self._storage.create_new_trial(self._study._study_id, row))
+        number = self.waiting(lambda: self._storage.get_trial_number_from_id(trial_id))
+        self._ids[number] = trial_id
+        return number
+
+    def annotate(self, number: int, **attrs: Any) -> None:
+        """Write user attributes of a row."""
+        for key, value in attrs.items():
+            self.waiting(partial(self._storage.set_trial_user_attr, self._ids[number], key, value))
+
+    def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Append an epoch's metrics to a running row; one told again after a restore replaces itself."""
+        if number not in self._curves:
+            self._curves[number] = self._stored_curve(number)
+        curve = self._curves[number]
+        keep = [i for i, epoch in enumerate(curve["epoch"]) if epoch < metrics["epoch"]]
+        for column in CURVE:
+            value = metrics[column]
+            kept = [curve[column][i] for i in keep]
+            curve[column] = [*kept, round(value, 5) if isinstance(value, float) else value]
+        self.annotate(
+            number,
+            curve=curve,
+            metrics=dict(metrics),
+            epochs=metrics["epoch"],
+            seconds=round(sum(curve["seconds"]), 3),
+        )
+
+    def _stored_curve(self, number: int) -> dict[str, list[float]]:
+        row = self.waiting(lambda: self._storage.get_trial(self._ids[number]))
+        stored = row.user_attrs.get("curve", {})
+        return {column: list(stored.get(column, [])) for column in CURVE}
+
+    def complete(
+        self, number: int, values: Sequence[float], constraints: Mapping[str, float] | None = None
+    ) -> None:
+        """End a row that was trained to its last epoch.
+
+        Args:
+            number: of the row.
+            values: of the objectives, in their order.
+            constraints: violations, by the limit's text, of the limits that only training shows.
+        """
+        self._constrain(number, constraints)
+        self._end(number, TrialState.COMPLETE, values)
+
+    def prune(self, number: int, reason: str, constraints: Mapping[str, float] | None = None) -> None:
+        """End a row that was stopped early; `constraints` as for `complete`, of its last metrics."""
+        self._constrain(number, constraints)
+        self.annotate(number, reason=reason)
+        self._end(number, TrialState.PRUNED)
+
+    def _constrain(self, number: int, constraints: Mapping[str, float] | None) -> None:
+        for text, violation in (constraints or {}).items():
+            key = _CONSTRAINT + text
+            self.waiting(partial(self._storage.set_trial_system_attr, self._ids[number], key, violation))
+
+    def fail(self, number: int, reason: str) -> None:
+        """End a row that broke."""
+        self.annotate(number, reason=redact(reason))
+        self._end(number, TrialState.FAIL)
+
+    def _end(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        self._curves.pop(number, None)
+
+        def write() -> None:
+            try:
+                self._storage.set_trial_state_values(self._ids[number], state, values)
+            except UpdateFinishedTrialError:
+                # The answer to an earlier try was lost, its work was not.
+                if self._storage.get_trial(self._ids[number]).state != state:
+                    raise
+
+        self.waiting(write)
+
+    def close(self) -> None:
+        """End all connections; a SQLite file is whole by itself then, and may be moved."""
+        backend: Any = getattr(self._storage, "_backend", self._storage)
+        backend.remove_session()
+        if backend.engine.dialect.name == "sqlite":
+            with backend.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        backend.engine.dispose()
+
+    def interrupt(self) -> list[int]:
+        """Set every RUNNING row to WAITING, from where `resume` takes it up; returns their numbers."""
+        running = [t.number for t in self.trials() if t.state == TrialState.RUNNING]
+        for number in running:
+            self._set_state(number, TrialState.WAITING)
+        return running
+
+    def resume(self, number: int) -> None:
+        """Take up an interrupted row again."""
+        self._set_state(number, TrialState.RUNNING)
+
+    def _set_state(self, number: int, state: TrialState) -> None:
+        self.waiting(partial(self._storage.set_trial_state_values, self._ids[number], state))
+
+
+def _taken(url: str, name: str) -> InputError:
+    return InputError(
+        f"storage.study: {redact(url)} already holds a study {name!r}; "
+        "resume it with --resume or give the experiment another name"
+    )
+
+
+def now() -> str:
+    """The current time, ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

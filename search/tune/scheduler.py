@@ -1,0 +1,110 @@
+"""The rung rule behind Ray Tune: results in, CONTINUE or STOP out, and who was stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from search.experiment.objectives import COSTS
+from search.policy.moasha import Decision, MoAsha
+
+logger = logging.getLogger(__name__)
+
+
+class RungScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Starts trials in the order they were suggested and stops those that the rungs leave behind.
+
+    A result's trial is the study's number (`result["number"]`, else the trial config's), its epochs are
+    `result["epoch"]` (true for a trial taken up again from a checkpoint), else Ray's `training_iteration`.
+    A metric is taken from the result, else from `costs`. A result without number or metric is logged once
+    a name and lets its trial go on.
+
+    Args:
+        directions: metric to "minimize" or "maximize", in the objectives' order.
+        max_epochs: epochs of a full trial.
+        grace_epochs: the first rung.
+        reduction_factor: about one trial in so many passes a rung.
+        costs: costs by trial number, for results that do not carry them; read as results come, so it may be
+            filled while the search runs.
+
+    Attributes:
+        rule: the rungs.
+        stopped: numbers of the trials that were stopped for being behind at a rung.
+        diverged: numbers of the trials that were stopped because an objective was not finite.
+
+    Raises:
+        InputError: a number outside its range.
+    """
+
+    _supports_buffered_results = False  # a stop must come before the next epoch is paid for
+
+    def __init__(
+        self,
+        directions: Mapping[str, str],
+        *,
+        max_epochs: int,
+        grace_epochs: int,
+        reduction_factor: float,
+        costs: Mapping[int, Mapping[str, float]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._signs = {metric: -1.0 if way == "maximize" else 1.0 for metric, way in directions.items()}
+        exact = [index for index, metric in enumerate(directions) if metric in COSTS]
+        self.rule = MoAsha(max_epochs, grace_epochs, reduction_factor, len(directions), exact)
+        self.costs: Mapping[int, Mapping[str, float]] = {} if costs is None else costs
+        self.stopped: set[int] = set()
+        self.diverged: set[int] = set()
+        self._missed: set[str] = set()
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Ray's question after every result: CONTINUE or STOP."""
+        number = result.get("number", trial.config.get("number"))
+        if number is None:
+            self._miss("number")
+            return str(TrialScheduler.CONTINUE)
+        values = self._values({**self.costs.get(number, {}), **result})
+        if values is None:
+            return str(TrialScheduler.CONTINUE)
+        epoch = int(result["epoch"] if "epoch" in result else result["training_iteration"])
+        if self.rule.on_result(number, epoch, values) is Decision.CONTINUE:
+            return str(TrialScheduler.CONTINUE)
+        (self.stopped if all(map(math.isfinite, values)) else self.diverged).add(number)
+        return str(TrialScheduler.STOP)
+
+    def replay(self, rows: Iterable[FrozenTrial]) -> None:
+        """Rebuild the rungs from the study's rows, after a restart of the driver.
+
+        Args:
+            rows: rows of any state; those without a curve or without costs are passed over.
+        """
+        for row in rows:
+            curve = row.user_attrs.get("curve", {})
+            for index, epoch in enumerate(curve.get("epoch", [])):
+                metrics = {name: column[index] for name, column in curve.items()}
+                values = self._values({**row.user_attrs.get("costs", {}), **metrics})
+                if values is not None:
+                    self.rule.record(row.number, int(epoch), values)
+
+    def debug_string(self) -> str:
+        """How many trials each rung has seen, for Ray's log."""
+        rungs = ", ".join(f"epoch {epoch}: {len(seen)} trials" for epoch, seen in self.rule.rungs.items())
+        return f"RungScheduler ({len(self.stopped)} stopped): {rungs or 'no rungs'}"
+
+    def _values(self, metrics: Mapping[str, Any]) -> tuple[float, ...] | None:
+        """The objectives, all minimised; None where one is not there."""
+        missing = [name for name in self._signs if not isinstance(metrics.get(name), Real)]
+        for name in missing:
+            self._miss(name)
+        return None if missing else tuple(sign * metrics[name] for name, sign in self._signs.items())
+
+    def _miss(self, name: str) -> None:
+        if name not in self._missed:
+            logger.warning("early stopping: a result has no number %r; its trial goes on unjudged", name)
+        self._missed.add(name)

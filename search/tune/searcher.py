@@ -1,0 +1,343 @@
+"""Optuna behind Ray Tune: proposals in, results out, and a true state for every row.
+
+Ray's own `OptunaSearch` tells an early-stopped trial as COMPLETE, leaves rows RUNNING after a stopper or a
+time limit, and pickles the storage URL into the run directory; this one does none of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from analysis.runs.study_url import redact
+from search.experiment.experiment import Experiment
+from search.policy.proposer import Proposal, Proposer, SpaceExhaustedError
+from search.study.record import StudyRecord
+from search.tune.scheduler import RungScheduler
+from trainables.blocks.blocks import Block
+from trainables.student.build import spans_of
+from trainables.training.loop import EpochMetrics
+
+METRICS = tuple(metric.name for metric in fields(EpochMetrics))
+
+# With so many failures, and most of a session's trials among them, the search gives up: the fault is not
+# the configs'.
+HOPELESS = 5
+# A trial survives so many lost nodes without a failure being counted; one that loses more may be their cause.
+NODE_LOSSES = 10
+# Seconds to wait for a database once the search ends because the disk is full: it may be on the same disk.
+LAST_PATIENCE = 10.0
+
+_DISK_FULL = re.compile(r"no space left on device|disk quota exceeded|errno (28|122)\b", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+
+
+def ran(trial: FrozenTrial) -> bool:
+    """Whether a row stands for a trial that took a slot (not a proposal refused before training)."""
+    return "refused" not in trial.user_attrs
+
+
+@dataclass
+class Board:
+    """The live state of a search, for whoever watches it."""
+
+    trials: int  # budget
+    epochs: int  # of a full trial
+    states: dict[int, str] = field(default_factory=dict)
+    done_epochs: dict[int, int] = field(default_factory=dict)
+    values: dict[int, tuple[float, ...]] = field(default_factory=dict)  # of complete trials
+    refused: int = 0
+
+    def counts(self) -> Counter[str]:
+        """Trials by state."""
+        return Counter(self.states.values())
+
+
+class StudySearcher(Searcher):  # type: ignore[misc]
+    """Ray Tune's side of a search.
+
+    Args:
+        experiment: objectives, budget, seed.
+        record: the study's rows.
+        proposer: what to try next.
+        blocks: the teacher's blocks.
+        scheduler: knows whom the early-stopping rule stopped; is told the costs of every trial.
+        checkpoints: checkpoint folders, newest first, by number of the rows that an earlier session left
+            unfinished; they are taken up before anything new is proposed.
+        deadline: `time.monotonic()` after which nothing new starts; None: no limit.
+        watch: called with the board whenever it changes.
+
+    Attributes:
+        board: the live state.
+        exhausted: why the search ended before its budget was used, or None.
+        hopeless: it ended because trials only fail.
+        halted: why it cannot go on now, or None; its unfinished rows are left to be resumed.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        record: StudyRecord,
+        proposer: Proposer,
+        blocks: Sequence[Block],
+        *,
+        scheduler: RungScheduler,
+        checkpoints: Mapping[int, Sequence[str]] | None = None,
+        deadline: float | None = None,
+        watch: Callable[[Board], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._experiment = experiment
+        self._record = record
+        self._proposer = proposer
+        self._blocks = blocks
+        self._scheduler = scheduler
+        self._resumable = dict(checkpoints or {})
+        self._deadline = deadline
+        self._watch = watch
+        self._numbers: dict[str, int] = {}
+        self._costs: dict[int, dict[str, float]] = {}
+        self._last: dict[int, dict[str, Any]] = {}
+        self._reached: dict[int, int] = {}  # epochs, by trials that this session trains
+        self._retries: Counter[int] = Counter()  # in all sessions
+        self._node_losses: Counter[int] = Counter()
+        self._lost: Counter[int] = Counter()  # epochs, to damaged checkpoints
+        self._ended: Counter[str] = Counter()  # this session's trials by state
+        self._reasons: list[str] = []
+        scheduler.costs = self._costs
+        self.exhausted: str | None = None
+        self.hopeless = False
+        self.halted: str | None = None
+        self.board = Board(experiment.budget.trials, experiment.budget.epochs)
+        for row in record.trials():
+            self._recall(row)
+
+    def _recall(self, row: FrozenTrial) -> None:
+        if not ran(row):
+            self.board.refused += 1
+        elif row.number not in self._resumable:
+            self.board.states[row.number] = row.state.name
+            self.board.done_epochs[row.number] = row.user_attrs.get("epochs", 0)
+            if row.state == TrialState.COMPLETE:
+                self.board.values[row.number] = tuple(row.values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles the searcher into the run directory: the study is the record, and its URL is secret.
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's config, or FINISHED when the budget is used or nothing is left to try."""
+        if self._over():
+            return str(Searcher.FINISHED)
+        if self._resumable:
+            return self._take_up(trial_id)
+        try:
+            number, proposal = self._next()
+        except SpaceExhaustedError as reason:
+            self.exhausted = str(reason)
+            return str(Searcher.FINISHED)
+        self._register(trial_id, number, proposal.costs.as_dict())
+        return self._config(number, proposal.config.model_dump_json())
+
+    def _over(self) -> bool:
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        used = not self._resumable and len(self.board.states) >= self._experiment.budget.trials
+        return late or used or self.exhausted is not None or self.halted is not None
+
+    def _take_up(self, trial_id: str) -> dict[str, Any]:
+        number = min(self._resumable)
+        checkpoints = self._resumable.pop(number)
+        row = self._record.trials()[number]
+        self._retries[number] = row.user_attrs.get("retries", 0)
+        self._lost[number] = row.user_attrs.get("epochs_lost", 0)
+        self._reached[number] = row.user_attrs.get("epochs", 0)
+        self._record.resume(number)
+        self._register(trial_id, number, row.user_attrs["costs"])
+        # The last epoch in the row is told again: whether the trial passed its rung, the row does not say.
+        told = max(0, self._reached[number] - 1)
+        return self._config(number, json.dumps(row.user_attrs["config"]), checkpoints, told)
+
+    @staticmethod
+    def _config(number: int, distill: str, checkpoints: Sequence[str] = (), told: int = 0) -> dict[str, Any]:
+        # As JSON: Ray flattens nested dictionaries, and block names are keys in this one.
+        return {"number": number, "distill": distill, "resume": list(checkpoints), "told": told}
+
+    def _register(self, trial_id: str, number: int, costs: Mapping[str, float]) -> None:
+        self._numbers[trial_id] = number
+        self._costs[number] = dict(costs)
+        self._record.annotate(number, ray_id=trial_id)
+        self._changed(number, "RUNNING")
+
+    def _changed(self, number: int, state: str) -> None:
+        self.board.states[number] = state
+        if self._watch is not None:
+            self._watch(self.board)
+
+    def _next(self) -> tuple[int, Proposal]:
+        for proposal in self._proposer.propose(seed=self._experiment.seed):
+            number = self._record.add(
+                proposal.params,
+                proposal.distributions,
+                self._attrs(proposal),
+                refused=proposal.refused,
+                constraints=proposal.violations,
+            )
+            if proposal.refused is None:
+                self._proposer.accepted(number)
+                return number, proposal
+            self.board.refused += 1
+        raise AssertionError("propose() ends with a proposal to train or raises")
+
+    def _attrs(self, proposal: Proposal) -> dict[str, Any]:
+        return {
+            "config": proposal.config.model_dump(mode="json"),
+            "costs": proposal.costs.as_dict(),
+            "replaced": [
+                {"span": list(span.blocks), "width": span.width}
+                for span in spans_of(self._blocks, proposal.config.student)
+            ],
+            "seed": proposal.config.seed,
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An epoch was trained: its metrics go to the row."""
+        number = self._numbers[trial_id]
+        metrics = {name: result[name] for name in METRICS}
+        self._last[number] = metrics
+        if not result.get("again"):
+            self._compare(number, metrics["epoch"])
+        self._record.epoch(number, metrics)
+        self._proposer.reported(number, metrics["epoch"], self._values(number, metrics))
+        self.board.done_epochs[number] = metrics["epoch"]
+        self._changed(number, "RUNNING")
+
+    def _compare(self, number: int, epoch: int) -> None:
+        """Say so when a trial went back by more than the epoch that an interruption costs."""
+        lost = self._reached.get(number, 0) - (epoch - 1)
+        self._reached[number] = epoch
+        if lost > 1 or (lost == 1 and epoch == 1):
+            start = f"goes on from epoch {epoch - 1}" if epoch > 1 else "starts anew"
+            log.warning(
+                "trial %d %s and trains %d epoch(s) again: no later checkpoint could be read",
+                number,
+                start,
+                lost,
+            )
+            self._lost[number] += lost
+            self._record.annotate(number, epochs_lost=self._lost[number])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """A trial ended, one way or another: its row gets the state that is true."""
+        if error:
+            return  # `search.tune.callback` is told next, with the cause
+        number = self._numbers[trial_id]
+        if result and "failure" in result:
+            self.fail(trial_id, result["failure"])
+            return
+        if result and "val_accuracy" in result:
+            self.on_trial_result(trial_id, result)  # a result that ends a trial comes here alone
+        if number in self._last:
+            self._end(trial_id, number, self._last[number])
+        # else: stopped before its first epoch was done; the runner leaves the row to be resumed
+
+    def _end(self, trial_id: str, number: int, metrics: dict[str, Any]) -> None:
+        values = self._values(number, metrics)
+        violations = self._proposer.violations(metrics)
+        if not all(math.isfinite(v) for v in values):
+            self.fail(trial_id, f"objective values are not finite: {values}")
+        elif metrics["epoch"] >= self._experiment.budget.epochs:
+            self._record.complete(number, values, violations)
+            self._proposer.completed(number, values, violations)
+            self.board.values[number] = tuple(values)
+            self._count(number, "COMPLETE")
+        elif number in self._scheduler.stopped:
+            reason = f"early stopping: behind at the rung of epoch {metrics['epoch']}"
+            self._record.prune(number, reason, violations)
+            self._proposer.stopped(number, violations)
+            self._count(number, "PRUNED")
+        # else: the wall time is over or somebody pressed Ctrl-C; the runner leaves the row to be resumed
+
+    def _values(self, number: int, metrics: Mapping[str, Any]) -> list[float]:
+        """The objectives, in their order."""
+        known = {**metrics, **self._costs[number]}
+        return [float(known[objective.metric]) for objective in self._experiment.objectives]
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        """End a trial's row as FAIL; one that has ended already keeps its state, one on a full disk waits."""
+        number = self._numbers[trial_id]
+        if self.board.states[number] != "RUNNING" or self._halts(number, reason):
+            return
+        log.warning("trial %d failed: %s", number, redact(reason))
+        self._record.fail(number, reason)
+        self._proposer.ended(number, TrialState.FAIL)
+        self._reasons.append(redact(reason))
+        self._count(number, "FAIL")
+        failed, ended = self._ended["FAIL"], self._ended.total()
+        if failed >= min(HOPELESS, self._experiment.budget.trials) and failed > ended / 2:
+            self.exhausted = f"{failed} of {ended} trials failed, most with: {_most_common(self._reasons)}"
+            self.hopeless = True
+
+    def _count(self, number: int, state: str) -> None:
+        self._ended[state] += 1
+        self._changed(number, state)
+
+    def _halts(self, number: int, reason: str) -> bool:
+        """Whether a trial broke for want of disk space: no fault of its own, and the others are next."""
+        if not _DISK_FULL.search(reason):
+            return False
+        what = f"the disk is full (trial {number}: {redact(reason)})"
+        self.halted = f"{what}; free some space, then continue with --resume"
+        self._record.waiting.patience = min(self._record.waiting.patience, LAST_PATIENCE)
+        return True
+
+    def retried(self, trial_id: str, reason: str, node_lost: bool = False) -> bool:
+        """Note in the row that the trial broke and goes on from its last checkpoint.
+
+        Args:
+            trial_id: Ray's.
+            reason: why.
+            node_lost: the machine went, not the trial.
+
+        Returns:
+            Whether it counts as a failure of the trial.
+        """
+        number = self._numbers[trial_id]
+        if self._halts(number, reason):
+            return False
+        self._retries[number] += 1
+        self._node_losses[number] += node_lost
+        log.warning("trial %d goes on from its last checkpoint after: %s", number, redact(reason))
+        self._record.annotate(number, retries=self._retries[number], retry_reason=redact(reason))
+        return not node_lost or self._node_losses[number] > NODE_LOSSES
+
+    def checkpointed(self, trial_id: str, path: str) -> None:
+        """Note in the row where its newest checkpoint is."""
+        number = self._numbers[trial_id]
+        if self.board.states[number] == "RUNNING":
+            self._record.annotate(number, checkpoint=path)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the record."""
+
+
+def _most_common(reasons: Sequence[str]) -> str:
+    """The newest of the reasons that occur most often; numbers in them do not tell them apart."""
+    kinds = [re.sub(r"[\d.]+", "#", reason) for reason in reasons]
+    most = Counter(kinds).most_common(1)[0][0]
+    return [reason for reason, kind in zip(reasons, kinds, strict=True) if kind == most][-1]

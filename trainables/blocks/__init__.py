@@ -1,0 +1,1 @@
+"""Find the blocks of a teacher."""

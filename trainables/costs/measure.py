@@ -1,0 +1,295 @@
+"""Measuring a cost table, and loading one that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from trainables.blocks.blocks import Block
+from trainables.config import StudentSpec
+from trainables.costs.latency import (
+    SECONDS,
+    Latency,
+    Part,
+    Probe,
+    Times,
+    measure_latency,
+    measure_many,
+    measure_probes,
+    prepared,
+    summary,
+)
+from trainables.costs.table import COST_METRICS, Costs, CostTable, Spread
+from trainables.errors import InputError
+from trainables.network.flops import count_flops, count_params
+from trainables.network.weights import weights_hash
+from trainables.runtime.runtime import Runtime, device_name
+from trainables.student.build import Span, build_span, build_student, candidate_spans, merged_widths, spans_of
+
+__all__ = [
+    "COST_METRICS",
+    "CostTable",
+    "Costs",
+    "Latency",
+    "Spread",
+    "load_costs",
+    "measure_costs",
+    "measure_latency",
+    "measure_many",
+]
+
+CPU_BATCH = 32
+GPU_BATCH = 256
+
+
+def measure_costs(
+    teacher: nn.Module,
+    blocks: Sequence[Block],
+    widths: Sequence[float],
+    fuse: bool,
+    image_shape: Sequence[int],
+    runtime: Runtime,
+    batch_size: int | None = None,
+    *,
+    precision: str = "fp32",
+    seconds: float = SECONDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> CostTable:
+    """Measure what a teacher, its blocks and its candidate modules cost.
+
+    Blocks are timed inside the running teacher, modules inside running students: one for each width with
+    every block replaced, and as few more as it takes to have every kind of module run once. Modules of the
+    same shapes and layers do the same work wherever they stand and share one figure.
+
+    Args:
+        teacher: stays as it is; copies of it run.
+        blocks: of this teacher, as `find_blocks` gave them.
+        widths: of the candidate modules.
+        fuse: whether to include spans of several blocks.
+        image_shape: (3, H, W).
+        runtime: its device, layout and threads are used, its (training) precision is not.
+        batch_size: images a forward pass; None: 32 on a CPU, 256 on a GPU.
+        precision: autocast type of inference.
+        seconds: how long to measure latencies, slow models longer.
+        progress: called with (tenths of a second spent, all).
+
+    Raises:
+        InputError: costs do not add up, because blocks share weights with each other or with the rest.
+    """
+    if batch_size is None:
+        batch_size = GPU_BATCH if runtime.device.type == "cuda" else CPU_BATCH
+    images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0))
+    kinds = _kinds(candidate_spans(blocks, widths, fuse))
+    specs = list(_covering(blocks, widths, kinds))
+    probes = _probes(teacher, blocks, specs, kinds, runtime)
+    samples = measure_probes(probes, images, runtime, precision=precision, seconds=seconds, progress=progress)
+    whole, parts = _figures(probes, samples)
+    teacher_flops = count_flops(probes[0].model, images[:1].to(runtime.device))
+    table = CostTable(
+        version=version("ama-search"),
+        teacher_hash=weights_hash(teacher),
+        device=device_name(runtime.device),
+        batch_size=batch_size,
+        threads=runtime.threads,
+        precision=precision,
+        channels_last=runtime.channels_last,
+        image_shape=tuple(image_shape),
+        runs=min(len(sample) for sample in samples),
+        widths=tuple(widths),
+        fuse=fuse,
+        structure=tuple(blocks),
+        teacher=Costs(count_params(teacher), teacher_flops, whole.median_ms),
+        blocks={b.name: Costs(b.params, b.flops, parts["block", b.name].median_ms) for b in blocks},
+        modules={
+            key: Costs(kind.params, kind.flops, parts["module", kind.text].median_ms)
+            for key, kind in kinds.items()
+        },
+        spread=Spread(
+            teacher=whole.spread_ms,
+            blocks={b.name: parts["block", b.name].spread_ms for b in blocks},
+            modules={key: parts["module", kind.text].spread_ms for key, kind in kinds.items()},
+        ),
+    )
+    for spec, probe in zip(specs, probes[2:], strict=True):
+        _check_sum(table, spec, probe.model, images[:1].to(runtime.device))
+    return table
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What modules of the same shapes and layers have in common."""
+
+    text: str
+    params: int
+    flops: int
+
+
+def _kinds(spans: Sequence[Span]) -> dict[str, _Kind]:
+    """The kind of every span's module, by the span's key."""
+    known: dict[tuple[Any, ...], _Kind] = {}
+    kinds = {}
+    for span in spans:
+        made_of = (span.in_shape, span.out_shape, span.width, span.layout, span.activation)
+        if made_of not in known:
+            module = build_span(span)
+            flops = count_flops(module, torch.zeros(1, *span.in_shape))
+            known[made_of] = _Kind(f"{span.in_shape} {module}", count_params(module), flops)
+        kinds[span.key] = known[made_of]
+    return kinds
+
+
+def _covering(
+    blocks: Sequence[Block], widths: Sequence[float], kinds: Mapping[str, _Kind]
+) -> Iterator[StudentSpec]:
+    """Few students in which every kind of module stands at least once."""
+    seen: set[str] = set()
+    least = {block.name: merged_widths(block, widths) for block in blocks}
+    for width in widths:
+        spec = StudentSpec(widths={name: merged[width] for name, merged in least.items()}, fuse=False)
+        held = {kinds[span.key].text for span in spans_of(blocks, spec)}
+        if held - seen:
+            yield spec
+        seen |= held
+    spans = candidate_spans(blocks, widths, fuse=True)
+    while left := [span for span in spans if span.key in kinds and kinds[span.key].text not in seen]:
+        chosen: list[Span] = []
+        spec = StudentSpec()
+        for span in left:
+            fuller = StudentSpec(widths={**spec.widths, **dict.fromkeys(span.blocks, span.width)})
+            if kinds[span.key].text not in seen and set(spans_of(blocks, fuller)) == {*chosen, span}:
+                spec = fuller
+                chosen.append(span)
+                seen.add(kinds[span.key].text)
+        yield spec
+
+
+def _probes(
+    teacher: nn.Module,
+    blocks: Sequence[Block],
+    specs: Sequence[StudentSpec],
+    kinds: Mapping[str, _Kind],
+    runtime: Runtime,
+) -> list[Probe[tuple[str, str, str]]]:
+    """The teacher as it is, the teacher with its blocks timed, and a student with its modules timed per spec.
+
+    Parts are named (block or module, what its latency is filed under, block name or span key).
+    """
+    timed = {("block", b.name, b.name): Part(b.members[0], b.members[-1]) for b in blocks}
+    probes = [Probe(prepared(teacher, runtime), {}), Probe(prepared(teacher, runtime), timed)]
+    for spec in specs:
+        modules = {
+            ("module", kinds[span.key].text, span.key): Part(span.first, span.last)
+            for span in spans_of(blocks, spec)
+        }
+        probes.append(Probe(prepared(build_student(teacher, blocks, spec), runtime), modules))
+    return probes
+
+
+def _figures(
+    probes: Sequence[Probe[tuple[str, str, str]]], samples: Sequence[Times]
+) -> tuple[Latency, dict[tuple[str, str], Latency]]:
+    """Latency of the whole teacher, and of the parts: the median over all places of the same kind."""
+    found: dict[tuple[str, str], list[Latency]] = {}
+    for probe, sample in zip(probes, samples, strict=True):
+        for column, (role, text, _) in enumerate(probe.parts, start=1):
+            found.setdefault((role, text), []).append(summary(sample[:, column]))
+    parts = {
+        name: Latency(
+            float(np.median([one.median_ms for one in places])),
+            float(np.median([one.spread_ms for one in places])),
+            sum(one.runs for one in places),
+        )
+        for name, places in found.items()
+    }
+    return summary(samples[0][:, 0]), parts
+
+
+def _check_sum(table: CostTable, spec: StudentSpec, student: nn.Module, image: torch.Tensor) -> None:
+    price, counted = table.price(spec), (count_params(student), count_flops(student, image))
+    if (price.params, price.flops) != counted:
+        raise InputError(
+            f"teacher: the costs of its blocks do not add up: with {', '.join(spec.widths)} replaced, params "
+            f"and FLOPs should be {price.params} and {price.flops}, but are {counted[0]} and {counted[1]}; "
+            "blocks that share weights with other parts cannot be priced: exclude them by space.blocks"
+        )
+
+
+def load_costs(
+    path: Path,
+    *,
+    teacher_hash: str,
+    image_shape: Sequence[int],
+    blocks: Sequence[Block],
+    widths: Sequence[float] = (),
+    fuse: bool = False,
+    device: str | None = None,
+    allow_other_device: bool = False,
+    batch_size: int | None = None,
+) -> CostTable:
+    """Read a cost table, and refuse one that was not measured for this search.
+
+    Args:
+        path: a file that `CostTable.save` wrote.
+        teacher_hash: of the teacher that students are made from.
+        image_shape: (3, H, W).
+        blocks: that the search may replace, in execution order.
+        widths: that the table must hold.
+        fuse: whether the table must hold fused spans.
+        device: name of the device that latencies should be of; None: this machine's GPU, else its CPU.
+        allow_other_device: take latencies as they are; for a driver whose workers measured them.
+        batch_size: that latencies should be of; None: any.
+
+    Raises:
+        InputError: the file cannot be read, or does not match; all mismatches are listed.
+    """
+    table = _read(path)
+    if device is None:
+        device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    pairs: list[tuple[str, Any, Any]] = [
+        ("teacher hash", teacher_hash, table.teacher_hash),
+        ("image shape", tuple(image_shape), table.image_shape),
+        ("batch size", batch_size or table.batch_size, table.batch_size),
+        ("device", table.device if allow_other_device else device, table.device),
+        ("fused spans", fuse or table.fuse, table.fuse),
+    ]
+    faults = [f"{what}: expected {expected}, got {got}" for what, expected, got in pairs if expected != got]
+    if missing := sorted(set(widths) - set(table.widths)):
+        faults.append(f"widths: expected {sorted(widths)}, got {sorted(table.widths)} (missing {missing})")
+    faults += _block_faults(blocks, table.structure)
+    if faults:
+        raise InputError(f"{path}: the cost table was measured for something else: {'; '.join(faults)}")
+    return table
+
+
+def _block_faults(expected: Sequence[Block], got: Sequence[Block]) -> list[str]:
+    if tuple(expected) == tuple(got):
+        return []
+    names, held = [block.name for block in expected], [block.name for block in got]
+    if names != held:
+        return [f"blocks: expected {', '.join(names)}, got {', '.join(held)}"]
+    return [f"block {a.name}: expected {a}, got {b}" for a, b in zip(expected, got, strict=True) if a != b]
+
+
+def _read(path: Path) -> CostTable:
+    try:
+        table = CostTable.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the cost table: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(
+            f"{path}: not a cost table of format 1: {where}: {first['msg']}, got {str(first['input'])[:60]!r}"
+        ) from None
+    held = {span.key for span in table.spans}
+    if held != set(table.modules) or {block.name for block in table.structure} != set(table.blocks):
+        raise InputError(f"{path}: the cost table's entries do not match its own list of blocks and widths")
+    return table

@@ -1,0 +1,1 @@
+"""Images: sources, splits, decoding, caches, augmentation, streaming."""

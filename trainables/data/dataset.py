@@ -1,0 +1,303 @@
+"""Images for one experiment: read, split, normalised, and served in batches on the device.
+
+`load_data(DataConfig(name="digits"))` gives an `ImageData`. Images stay uint8 in memory and on the device;
+a batch is augmented and normalised when it is asked for. Test images are read only with `test=True`, which
+searching never passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainables.config import DataConfig, Triple, hash_json
+from trainables.data.augment import Augment, EpochPlan, augment_for, gather_augmented, plan_epoch
+from trainables.data.imagefolder import read_imagefolder
+from trainables.data.pixels import NORMALISATION, channel_statistics, normalisation_constants, normalise
+from trainables.data.row_file import RowFile
+from trainables.data.sources import Images, Progress, Source, read_digits, read_torchvision
+from trainables.data.split import AnySplit, Batch, Split, StreamedSplit, select, split_of
+from trainables.data.stratify import LIMIT_STREAM, VAL_STREAM, Indices, stratified_sample, stratified_split
+from trainables.data.stream import Stream, in_order
+from trainables.errors import InputError
+from trainables.runtime.runtime import Runtime
+from trainables.storage import row_file, streams
+
+DEFAULT_CACHE = Path("~/.cache/ama-search")
+
+Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """The images of one experiment.
+
+    Attributes:
+        name: as in `data.name`.
+        train: images to train on.
+        val: images held out of the training images, for validation.
+        test: test images; None unless they were asked for.
+        classes: class names; a label is an index into them.
+        mean: per channel, of inputs in 0..1.
+        std: likewise, the deviation.
+        augment: what happens to training images.
+        hash: 16 hex digits, of the training images' content and the config that shapes the splits. The same
+            in every process, with and without the test images.
+        skipped: files that could not be decoded and were left out.
+        workers: processes that prepare images, where these are streamed.
+    """
+
+    name: str
+    train: AnySplit
+    val: AnySplit
+    test: AnySplit | None
+    classes: tuple[str, ...]
+    mean: Triple
+    std: Triple
+    augment: Augment
+    hash: str
+    skipped: int = 0
+    workers: int = 2
+    _on_device: dict[tuple[str, torch.device], Split] = field(default_factory=dict, init=False, repr=False)
+    _streams: dict[tuple[str, Augment], Stream] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, height, width)."""
+        _, height, width = self.train.image_shape
+        return 3, height, width
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches in one pass over the training images."""
+        return math.ceil(len(self.train) / batch_size)
+
+    def train_batches(self, batch_size: int, seed: int, epoch: int, runtime: Runtime) -> Iterator[Batch]:
+        """One epoch of shuffled, augmented training images.
+
+        Args:
+            batch_size: most images a batch; batches differ in size by one at most.
+            seed: together with `epoch` it determines every number of the epoch, whatever ran before.
+            epoch: any number that is not negative.
+            runtime: where, and in which layout.
+
+        Yields:
+            Normalised images, float32 (B, 3, H, W), and labels, int64 (B,), new tensors on the device.
+        """
+        for images, labels, _ in self.train_steps(batch_size, seed, epoch, runtime):
+            yield images, labels
+
+    def train_steps(self, batch_size: int, seed: int, epoch: int, runtime: Runtime) -> Iterator[Step]:
+        """As `train_batches`, with each batch's indices into the training images, int64 (B,)."""
+        plan = plan_epoch(len(self.train), self.augment, seed, epoch)
+        steps = self.steps_per_epoch(batch_size)
+        constants = normalisation_constants(self.mean, self.std, runtime.device)
+        if isinstance(self.train, StreamedSplit):
+            parts = plan.batches(steps)
+            for part, images in zip(parts, self._stream("train", self.augment, parts, runtime), strict=True):
+                labels, order = (_sent(each, runtime) for each in (self.train.labels[part.order], part.order))
+                yield normalise(images, constants, runtime.memory_format), labels, order
+            return
+        split = self._split_on("train", runtime.device)
+        for part in plan.to(runtime.device).batches(steps):
+            images = gather_augmented(split.images, part, self.augment)
+            labels = split.labels.index_select(0, part.order)
+            yield normalise(images, constants, runtime.memory_format), labels, part.order
+
+    def eval_batches(self, split: str, runtime: Runtime, batch_size: int = 512) -> Iterator[Batch]:
+        """The images of one split in order, normalised, without augmentation.
+
+        Args:
+            split: train, val or test.
+            runtime: where, and in which layout.
+            batch_size: images a batch; the last one has the rest.
+
+        Yields:
+            Images, float32 (B, 3, H, W), and labels, int64 (B,), on the device.
+
+        Raises:
+            ValueError: test images were not loaded.
+        """
+        part = self._split(split)
+        chunks: Iterator[Batch]
+        if isinstance(part, StreamedSplit):
+            plan = in_order(len(part), batch_size)
+            labels = (_sent(each, runtime) for each in torch.split(part.labels, batch_size))
+            chunks = zip(self._stream(split, Augment(), plan, runtime), labels, strict=True)
+        else:
+            chunks = self._split_on(split, runtime.device).chunks(batch_size)
+        constants = normalisation_constants(self.mean, self.std, runtime.device)
+        for images, classes in chunks:
+            yield normalise(images, constants, runtime.memory_format), classes
+
+    def to_arrays(self) -> dict[str, Any]:
+        """NumPy arrays `<split>.images`, `<split>.labels`, sharing memory, and plain values under `meta`.
+
+        Of a streamed split, the split itself: `<split>.stream`.
+
+        Ray's object store keeps such arrays once per machine, and every process maps them read-only.
+        """
+        splits = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
+        arrays: dict[str, Any] = {}
+        for name, split in splits.items():
+            if isinstance(split, StreamedSplit):
+                arrays[f"{name}.stream"] = split
+                continue
+            arrays[f"{name}.images"] = split.images.numpy()
+            arrays[f"{name}.labels"] = split.labels.numpy()
+        kept = ("name", "classes", "mean", "std", "hash", "skipped", "workers")
+        meta = {key: getattr(self, key) for key in kept}
+        return arrays | {"meta": meta | {"augment": asdict(self.augment)}}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> ImageData:
+        """What `to_arrays` gave; the arrays may be read-only and are not copied."""
+        train, val, test = (
+            split_of(arrays[f"{name}.images"], arrays[f"{name}.labels"])
+            if f"{name}.images" in arrays
+            else arrays.get(f"{name}.stream")
+            for name in ("train", "val", "test")
+        )
+        assert train and val, "arrays without a train or val split"
+        meta = dict(arrays["meta"])
+        augment = Augment(**meta.pop("augment"))
+        return cls(train=train, val=val, test=test, augment=augment, **meta)
+
+    def _split(self, name: str) -> AnySplit:
+        split: AnySplit | None = {"train": self.train, "val": self.val, "test": self.test}[name]
+        if split is None:
+            raise ValueError(f"{self.name}: test images were not loaded: load_data(..., test=True)")
+        return split
+
+    def _stream(
+        self, name: str, augment: Augment, parts: list[EpochPlan], runtime: Runtime
+    ) -> Iterator[torch.Tensor]:
+        """The planned images of a streamed split on the device, uint8; its workers are started once."""
+        if (name, augment) not in self._streams:
+            split = self._split(name)
+            assert isinstance(split, StreamedSplit)
+            pin = runtime.device.type == "cuda"
+            self._streams[name, augment] = Stream(split, augment, self.workers, pin)
+        return (_sent(images, runtime) for images in self._streams[name, augment].batches(parts))
+
+    def _split_on(self, name: str, device: torch.device) -> Split:
+        """The split on `device`, moved there once."""
+        if (name, device) not in self._on_device:
+            split = self._split(name)
+            assert isinstance(split, Split)
+            # The copy outlives the caller's mode: tensors born in inference mode cannot be trained on.
+            with torch.inference_mode(False):
+                self._on_device[name, device] = Split(
+                    split.images.to(device).contiguous(), split.labels.to(device)
+                )
+        return self._on_device[name, device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_on_device": {}, "_streams": {}}
+
+
+def _sent(tensor: torch.Tensor, runtime: Runtime) -> torch.Tensor:
+    """It on the device, without waiting where it lies in page-locked memory."""
+    return tensor.to(runtime.device, non_blocking=True)
+
+
+def load_data(config: DataConfig, *, test: bool = False, progress: Progress | None = None) -> ImageData:
+    """Read, split and describe the images that `config` means.
+
+    The split is stratified and a function of `split_seed`: `val_fraction` of the training images become the
+    validation images, then `train_limit` samples the rest. Data sets that come with test images keep them
+    whatever the seed; of digits, 20 % of all images become the test images first.
+
+    Args:
+        config: which images.
+        test: read the test images too.
+        progress: told what is being decoded, how many images are done, and of how many.
+
+    Raises:
+        InputError: the data is missing, damaged or unfit, or the config asks for what it does not have.
+    """
+    _check_normalisation(config)
+    source = _read(config, test, progress)
+    classes = source.classes
+    rest, held_out = stratified_split(
+        source.labels, config.val_fraction, classes, config.split_seed, VAL_STREAM
+    )
+    chosen = rest
+    if config.train_limit is not None:
+        labels = source.labels[rest]
+        sample = stratified_sample(labels, config.train_limit, len(classes), config.split_seed, LIMIT_STREAM)
+        chosen = rest[sample]
+    size = config.size or source.images.shape[-1]
+    count = len(chosen) + len(held_out) + (len(source.test[1]) if source.test else 0)
+    if streams(config, count * 3 * size**2):
+        source = _in_files(source, size, _cache(config))
+    mean, std = _normalisation(config, source.images, rest, size)
+    shaping = config.model_dump(include={"name", "train_limit", "val_fraction", "split_seed"})
+    return ImageData(
+        name=config.name,
+        train=select(source.images, source.labels, chosen, size),
+        val=select(source.images, source.labels, held_out, size),
+        test=select(*source.test, np.arange(len(source.test[1])), size) if source.test else None,
+        classes=classes,
+        mean=mean,
+        std=std,
+        augment=augment_for(config.name, config.augment, size),
+        hash=hash_json(shaping | {"source": source.hash, "size": size}),
+        skipped=source.skipped,
+        workers=config.workers,
+    )
+
+
+def _in_files(source: Source, size: int, cache: Path) -> Source:
+    """The same images, brought to `size` and kept in files."""
+    test = source.test and (row_file(source.test[0], size, cache), source.test[1])
+    return replace(source, images=row_file(source.images, size, cache), test=test)
+
+
+def _cache(config: DataConfig) -> Path:
+    return Path(config.cache or DEFAULT_CACHE).expanduser()
+
+
+def _check_normalisation(config: DataConfig) -> None:
+    if (config.mean is None) != (config.std is None):
+        given, other = ("mean", "std") if config.mean is not None else ("std", "mean")
+        raise InputError(f"data.{other}: data.{given} is given, so data.{other} must be, too")
+    if config.std is not None and min(config.std) <= 0:
+        raise InputError(f"data.std: expected values above 0, got {list(config.std)}")
+
+
+def _read(config: DataConfig, test: bool, progress: Progress | None) -> Source:
+    cache = _cache(config)
+    if config.name == "digits":
+        return read_digits(config.split_seed, test)
+    if config.name == "imagefolder":
+        if config.root is None:
+            raise InputError("data.root: imagefolder needs the folder that holds train/ and test/ (or val/)")
+        root = Path(config.root).expanduser()
+        return read_imagefolder(root, config.size, cache, config.skip_unreadable, test, progress)
+    root = Path(config.root).expanduser() if config.root else cache / "torchvision"
+    return read_torchvision(config.name, root, config.download, test)
+
+
+def _normalisation(
+    config: DataConfig, images: Images | RowFile, training: Indices, size: int
+) -> tuple[Triple, Triple]:
+    """Mean and deviation as given, as known, or computed from the training images.
+
+    Those are the ones before `train_limit`: a teacher's normalisation fits whatever part is trained on.
+    """
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    if config.name in NORMALISATION:
+        return NORMALISATION[config.name]
+    return channel_statistics(images, training, size)

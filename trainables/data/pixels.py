@@ -1,0 +1,86 @@
+"""From uint8 pixels to network inputs: size and normalisation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from trainables.config import Triple
+from trainables.data.row_file import RowFile
+from trainables.data.sources import Images
+from trainables.data.stratify import Indices
+
+Constants = tuple[torch.Tensor, torch.Tensor]
+
+CHUNK_BYTES = 2**20  # of uint8 images handled at once where whole splits are converted
+
+# Mean and deviation of the training images of torchvision's data sets, inputs in 0..1. Those of digits and
+# of image folders are computed.
+NORMALISATION: dict[str, tuple[Triple, Triple]] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "fashion_mnist": ((0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530)),
+    "mnist": ((0.1307, 0.1307, 0.1307), (0.3081, 0.3081, 0.3081)),
+}
+
+
+def normalise(images: torch.Tensor, constants: Constants, memory_format: torch.memory_format) -> torch.Tensor:
+    """uint8 images (B, 3, H, W) to float32 `(images / 255 - mean) / std`, a new tensor in `memory_format`."""
+    scale, offset = constants
+    return images.to(torch.float32, memory_format=memory_format).mul_(scale).add_(offset)
+
+
+def normalisation_constants(mean: Triple, std: Triple, device: torch.device) -> Constants:
+    """Scale and offset, float32 (1, 3, 1, 1) on `device`, that bring 0..255 to `(x / 255 - mean) / std`."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    offset = torch.tensor([-m / s for m, s in zip(mean, std)], device=device)
+    return scale.view(1, 3, 1, 1), offset.view(1, 3, 1, 1)
+
+
+def resize(images: Images, size: int) -> Images:
+    """Square images (N, 3, H, H) brought to `size` pixels a side (bilinear, antialiased).
+
+    Images that have the size are returned as they are.
+    """
+    if images.shape[-1] == size:
+        return images
+    resized = np.empty((len(images), 3, size, size), dtype=np.uint8)
+    count = chunk_length(max(size, images.shape[-1]))
+    for start in range(0, len(images), count):
+        chunk = torch.from_numpy(images[start : start + count].astype(np.float32))
+        chunk = F.interpolate(chunk, size=(size, size), mode="bilinear", antialias=True)
+        resized[start : start + count] = chunk.round_().clamp_(0, 255).numpy()
+    return resized
+
+
+def chunk_length(size: int) -> int:
+    """How many images of `size` pixels a side are handled at once."""
+    return max(1, CHUNK_BYTES // (3 * size**2))
+
+
+def channel_statistics(images: Images | RowFile, indices: Indices, size: int) -> tuple[Triple, Triple]:
+    """Mean and deviation per channel, to four decimals, of inputs in 0..1.
+
+    Args:
+        images: (N, 3, H, H), may be a memory map or a file.
+        indices: which of them.
+        size: side that they are resized to first.
+    """
+    total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    count = chunk_length(max(size, images.shape[-1]))
+    for start in range(0, len(indices), count):
+        chunk = resize(images[indices[start : start + count]], size)
+        values = torch.from_numpy(chunk).float().div_(255)
+        total += values.sum((2, 3)).double().sum(0)
+        squares += values.square_().sum((2, 3)).double().sum(0)
+    n = len(indices) * size * size
+    mean = total / n
+    std = (squares / n - mean**2).clamp(min=0).sqrt()
+    return _triple(mean), _triple(std.clamp(min=1e-4))  # a constant channel must not divide by zero
+
+
+def _triple(values: torch.Tensor) -> Triple:
+    red, green, blue = (round(value, 4) for value in values.tolist())
+    return red, green, blue

@@ -1,0 +1,78 @@
+"""Some images and their classes: in memory, or in a file from which they are streamed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainables.data.pixels import resize
+from trainables.data.row_file import RowFile
+from trainables.data.sources import Images, Labels
+from trainables.data.stratify import Indices
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Some images and their classes. The images are never written to: they may be shared memory."""
+
+    images: Tensor  # uint8 (N, 3, H, W)
+    labels: Tensor  # int64 (N,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(3, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """The images, uint8 (B, 3, H, W), and labels (B,), in order, `size` at a time."""
+        return zip(torch.split(self.images, size), torch.split(self.labels, size), strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedSplit:
+    """Some images in a file, and their classes."""
+
+    rows: RowFile
+    index: Indices  # (N,), of the images in the file
+    labels: Tensor  # int64 (N,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(3, H, W)."""
+        return self.rows.shape[1:]
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """The images, uint8 (B, 3, H, W), and labels (B,), in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            images = self.rows[self.index[start : start + size]]
+            yield torch.from_numpy(images), self.labels[start : start + size]
+
+
+AnySplit = Split | StreamedSplit
+
+
+def split_of(images: Images, labels: Labels) -> Split:
+    """Arrays (N, 3, H, W) and (N,) as a split that shares their memory, which may be read-only."""
+    with warnings.catch_warnings():
+        # Nothing here writes to images, so that they are not writable is no danger.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def select(images: Images | RowFile, labels: Labels, rows: Indices, size: int) -> AnySplit:
+    """The images `rows` of a data set, brought to `size` pixels a side; those in a file have it already."""
+    if isinstance(images, RowFile):
+        return StreamedSplit(images, rows, torch.from_numpy(labels[rows]))
+    return split_of(resize(images[rows], size), labels[rows])

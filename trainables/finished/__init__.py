@@ -1,0 +1,1 @@
+"""Finished models: retrain, write, load, export."""

@@ -1,0 +1,113 @@
+"""The model card: what a retrained model's manifest says, in Markdown for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+START = {
+    "teacher": "the teacher's weights where blocks are kept",
+    "library": "the teacher's weights and modules distilled before",
+    "none": "random weights",
+}
+
+
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """A card with intended use, data, training, results, and how to load the model.
+
+    Args:
+        manifest: as `retrain_one` writes it.
+    """
+    config, teacher, data, results = (manifest[key] for key in ("config", "teacher", "data", "results"))
+    made = manifest["made"]
+    classes = data["classes"]
+    shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
+    sections = {
+        "": [f"A student of {teacher['arch']} (weights `{teacher['hash']}`) that classifies images of shape "
+             f"{'×'.join(map(str, teacher['image_shape']))} into {len(classes)} classes: {shown}."],
+        "Architecture": _architecture(manifest),
+        "Training": _training(config, data, manifest),
+        "Results": _results(results, data),
+        "Use": [
+            "```python",
+            "from pathlib import Path",
+            "from trainables.finished.retrain import load_model",
+            "",
+            'model, manifest = load_model(Path("this folder"))  # eval mode, on the CPU',
+            "```",
+            "",
+            f"Inputs: RGB in 0..1, minus {_numbers(data['mean'])}, over {_numbers(data['std'])}, (batch, "
+            "3, H, W). Outputs: logits. `ama evaluate` scores it on a folder of images, `ama export` writes "
+            "ONNX and `torch.export` files that need none of this.",
+        ],
+        "Limits": [
+            "It was chosen on validation images and tested on images of the same source: expect less "
+            "elsewhere. Nothing was done about biases of the data or of the teacher, which the student is "
+            "made to repeat."
+        ],
+        "Made with": _made(manifest, made),
+    }  # fmt: skip
+    lines = [f"# {manifest['kind']}, seed {results['seed']}"]
+    for title, part in sections.items():
+        lines += ["", *([f"## {title}", ""] if title else []), *part]
+    return "\n".join(lines) + "\n"
+
+
+def _architecture(manifest: Mapping[str, Any]) -> list[str]:
+    widths = manifest["config"]["student"]["widths"]
+    names = [block["name"] for block in manifest["blocks"]]
+    if not widths:
+        return ["The teacher's own: no block is replaced."]
+    joined = ", neighbours of one width as one module" if manifest["config"]["student"]["fuse"] else ""
+    rows = [
+        f"| {name} | {f'AMA module, width {widths[name]:g}' if name in widths else 'kept'} |"
+        for name in names
+    ]
+    head = f"{len(widths)} of {len(names)} blocks are replaced by AMA modules{joined}."
+    return [head, "", "| block | |", "|---|---|", *rows]
+
+
+def _training(config: Mapping[str, Any], data: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
+    loss, optim, images = config["loss"], config["optim"], data["images"]
+    terms = [f"{1 - loss['alpha']:g} × cross-entropy"]
+    if loss["alpha"]:
+        terms.append(f"{loss['alpha']:g} × logits of the teacher (temperature {loss['tau']:g})")
+    if loss["beta"]:
+        terms.append(f"{loss['beta']:g} × activation maps of the teacher ({loss['supervision']})")
+    return [
+        f"- Data: {data['name']}, {images['train']:,} training and {images['val']:,} validation images "
+        f"(hash `{manifest['data_hash']}`)",
+        f"- Start: {START[config['warm_start']]}; trained: {config['train']}",
+        f"- Loss: {' + '.join(terms)}",
+        f"- SGD, peak learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, batches of "
+        f"{optim['batch_size']}, {config['epochs']} epochs, seed {config['seed']}",
+    ]
+
+
+def _results(results: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    tested = f"test accuracy ({data['images']['test']:,} images, read once)"
+    return [
+        "| | |",
+        "|---|---|",
+        f"| {tested} | {100 * results['test_accuracy']:.2f} % |",
+        f"| test loss (cross-entropy) | {results['test_loss']:.4f} |",
+        f"| validation accuracy | {100 * results['val_accuracy']:.2f} % |",
+        f"| parameters | {results['params']:,} |",
+        f"| FLOPs of one image (a multiply-accumulate is two) | {results['flops']:,} |",
+        f"| training | {results['epochs']} epochs, {results['seconds']:.0f} s |",
+    ]
+
+
+def _made(manifest: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {name}: {value}" for name, value in manifest["versions"].items()]
+    lines.append(f"- device: {manifest['device']}, {manifest['precision']}")
+    lines += [f"- {name}: {_text(value)}" for name, value in made.items() if value not in (None, [], "")]
+    return lines
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _numbers(values: Any) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"

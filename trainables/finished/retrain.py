@@ -1,0 +1,232 @@
+"""Retraining a picked config with its full budget, its baselines, and the finished model as files.
+
+A finished run is a folder with `model.safetensors`; `model.json`, a manifest that says what the model is
+and what it was made from; and `README.md`, the same for people. `load_model` needs the first two and nothing
+else. Test images are read here, once a finished model: training is given none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainables.blocks.blocks import Block, count_flops, count_params
+from trainables.config import DataConfig, DistillConfig, LossConfig
+from trainables.data.dataset import ImageData
+from trainables.errors import InputError
+from trainables.finished.model_card import model_card
+from trainables.network.evaluate import evaluate
+from trainables.runtime.runtime import Runtime, device_name
+from trainables.student.build import build_student
+from trainables.student.start import Modules
+from trainables.teacher.architectures import build_model
+from trainables.teacher.teacher import Teacher, TeacherRecord, load_weights, save_weights
+from trainables.training.checkpoint import previous_of
+from trainables.training.loop import Report, distill
+
+FORMAT = 1
+WEIGHTS, MANIFEST, CARD, CHECKPOINT = "model.safetensors", "model.json", "README.md", "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class RetrainResult:
+    """One finished model. Accuracies in 0..1, losses are mean cross-entropy in nats."""
+
+    seed: int
+    kind: str  # student, or the baseline's name
+    test_accuracy: float
+    test_loss: float
+    val_accuracy: float
+    epochs: int
+    seconds: float  # of training, interrupted sessions included
+    params: int
+    flops: int  # of one image, a multiply-accumulate counted as 2
+    path: Path  # the weights; the manifest lies beside them
+
+
+def retrain_one(
+    config: DistillConfig,
+    teacher: Teacher,
+    blocks: Sequence[Block],
+    data: ImageData,
+    runtime: Runtime,
+    out_dir: Path,
+    modules: Modules | None = None,
+    report: Report | None = None,
+    *,
+    kind: str = "student",
+    data_config: DataConfig | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> RetrainResult:
+    """Train the student of `config`, test it once, and write it to `out_dir`.
+
+    Interrupted, it continues where it was; finished, it is read back and neither trained nor tested again.
+
+    Args:
+        data: with its test images.
+        report: called after every epoch; returning True ends the training there.
+        kind: the result's name in the table: student, or a baseline's.
+        data_config: what `data` was loaded from, for the manifest.
+        made: what else the caller knows of how the model is made (JSON values: the command, the seeds of its
+            fellows, overrides), for the manifest.
+
+    Raises:
+        InputError: `out_dir` holds the model of another config, teacher or data set.
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    assert data.test is not None, "retraining needs the test images: load_data(..., test=True)"
+    manifest_file = out_dir / MANIFEST
+    origin = {
+        "kind": kind,
+        "config": config.model_dump(mode="json"),
+        "teacher": _teacher_of(teacher.record),
+        "data_hash": data.hash,
+    }
+    if manifest_file.exists():
+        return _read_back(manifest_file, origin)
+    checkpoint = out_dir / CHECKPOINT
+    unseen = replace(data, test=None)  # no epoch can read test images
+    trained = distill(config, teacher.model, blocks, unseen, runtime, report, checkpoint, modules)
+    student = trained.student
+    # In full precision: the figure is the model's, not the training's way of computing.
+    exact = dataclasses.replace(runtime, precision="fp32")
+    test = evaluate(student, data.eval_batches("test", exact), exact)
+    example = torch.zeros(1, *data.image_shape, device=runtime.device)
+    results: dict[str, Any] = {
+        "seed": config.seed,
+        "kind": kind,
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "val_accuracy": trained.history[-1].val_accuracy,
+        "epochs": len(trained.history),
+        "seconds": sum(metrics.seconds for metrics in trained.history),
+        "params": count_params(student),
+        "flops": count_flops(student, example),
+    }
+    save_weights(student, out_dir / WEIGHTS, {"format": str(FORMAT), "manifest": MANIFEST})
+    manifest = {
+        "format": FORMAT,
+        **origin,
+        "blocks": [dataclasses.asdict(block) for block in blocks],
+        "made": dict(made or {}),
+        "data": {
+            "config": data_config.model_dump(mode="json") if data_config else None,
+            "name": data.name,
+            "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "classes": list(data.classes),
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+        "results": results,
+        "history": [metrics.as_dict() for metrics in trained.history],
+        "device": device_name(runtime.device),
+        "precision": runtime.precision,
+        "versions": _versions(),
+    }
+    write_text(out_dir / CARD, model_card(manifest))
+    write_text(manifest_file, json.dumps(manifest, indent=2) + "\n")
+    for leftover in (checkpoint, previous_of(checkpoint)):
+        leftover.unlink(missing_ok=True)
+    return RetrainResult(**results, path=out_dir / WEIGHTS)
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A retrained model, in eval mode on the CPU, and its manifest.
+
+    Args:
+        path: its folder, its weights or its manifest.
+
+    Raises:
+        InputError: there is no such model, or its files do not fit together.
+    """
+    folder = path if path.is_dir() else path.parent
+    manifest = _read_manifest(folder / MANIFEST)
+    teacher = manifest["teacher"]
+    model = build_model(
+        teacher["arch"], teacher["num_classes"], tuple(teacher["image_shape"]), teacher["small_stem"]
+    )
+    config = DistillConfig.model_validate(manifest["config"])
+    blocks = [_block(fields) for fields in manifest["blocks"]]
+    student = build_student(model, blocks, config.student)
+    load_weights(student, folder / WEIGHTS)
+    return student.eval(), manifest
+
+
+def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
+    """The same student without distillation, by name.
+
+    scratch: from random weights; finetune: from the teacher's weights where blocks are kept. Both are trained
+    whole, with cross-entropy alone and everything else as in `config`.
+    """
+    plain = {"loss": LossConfig(alpha=0.0, beta=0.0), "train": "all"}
+    return {
+        "scratch": config.model_copy(update={**plain, "warm_start": "none"}),
+        "finetune": config.model_copy(update={**plain, "warm_start": "teacher"}),
+    }
+
+
+def _teacher_of(record: TeacherRecord) -> dict[str, Any]:
+    return {
+        "arch": record.arch,
+        "hash": record.hash,
+        "num_classes": record.num_classes,
+        "image_shape": list(record.image_shape),
+        "small_stem": record.small_stem,
+    }
+
+
+def _read_back(file: Path, origin: Mapping[str, Any]) -> RetrainResult:
+    manifest = _read_manifest(file)
+    for key, value in origin.items():
+        if manifest.get(key) != value:
+            raise InputError(
+                f"{file}: holds a finished model of another {key}; choose another folder or remove this one"
+            )
+    weights = file.parent / WEIGHTS
+    if not weights.exists():
+        raise InputError(f"{weights}: missing beside its manifest; remove {file.name} to train it again")
+    return RetrainResult(**manifest["results"], path=weights)
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{file}: no such file; a retrained model is a folder with {WEIGHTS} and {MANIFEST}"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(f"{file}: expected a model manifest of format {FORMAT}, got {found!r}")
+    return manifest
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file at once: a reader never sees half of it."""
+    fresh = file.with_name(file.name + ".tmp")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(file)
+
+
+def _block(fields: Mapping[str, Any]) -> Block:
+    """A block from its JSON form, in which tuples are lists."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
+    return Block(**values)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("ama-search", "torch", "torchvision", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,1 @@
+"""The module library: candidate modules distilled against the blocks they replace."""

@@ -1,0 +1,347 @@
+"""The module library: every candidate AMA module, distilled once per teacher; trials start from it.
+
+Two phases, both without labels. First every module learns to give the block's output from the block's input,
+all of them on one teacher forward a batch: their losses share nothing, so each is a small problem of its own.
+Then students are sampled at random and the modules in them are trained together on the teacher's maps and
+logits, so that each learns to live with the errors of those before it.
+
+Sources: blockwise supervision by the teacher's own activations, Li et al. 2020 (DNA, arXiv 1911.13053) and
+Moons et al. 2021 (DONNA, arXiv 2012.08859); weight sharing between sampled networks, Cai et al. 2020
+(Once-for-All, arXiv 1908.09791).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from trainables.blocks.blocks import Block
+from trainables.config import LibraryConfig, StudentSpec, hash_json
+from trainables.data.dataset import ImageData
+from trainables.errors import InputError
+from trainables.methods.ama import logit_loss, relative_error
+from trainables.network.evaluate import evaluate
+from trainables.network.surgery import Skip, exchanged
+from trainables.runtime.runtime import Runtime
+from trainables.student.build import Span, Taps, build_span, candidate_spans, merged_widths, spans_of
+from trainables.training.optim import lr_at
+
+FORMAT = 1
+WEIGHTS, META = "modules.safetensors", "library.json"
+TAU = 4.0  # of the logit term in the second phase
+SOLO_IMAGES = 1024  # validation images behind a module's solo loss
+SOLO_BATCH = 128  # of them at a time: large ones run out of a CPU's caches
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Library:
+    """All candidate modules of one teacher.
+
+    Attributes:
+        key: hash of all that determines the library; its folder's name.
+        modules: state dict by `Span.key`, tensors on the CPU.
+        errors: by `Span.key`, |module - block|² / |block|² on validation images, given the block's own input.
+        solo_loss: by `Span.key`, the rise of the validation loss when this span alone is replaced.
+        seconds: what it took to make.
+    """
+
+    key: str
+    modules: Mapping[str, Mapping[str, Tensor]]
+    errors: Mapping[str, float]
+    solo_loss: Mapping[str, float]
+    seconds: float
+
+    def save(self, root: Path) -> Path:
+        """Write into `root/<key>` in one step: others find it whole or not at all. Returns the folder."""
+        folder = root / self.key
+        draft = root / f".{self.key}.{time.time_ns()}"
+        draft.mkdir(parents=True)
+        flat = {f"{key}/{name}": t for key, state in self.modules.items() for name, t in state.items()}
+        (draft / WEIGHTS).write_bytes(save(flat))  # `save_file` would make it readable to its owner alone
+        meta = {k: v for k, v in asdict(self).items() if k != "modules"}
+        (draft / META).write_text(json.dumps({"format": FORMAT, **meta}, indent=2) + "\n")
+        try:
+            draft.rename(folder)
+        except OSError:  # somebody else finished the same library first: theirs is as good
+            for file in draft.iterdir():
+                file.unlink()
+            draft.rmdir()
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Library:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: a file is missing, damaged or of another format.
+        """
+        try:
+            meta = json.loads((folder / META).read_text())
+            flat = load_file(folder / WEIGHTS)
+        except Exception as error:  # safetensors raises its own kinds
+            raise InputError(f"{folder}: not a readable module library ({error}); remove it") from None
+        if meta.pop("format", None) != FORMAT:
+            raise InputError(f"{folder}: expected a module library of format {FORMAT}; remove it")
+        modules: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in flat.items():
+            key, _, parameter = name.rpartition("/")
+            modules.setdefault(key, {})[parameter] = tensor
+        return cls(modules=modules, **meta)
+
+    def proxy(self, blocks: Sequence[Block], spec: StudentSpec) -> float:
+        """Additive proxy of a student's loss before fine-tuning: the sum of its modules' solo losses."""
+        return sum(self.solo_loss[span.key] for span in spans_of(blocks, spec))
+
+
+def library_key(
+    teacher_hash: str,
+    data_hash: str,
+    blocks: Sequence[Block],
+    widths: Sequence[float],
+    fuse: bool,
+    config: LibraryConfig,
+    seed: int = 0,
+) -> str:
+    """Name of the library that these determine."""
+    parts = [block.name for block in blocks], sorted(widths), fuse
+    return hash_json(
+        [FORMAT, teacher_hash, data_hash, *parts, config.model_dump(mode="json", exclude={"dir"}), seed]
+    )
+
+
+def build_library(
+    key: str,
+    teacher: nn.Module,
+    blocks: Sequence[Block],
+    widths: Sequence[float],
+    fuse: bool,
+    data: ImageData,
+    runtime: Runtime,
+    config: LibraryConfig,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Library:
+    """Distil all candidate modules; see the module's docstring.
+
+    Args:
+        key: from `library_key`.
+        teacher: images (B, 3, H, W) to logits; left as it is.
+        blocks: that may be replaced.
+        widths: of the modules.
+        fuse: whether fused spans are candidates.
+        data: training and validation images.
+        runtime: device, precision, layout.
+        config: epochs of both phases, learning rate, batch size.
+        seed: of the modules' first weights and of the sampled students.
+        progress: called with (what, batches done, batches in all).
+    """
+    started = time.perf_counter()
+    spans = candidate_spans(blocks, widths, fuse)
+    teacher = teacher.to(runtime.device, memory_format=runtime.memory_format).eval()  # type: ignore[call-overload]
+    modules = {span.key: _place(build_span(span, seed), runtime) for span in spans}
+    train = _Phases(teacher, blocks, spans, modules, data, runtime, config, seed, progress)
+    train.alone()
+    train.together()
+    errors, solo = _score(teacher, spans, modules, data, runtime)
+    states = {
+        k: {n: t.detach().cpu().contiguous() for n, t in m.state_dict().items()} for k, m in modules.items()
+    }
+    return Library(key, states, errors, solo, time.perf_counter() - started)
+
+
+def sampled_students(
+    blocks: Sequence[Block], widths: Sequence[float], fuses: bool, seed: int
+) -> Iterator[StudentSpec]:
+    """Random students without end, each with one block replaced or more; any number is equally likely.
+
+    Args:
+        blocks: that may be replaced.
+        widths: of the library's modules, sorted.
+        fuses: whether half of the students have their neighbours joined.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        share, fuse = torch.rand(2, generator=generator).tolist()
+        draws = torch.rand(len(blocks), generator=generator)
+        draws[int(draws.argmin())] = 0.0
+        levels = torch.randint(len(widths), (len(blocks),), generator=generator).tolist()
+        chosen = {
+            block.name: merged_widths(block, widths)[widths[level]]
+            for block, level, draw in zip(blocks, levels, draws.tolist(), strict=True)
+            if draw <= share
+        }
+        yield StudentSpec(widths=chosen, fuse=fuses and fuse < 0.5)
+
+
+def _place(module: nn.Module, runtime: Runtime) -> nn.Module:
+    placed: nn.Module = module.to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload]
+    return placed
+
+
+class _Phases:
+    """Both phases of the training, over the same modules."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        blocks: Sequence[Block],
+        spans: Sequence[Span],
+        modules: Mapping[str, nn.Module],
+        data: ImageData,
+        runtime: Runtime,
+        config: LibraryConfig,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self.teacher, self.blocks, self.spans, self.modules = teacher, blocks, spans, modules
+        self.data, self.runtime, self.config, self.seed, self.progress = data, runtime, config, seed, progress
+        self.widths = sorted({span.width for span in spans})
+        self.fuses = any(len(span.blocks) > 1 for span in spans)
+
+    def alone(self) -> None:
+        """Every module against its own block, on the teacher's activations."""
+        outputs = sorted({span.last for span in self.spans})
+        with Inputs(self.teacher, sorted({span.first for span in self.spans})) as inputs:
+            for images in self._batches("distilling modules", self.config.epochs, 0):
+                with Taps(self.teacher, outputs) as maps, torch.no_grad(), self.runtime.autocast():
+                    self.teacher(images)
+                    targets = dict(maps.outputs)
+                for span in self.spans:
+                    with self.runtime.autocast():
+                        shown = self.modules[span.key](inputs.inputs[span.first])
+                    # Each graph is freed at once: memory stays that of the largest module.
+                    relative_error(shown, targets[span.last]).backward()  # type: ignore[no-untyped-call]
+
+    def together(self) -> None:
+        """Modules of randomly sampled students, on the teacher's maps and logits."""
+        students = sampled_students(self.blocks, self.widths, self.fuses, self.seed)
+        with frozen(self.teacher):
+            for images in self._batches("training sampled students", self.config.student_epochs, 10_000):
+                spans = spans_of(self.blocks, next(students))
+                with Taps(self.teacher, [span.last for span in spans]) as maps, torch.no_grad():
+                    with self.runtime.autocast():
+                        target = self.teacher(images)
+                    targets = dict(maps.outputs)
+                parts = {span.first: self.modules[span.key] for span in spans}
+                skips: dict[str, nn.Module] = {path: Skip() for span in spans for path in span.members[1:]}
+                with exchanged(self.teacher, {**parts, **skips}):
+                    with Taps(self.teacher, list(parts)) as shown, self.runtime.autocast():
+                        logits = self.teacher(images)
+                        loss = logit_loss(logits, target, TAU)
+                        for span in spans:
+                            loss = loss + relative_error(shown.outputs[span.first], targets[span.last])
+                    loss.backward()  # type: ignore[no-untyped-call]
+
+    def _batches(self, what: str, epochs: float, first_epoch: int) -> Any:
+        """Training images, with an optimiser step behind each batch; the caller leaves gradients."""
+        size = self.config.batch_size
+        per_epoch = self.data.steps_per_epoch(size)
+        total = math.ceil(epochs * per_epoch)
+        for module in self.modules.values():
+            module.train()
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=self.config.lr)
+        step = 0
+        for epoch in range(math.ceil(epochs)):
+            batches = self.data.train_batches(size, self.seed, first_epoch + epoch, self.runtime)
+            for images, _ in batches:
+                if step == total:
+                    return
+                for group in optimizer.param_groups:
+                    group["lr"] = lr_at(step, total, max(1, total // 20), self.config.lr)
+                yield images
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                if self.progress is not None:
+                    self.progress(what, step, total)
+
+
+class Inputs:
+    """What some submodules were given in the last forward pass; a context manager."""
+
+    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self._handles = [
+            model.get_submodule(path).register_forward_pre_hook(self._keep(path)) for path in paths
+        ]
+
+    def _keep(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self.inputs[path] = args[0]
+
+        return hook
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self.inputs.clear()
+
+
+class frozen:  # noqa: N801 - a context manager, used like a function
+    """A model whose parameters need no gradients inside, and do again afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def __enter__(self) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+
+    def __exit__(self, *exception: object) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
+
+
+def _score(
+    teacher: nn.Module,
+    spans: Sequence[Span],
+    modules: Mapping[str, nn.Module],
+    data: ImageData,
+    runtime: Runtime,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Relative error and solo loss of every module, on up to `SOLO_IMAGES` validation images."""
+    batches = _some(data, runtime)
+    base = evaluate(teacher, batches, runtime).loss
+    errors: dict[str, float] = {}
+    solo: dict[str, float] = {}
+    with torch.inference_mode():
+        for module in modules.values():
+            module.eval()
+        paths = sorted({span.first for span in spans}), sorted({span.last for span in spans})
+        with Inputs(teacher, paths[0]) as inputs, Taps(teacher, paths[1]) as maps, runtime.autocast():
+            for images, _ in batches:
+                teacher(images)
+                for span in spans:
+                    shown = modules[span.key](inputs.inputs[span.first])
+                    error = relative_error(shown, maps.outputs[span.last]).item() / len(batches)
+                    errors[span.key] = errors.get(span.key, 0.0) + error
+    for span in spans:
+        skips: dict[str, nn.Module] = {path: Skip() for path in span.members[1:]}
+        with exchanged(teacher, {span.first: modules[span.key], **skips}):
+            solo[span.key] = evaluate(teacher, batches, runtime).loss - base
+    return errors, solo
+
+
+def _some(data: ImageData, runtime: Runtime) -> list[tuple[Tensor, Tensor]]:
+    """Validation images spread evenly over the split (which may be in class order), in batches."""
+    stride = max(1, len(data.val) // SOLO_IMAGES)
+    images, labels = zip(*data.eval_batches("val", runtime), strict=True)
+    every = slice(None, None, stride)
+    pieces = (torch.split(torch.cat(part)[every], SOLO_BATCH) for part in (images, labels))
+    return list(zip(*pieces, strict=True))

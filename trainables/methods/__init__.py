@@ -1,0 +1,1 @@
+"""Distillation methods: one interface, one file a method."""

@@ -1,0 +1,243 @@
+"""The teacher's side of a distillation step: its logits and maps, computed as far and as often as needed.
+
+- Nothing beyond the last map that is read, where the logits are not.
+- Where training images are not augmented, what the teacher says of each is computed once and kept, within a
+  bound, for all distillations of a process.
+- Batch norms are folded into convolutions, where the folded copy is found to compute the same.
+- A student whose kept parts are frozen (`train: modules`) runs the teacher's own blocks first: their outputs
+  are taken from the teacher's pass, where that is found to change nothing, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from trainables.blocks.blocks import Block
+from trainables.data.augment import Augment
+from trainables.data.dataset import ImageData
+from trainables.network.fold_batchnorm import folded
+from trainables.network.trace import trace
+from trainables.network.weights import weights_hash
+from trainables.runtime.runtime import Runtime
+from trainables.student.build import Span, Taps
+
+log = logging.getLogger(__name__)
+
+KEPT_BYTES = 256 * 2**20  # of the teacher's outputs that a process keeps
+TRIED = 16  # images on which a shortcut is checked
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What supervises one batch: logits (B, classes), and maps by their path in the teacher."""
+
+    logits: Tensor | None
+    maps: Mapping[str, Tensor]
+
+
+NOTHING = Signals(None, {})
+Teach = Callable[[Tensor, Tensor], Signals]  # images (B, 3, H, W), their indices (B,)
+
+
+class Supervisor:
+    """A teacher on its device, for any number of distillations on the same images, one after the other."""
+
+    def __init__(
+        self, teacher: nn.Module, blocks: Sequence[Block], data: ImageData, runtime: Runtime
+    ) -> None:
+        """Move `teacher` to the device, in eval mode; it is never trained."""
+        self.teacher = teacher.to(runtime.device, memory_format=runtime.memory_format).eval()  # type: ignore[call-overload]
+        self.data, self.runtime = data, runtime
+        self._ends = {block.members[-1]: math.prod(block.out_shape) for block in blocks}
+        self._kept: Signals | None = None
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the teacher's weights."""
+        return weights_hash(self.teacher)
+
+    @contextmanager
+    def teaching(self, paths: Sequence[str], logits: bool) -> Iterator[Teach]:
+        """What gives the signals of a batch: maps at `paths`, and logits if asked for."""
+        kept = self._keep(paths, logits) if paths or logits else NOTHING
+        missing = [path for path in paths if path not in kept.maps]
+        if missing or (logits and kept.logits is None):
+            with _Reader(self._quick, missing, logits and kept.logits is None, self.runtime) as read:
+                yield partial(self._teach, kept, paths, read)
+        else:
+            yield partial(self._teach, kept, paths, None)
+
+    @contextmanager
+    def leading(
+        self, student: nn.Module, prefix: Sequence[str], paths: Sequence[str], logits: bool
+    ) -> Iterator[Teach]:
+        """As `teaching`; the student's next pass takes the outputs of its `prefix` from the teacher's."""
+        everything = sorted({*prefix, *paths})
+        # Not in inference mode: the student is trained on what comes out of the prefix.
+        with _Reader(self.teacher, everything, logits, self.runtime, torch.no_grad) as read:
+            outputs: dict[str, Tensor] = {}
+
+            def teach(images: Tensor, order: Tensor) -> Signals:
+                signals = read(images)
+                outputs.update({path: signals.maps[path] for path in prefix})
+                return signals
+
+            with _replayed(student, prefix, outputs):
+                yield teach
+
+    def shared_prefix(self, student: nn.Module, spans: Sequence[Span]) -> tuple[str, ...]:
+        """Paths of modules that a frozen `student` runs before its first span, exactly as the teacher does.
+
+        Their parameters and batch-norm statistics are the teacher's, and a pass that takes their outputs from
+        the teacher's pass gives the same logits, bit for bit. Empty where that is not so.
+        """
+        images = self._few
+        paths = _same_before(self.teacher, student, spans, images[:1])
+        flags = {module: module.training for module in student.modules()}
+        student.eval()
+        try:
+            with torch.no_grad(), self.runtime.autocast():
+                expected = student(images)
+                # Logits too: code after the prefix may write into its outputs.
+                with self.leading(student, paths, (), logits=True) as teach:
+                    teach(images, torch.arange(len(images)))
+                    found = student(images)
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
+        return paths if torch.equal(found, expected) else ()
+
+    @cached_property
+    def _few(self) -> Tensor:
+        images, _ = next(self.data.eval_batches("val", self.runtime, TRIED))
+        return images
+
+    @cached_property
+    def _quick(self) -> nn.Module:
+        """The teacher or, where there is one that computes the same, its folded copy."""
+        return folded(self.teacher, self._few, list(self._ends)) or self.teacher
+
+    def _teach(
+        self, kept: Signals, paths: Sequence[str], read: _Reader | None, images: Tensor, order: Tensor
+    ) -> Signals:
+        fresh = read(images) if read is not None else NOTHING
+        logits = kept.logits.index_select(0, order) if kept.logits is not None else fresh.logits
+        maps = {path: kept.maps[path].index_select(0, order) for path in paths if path in kept.maps}
+        return Signals(logits, {**maps, **fresh.maps})
+
+    def _keep(self, paths: Sequence[str], logits: bool) -> Signals:
+        """Outputs for all training images: of every block where they fit, of the logits alone, or none."""
+        if self.data.augment != Augment():
+            return NOTHING
+        if self._kept is None:
+            images, classes = len(self.data.train), self.data.num_classes
+            size = 4 * images * (sum(self._ends.values()) + classes)  # fp32 at most
+            if size <= KEPT_BYTES:
+                self._kept = self._outputs(sorted(self._ends))
+            elif 4 * images * classes <= KEPT_BYTES:
+                self._kept = self._outputs(())
+            else:
+                self._kept = NOTHING
+        return self._kept
+
+    def _outputs(self, paths: Sequence[str]) -> Signals:
+        parts: list[Signals] = []
+        with _Reader(self._quick, paths, True, self.runtime) as read:
+            for images, _ in self.data.eval_batches("train", self.runtime, self.runtime.eval_batch):
+                parts.append(read(images))
+        logits = [part.logits for part in parts if part.logits is not None]
+        return Signals(torch.cat(logits), {path: torch.cat([p.maps[path] for p in parts]) for path in paths})
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: ends a pass where nothing more is read
+    pass
+
+
+class _Reader:
+    """Runs a model and gives what was asked for; a context manager that leaves the model as it was."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        paths: Sequence[str],
+        logits: bool,
+        runtime: Runtime,
+        mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+    ) -> None:
+        self.model, self.paths, self.logits, self.runtime, self.mode = model, paths, logits, runtime, mode
+
+    def __call__(self, images: Tensor) -> Signals:
+        logits = None
+        try:
+            with self.mode(), self.runtime.autocast():
+                logits = self.model(images)
+        except _Reached:
+            pass
+        maps = dict(self._taps.outputs)
+        self._taps.clear()  # held on to by the caller alone, who frees them before the backward pass
+        return Signals(logits, maps)
+
+    def _stop(self, *_: Any) -> None:
+        if len(self._taps.outputs) == len(self.paths):
+            raise _Reached
+
+    def __enter__(self) -> _Reader:
+        self._taps = Taps(self.model, self.paths)
+        self._handles: list[RemovableHandle] = []
+        if not self.logits:  # registered after the taps, so called after them
+            modules = (self.model.get_submodule(path) for path in self.paths)
+            self._handles = [module.register_forward_hook(self._stop) for module in modules]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._taps.close()
+
+
+def _same_before(
+    teacher: nn.Module, student: nn.Module, spans: Sequence[Span], image: Tensor
+) -> tuple[str, ...]:
+    """The largest submodules that end before the first span begins and are the same in both networks."""
+    record = trace(teacher, image)
+    begins = [call.begin for span in spans if (call := record.single(span.first))]
+    found: list[str] = []
+    covered = 0
+    for call in record.order[1:] if len(begins) == len(spans) else ():
+        if call.begin < covered or call.end > min(begins) or len(record.calls[call.path]) != 1:
+            continue
+        if isinstance(call.output, Tensor) and _same(call.module, student.get_submodule(call.path)):
+            found.append(call.path)
+            covered = call.end
+        elif call.end == call.begin + 1:  # what comes after this layer differs, too
+            break
+    return tuple(found)
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    same_names = type(a) is type(b) and ours.keys() == theirs.keys()
+    return same_names and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@contextmanager
+def _replayed(model: nn.Module, paths: Sequence[str], outputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """The modules at `paths` give what `outputs` holds for them, whatever comes in."""
+    modules = {path: model.get_submodule(path) for path in paths}
+    try:
+        for path, module in modules.items():
+            module.forward = lambda *_, path=path, **__: outputs[path]
+        yield
+    finally:
+        for module in modules.values():
+            del module.forward  # the class's own again

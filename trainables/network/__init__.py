@@ -1,0 +1,1 @@
+"""Tools for any `nn.Module`: trace, cut, read, count, fold, reset, evaluate."""

@@ -1,0 +1,53 @@
+"""Accuracy and loss of a classifier on one split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from trainables.runtime.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores on `n` images: accuracy in 0..1, mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+    n: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
+) -> Evaluation:
+    """Score `model` in eval mode; its training mode is restored.
+
+    Args:
+        model: images (B, 3, H, W) to logits (B, classes).
+        batches: pairs of normalised images (B, 3, H, W) and labels (B,), on the runtime's device.
+        runtime: its autocast precision is used; logits are scored in fp32.
+
+    Returns:
+        Sums over all batches; NaN logits give a NaN loss and count as wrong. No batch gives NaN, NaN, 0.
+    """
+    was_training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=runtime.device)
+    loss = torch.zeros((), dtype=torch.float64, device=runtime.device)
+    n = 0
+    for images, labels in batches:
+        with runtime.autocast():
+            logits = model(images)
+        logits = logits.float()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += ((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum()
+        n += len(labels)
+    model.train(was_training)
+    if n == 0:
+        return Evaluation(float("nan"), float("nan"), 0)
+    return Evaluation(correct.item() / n, loss.item() / n, n)

@@ -1,0 +1,90 @@
+"""Fresh weights and fresh batch-norm statistics for a model that was cut together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainables.runtime.runtime import Runtime, seeded
+
+
+def reset_parameters(model: nn.Module, seed: int) -> None:
+    """Re-initialise every parameter of `model` in place: the start of a from-scratch baseline.
+
+    Every module with `reset_parameters` (or `_reset_parameters`) is asked to, children before parents, so
+    that a module which knows its parts has the last word. Convolutions then get He's normal initialisation
+    by fan-in, torch's default being too small for deep networks without norms. Parameters that a module
+    without such a method holds itself (class tokens, position tables, layer scales) are set by their kind:
+    tables to a truncated normal of deviation 0.02, scales (`scale`, `gamma`, `weight` in the name) to one,
+    anything else to zero. That is not always the architecture's own recipe, but trains; to have the recipe,
+    build the model anew and make the student from that.
+
+    Args:
+        model: any module, on any device; buffers stay, but for those their module's reset touches.
+        seed: of the new weights; the global generators stay as they were.
+    """
+    # The numbers are drawn where the parameters are: a GPU's differ from a CPU's.
+    with seeded(seed), torch.no_grad():
+        for module in reversed(list(model.modules())):
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if reset is None:
+                for name, parameter in module.named_parameters(recurse=False):
+                    _reset_by_kind(name, parameter)
+                continue
+            reset()
+            if isinstance(module, nn.modules.conv._ConvNd):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _reset_by_kind(name: str, parameter: nn.Parameter) -> None:
+    if sum(side > 1 for side in parameter.shape) > 1:
+        nn.init.trunc_normal_(parameter, std=0.02)
+    elif any(part in name for part in ("scale", "gamma", "weight")):
+        nn.init.ones_(parameter)
+    else:
+        nn.init.zeros_(parameter)
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(
+    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
+) -> int:
+    """Estimate the running statistics of every batch norm anew, as the plain mean over `batches`.
+
+    A student straight after assembly carries the teacher's statistics, which no longer hold. Everything but
+    the batch norms runs in eval mode; training flags and momenta are restored.
+
+    Args:
+        model: on the runtime's device; only batch-norm buffers change.
+        batches: pairs of images (B, 3, H, W) and labels, which are ignored; B should be 2 or more.
+        runtime: its autocast precision is used.
+
+    Returns:
+        Number of batches seen. With none, or without batch norms, the model is left as it was.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    flags = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    seen = 0
+    try:
+        for images, _ in batches if norms else ():
+            if seen == 0:
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # the cumulative average
+                    norm.train()
+            with runtime.autocast():
+                model(images)
+            seen += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, flag in flags.items():
+            module.training = flag
+    return seen

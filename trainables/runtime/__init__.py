@@ -1,0 +1,1 @@
+"""How this machine computes: device, precision, seeds, clocks, memory."""

@@ -1,0 +1,72 @@
+"""Whether the memory of a process that trains one trial after another stays flat."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+
+from trainables.runtime.stopwatch import private_mib
+
+
+class MemoryGrown(RuntimeError):  # noqa: N818 - a reason to begin anew, not a fault of the trial
+    """A process has gathered memory from trial to trial; the message says how much."""
+
+
+@dataclass
+class Growth:
+    """Compares memory between trials with what it was after the first ones.
+
+    Grown is what exceeds `factor` times that by more than `slack_mib`. Host memory counts without files and
+    shared memory, GPU memory as allocated by this process.
+    """
+
+    settled: int = 5  # trials after which nothing is new any more
+    factor: float = 1.25
+    slack_mib: float = 256.0
+    _trials: int = field(default=0, init=False)
+    _usual: dict[str, float] = field(default_factory=dict, init=False)
+
+    def check(self, device: torch.device) -> None:
+        """Look, after a trial whose objects are gone.
+
+        Raises:
+            MemoryGrown: the process holds clearly more than it did.
+        """
+        self._trials += 1
+        if self._trials < self.settled:
+            return
+        now = _memory(device)
+        if not self._usual:
+            self._usual = now
+        if not self._grown(now):
+            return
+        _trim()  # freed memory that the allocator holds on to is no growth
+        now = _memory(device)
+        if faults := self._grown(now):
+            raise MemoryGrown(f"the memory of this worker has grown over {self._trials} trials: {faults}")
+
+    def _grown(self, now: dict[str, float]) -> str:
+        return ", ".join(
+            f"{name} from {self._usual[name]:.0f} to {mib:.0f} MiB"
+            for name, mib in now.items()
+            if mib > self.factor * self._usual[name] + self.slack_mib
+        )
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    found = {"host": private_mib()}
+    if device.type == "cuda":
+        found["GPU"] = torch.cuda.memory_allocated(device) / 2**20
+    return found
+
+
+def _trim() -> None:
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

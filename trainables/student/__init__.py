@@ -1,0 +1,1 @@
+"""Build students: the teacher with spans of blocks replaced by AMA modules."""

@@ -1,0 +1,79 @@
+"""What a distillation starts from: the untrained student, and the teacher's maps that supervise it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+from torch import Tensor, nn
+
+from trainables.blocks.blocks import Block
+from trainables.config import DistillConfig, LossConfig
+from trainables.data.dataset import ImageData
+from trainables.errors import InputError
+from trainables.runtime.runtime import Runtime
+from trainables.student.build import Span, build_student, recalibrate_batchnorm, reset_parameters
+
+# Maps in a learned mix: each is held in fp32 at every step, and a long residual stage has dozens alike.
+MAX_CANDIDATES = 4
+RECALIBRATION = (3, 512)  # batches, images a batch
+
+Modules = Mapping[str, Mapping[str, Tensor]]  # span key to state dict of its pre-distilled AMA module
+
+
+def start_student(
+    config: DistillConfig,
+    teacher: nn.Module,
+    blocks: Sequence[Block],
+    spans: Sequence[Span],
+    data: ImageData,
+    runtime: Runtime,
+    modules: Modules | None,
+) -> nn.Module:
+    """The untrained student of `config` on the runtime's device; what is trained requires gradients.
+
+    Args:
+        spans: `spans_of(blocks, config.student)`.
+        modules: read with `warm_start: library` alone. Such a student's batch-norm statistics are estimated
+            anew on training images, because errors of the replaced blocks add up along the depth.
+
+    Raises:
+        InputError: a library start without the modules it needs; `train: modules` with random kept parts.
+    """
+    library = config.warm_start == "library"
+    if library and modules is None:
+        raise InputError("warm_start: library needs a module library, and there is none; use teacher or none")
+    if library and (missing := [span.key for span in spans if span.key not in (modules or {})]):
+        raise InputError(f"warm_start: the module library lacks {', '.join(missing)}")
+    if config.train == "modules" and config.warm_start == "none":
+        raise InputError("train: modules freezes the kept parts, which warm_start: none makes random")
+    student = build_student(teacher, blocks, config.student, config.seed, modules if library else None)
+    if config.warm_start == "none":
+        reset_parameters(student, config.seed)
+    student.to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload]
+    if library and spans:
+        batches = data.train_batches(RECALIBRATION[1], config.seed, config.epochs, runtime)
+        recalibrate_batchnorm(student, islice(batches, RECALIBRATION[0]), runtime)
+    student.requires_grad_(config.train == "all")
+    for span in spans:
+        student.get_submodule(span.first).requires_grad_(True)
+    return student
+
+
+def candidate_maps(span: Span, blocks: Sequence[Block], loss: LossConfig) -> list[str]:
+    """Paths in the teacher of the maps that may supervise a span, its own first.
+
+    Adaptive supervision adds the outputs of the blocks nearest in execution order that have the same shape,
+    up to `MAX_CANDIDATES` in all.
+    """
+    if loss.supervision == "uniform":
+        return [span.last]
+    outputs = [block.members[-1] for block in blocks]
+    own = outputs.index(span.last)
+    alike = [
+        index
+        for index, block in enumerate(blocks)
+        if (block.out_shape, block.layout) == (span.out_shape, span.layout) and index != own
+    ]
+    nearest = sorted(alike, key=lambda index: (abs(index - own), index))[: MAX_CANDIDATES - 1]
+    return [span.last, *(outputs[index] for index in nearest)]

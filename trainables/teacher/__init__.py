@@ -1,0 +1,1 @@
+"""Teachers: architectures, training, weights on disk."""

@@ -1,0 +1,1 @@
+"""The training loop; it knows methods by their interface alone."""

@@ -1,0 +1,323 @@
+"""The distillation loop: teacher, student, loss, one optimiser. No Ray in it; `report` is a callable."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainables.blocks.blocks import Block
+from trainables.config import DistillConfig, hash_json
+from trainables.data.dataset import ImageData
+from trainables.errors import InputError
+from trainables.methods.ama import DistillationLoss
+from trainables.methods.teacher_signals import Supervisor
+from trainables.network.evaluate import Evaluation, evaluate
+from trainables.runtime.runtime import Runtime, seeded
+from trainables.runtime.stopwatch import Stopwatch, peaks, reset_peaks
+from trainables.student.build import spans_of
+from trainables.student.start import Modules, candidate_maps, start_student
+from trainables.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from trainables.training.optim import lr_at, make_optimizer, set_lr
+from trainables.training.step import Stepper, Sums, TooLarge, free_memory
+
+CHECK_EVERY = 50  # steps between looks at the loss
+LEAST_EVAL_BATCH = 32  # images; where not even these fit, a trial fails
+
+
+class TrainingDiverged(RuntimeError):  # noqa: N818 - a result of the trial, not a fault of the code
+    """The loss is not finite any more; the message says where and which part."""
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch of distillation; losses are means over the training images, as they were while training."""
+
+    epoch: int  # epochs done, from 1
+    val_accuracy: float  # 0..1
+    val_loss: float  # cross-entropy, nats
+    train_loss: float
+    ce: float
+    kl: float
+    feature: float
+    entropy: float  # of the adaptive span weights, 0..1 of its maximum; 1 for uniform
+    lr: float  # of the last step
+    seconds: float  # training and validation
+    images_per_second: float  # training alone
+    data_seconds: float = 0.0  # getting batches, augmented and normalised
+    step_seconds: float = 0.0  # teacher, student, loss, optimiser
+    eval_seconds: float = 0.0  # validation
+    host_mib: float = 0.0  # most resident memory of the process since the trial began, in MiB
+    gpu_mib: float = 0.0  # most GPU memory allocated since then; 0 without a GPU
+    micro_batches: int = 1  # parts that a step's batch is computed in; 2 once it did not fit in one
+
+    def as_dict(self) -> dict[str, Any]:
+        """Field names to values."""
+        return dataclasses.asdict(self)
+
+
+Report = Callable[[EpochMetrics], bool | None]
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A trained student (in eval mode) and its learning curve."""
+
+    student: nn.Module
+    history: tuple[EpochMetrics, ...]
+
+
+class Distiller:
+    """One distillation, an epoch at a time; its state dict resumes it exactly.
+
+    What a run computes depends on config, teacher and data alone: order and augmentation come from
+    (seed, epoch), and so does the random state under which the student's own dropout runs.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        teacher: nn.Module,
+        blocks: Sequence[Block],
+        data: ImageData,
+        runtime: Runtime,
+        modules: Modules | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        """Assemble student, loss and optimiser on the runtime's device.
+
+        Args:
+            config: the trial.
+            teacher: images (B, 3, H, W) to logits; moved to the device, set to eval mode, never trained.
+            blocks: the teacher's blocks.
+            data: training and validation images.
+            runtime: device, precision, layout.
+            modules: pre-distilled AMA modules by span key; read with `warm_start: library` alone.
+            supervisor: of this teacher and data, where several distillations share one; None: its own.
+
+        Raises:
+            InputError: unknown block names; a library start without the modules it needs; `train: modules`
+                with a student whose kept parts would be random.
+        """
+        reset_peaks(runtime.device)
+        self.config, self.data, self.runtime = config, data, runtime
+        self.spans = spans_of(blocks, config.student)
+        self._supervisor = supervisor or Supervisor(teacher, blocks, data, runtime)
+        teacher = self._supervisor.teacher
+        self.student = start_student(config, teacher, blocks, self.spans, data, runtime, modules)
+        targets = [candidate_maps(span, blocks, config.loss) for span in self.spans]
+        self.loss = DistillationLoss(
+            config.loss, [len(paths) for paths in targets], config.optim.label_smoothing
+        ).to(runtime.device)
+        optim = config.optim
+        self.optimizer = make_optimizer(
+            self.student, optim.lr, optim.momentum, optim.weight_decay, runtime.optimizer
+        )
+        self.optimizer.add_param_group(
+            {"params": list(self.loss.parameters()), "weight_decay": 0.0, "lr_scale": self.loss.lr_scale}
+        )
+        self._stepper = Stepper(self.student, self.loss, self.optimizer, self.spans, targets, runtime)
+        self._eval_batch = runtime.eval_batch
+        self.history: list[EpochMetrics] = []
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of the config's epochs are done."""
+        return self.epoch >= self.config.epochs
+
+    def run_epoch(self, after_step: Callable[[int], None] | None = None) -> EpochMetrics:
+        """Train one epoch, then score the validation images.
+
+        Args:
+            after_step: called after each step with the number of steps done in this epoch.
+
+        Raises:
+            TrainingDiverged: a part of the loss, or the validation loss, is NaN or infinite.
+            TooLarge: it does not fit into the GPU's memory, not even at half the batch.
+        """
+        assert not self.finished, f"all {self.config.epochs} epochs are done"
+        started = time.perf_counter()
+        watch = Stopwatch(self.runtime.device)
+        # A random state of its own for each epoch: dropout is the same whatever ran before, resumed or not.
+        with seeded(int(hash_json(["dropout", self.config.seed, self.epoch]), 16) % 2**63):
+            means = self._train_epoch(watch, after_step)
+        trained = time.perf_counter() - started
+        watch.start()
+        score = self._evaluate()
+        watch.mark("eval")
+        if not math.isfinite(score.loss):
+            raise TrainingDiverged(f"epoch {self.epoch + 1}: the validation loss is {score.loss}")
+        seconds = watch.seconds()
+        host, gpu = peaks(self.runtime.device)
+        metrics = EpochMetrics(
+            epoch=self.epoch + 1,
+            val_accuracy=score.accuracy,
+            val_loss=score.loss,
+            train_loss=means["total"],
+            ce=means["ce"],
+            kl=means["kl"],
+            feature=means["feature"],
+            entropy=means["entropy"],
+            lr=self._lr((self.epoch + 1) * self._steps - 1),
+            seconds=time.perf_counter() - started,
+            images_per_second=len(self.data.train) / trained,
+            data_seconds=seconds.get("data", 0.0),
+            step_seconds=seconds.get("step", 0.0),
+            eval_seconds=seconds["eval"],
+            host_mib=host,
+            gpu_mib=gpu,
+            micro_batches=self._stepper.micro_batches,
+        )
+        self.history.append(metrics)
+        return metrics
+
+    def _evaluate(self) -> Evaluation:
+        """The student's score on the validation images, in smaller batches where these do not fit."""
+        while True:
+            try:
+                batches = self.data.eval_batches("val", self.runtime, self._eval_batch)
+                return evaluate(self.student, batches, self.runtime)
+            except torch.OutOfMemoryError as fault:
+                if self._eval_batch <= LEAST_EVAL_BATCH:
+                    raise TooLarge(f"scoring {self._eval_batch} images at a time: {fault}") from None
+            self._eval_batch //= 2
+            free_memory(self.runtime.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an exact resume needs, tensors and plain values alone."""
+        return {
+            "format": 1,
+            "origin": self._origin,
+            "student": self.student.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._stepper.scaler.state_dict(),
+            "micro_batches": self._stepper.micro_batches,
+            "history": [metrics.as_dict() for metrics in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` gave.
+
+        Raises:
+            InputError: it belongs to another config, teacher or data set, or is no such state at all.
+        """
+        if state.get("format") != 1:
+            raise InputError(f"checkpoint: expected a distillation of format 1, got {state.get('format')!r}")
+        for what, value in self._origin.items():
+            if state["origin"][what] != value:
+                raise InputError(
+                    f"checkpoint: made with another {what}: expected {value}, got {state['origin'][what]}"
+                )
+        self.student.load_state_dict(state["student"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._stepper.scaler.load_state_dict(state["scaler"])
+        self._stepper.micro_batches = state.get("micro_batches", 1)
+        self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
+
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        return {
+            "config": self.config.digest(),
+            "data": self.data.hash,
+            "teacher": self._supervisor.hash,
+        }
+
+    @cached_property
+    def _steps(self) -> int:
+        return self.data.steps_per_epoch(self.config.optim.batch_size)
+
+    def _lr(self, step: int) -> float:
+        optim = self.config.optim
+        return lr_at(
+            step, self.config.epochs * self._steps, round(optim.warmup_epochs * self._steps), optim.lr
+        )
+
+    def _train_epoch(self, watch: Stopwatch, after_step: Callable[[int], None] | None) -> dict[str, float]:
+        """One pass over the training images; means of the loss parts. The device is not waited for."""
+        self.student.train(self.config.train == "all")  # frozen parts keep their batch-norm statistics
+        for span in self.spans:
+            self.student.get_submodule(span.first).train()
+        steps = self.data.train_steps(
+            self.config.optim.batch_size, self.config.seed, self.epoch, self.runtime
+        )
+        sums = Sums(self.runtime.device)
+        with self._stepper.supervised(self._supervisor, self._prefix):
+            for index, (images, labels, order) in enumerate(steps):
+                watch.mark("data")
+                set_lr(self.optimizer, self._lr(self.epoch * self._steps + index))
+                sums.add(self._stepper.step(images, labels, order), len(labels))
+                if (index + 1) % CHECK_EVERY == 0 and (seen := sums.look(index + 1)):
+                    self._check(*seen)
+                watch.mark("step")
+                if after_step is not None:
+                    after_step(index + 1)
+        totals = sums.wait()
+        self._check(totals, self._steps)
+        return {name: value / len(self.data.train) for name, value in totals.items()}
+
+    @cached_property
+    def _prefix(self) -> tuple[str, ...]:
+        """Modules that a frozen student shares with its teacher and that run before anything trained."""
+        shared = self.config.train == "modules" and self.spans and not self.runtime.compiled
+        return self._supervisor.shared_prefix(self.student, self.spans) if shared else ()
+
+    def _check(self, values: Mapping[str, float], step: int) -> None:
+        faults = [name for name, value in values.items() if not math.isfinite(value)]
+        if faults:
+            named = [name for name in faults if name != "total"] or ["total"]
+            raise TrainingDiverged(
+                f"epoch {self.epoch + 1}, by step {step} of {self._steps}: not finite: {', '.join(named)} "
+                f"(learning rate {self._lr(self.epoch * self._steps + step - 1):.3g})"
+            )
+
+
+def distill(
+    config: DistillConfig,
+    teacher: nn.Module,
+    blocks: Sequence[Block],
+    data: ImageData,
+    runtime: Runtime,
+    report: Report | None = None,
+    checkpoint: Path | None = None,
+    modules: Modules | None = None,
+) -> DistillResult:
+    """Train the student of `config` to its last epoch.
+
+    Args:
+        config: the trial; `teacher`, `blocks`, `data`, `runtime` and `modules` as for `Distiller`.
+        report: called after every epoch; returning True ends the training there.
+        checkpoint: file written after every epoch, and resumed from where it exists.
+
+    Returns:
+        The student and its learning curve, epochs before a resume included.
+
+    Raises:
+        InputError: as `Distiller`; or the checkpoint is another run's, or both its files are damaged.
+        TrainingDiverged: the loss became NaN or infinite.
+        TooLarge: it does not fit into the GPU's memory.
+    """
+    distiller = Distiller(config, teacher, blocks, data, runtime, modules)
+    if checkpoint is not None and has_checkpoint(checkpoint):
+        distiller.load_state_dict(load_checkpoint(checkpoint))
+    while not distiller.finished:
+        metrics = distiller.run_epoch()
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, distiller.state_dict())
+        if report is not None and report(metrics):
+            break
+    return DistillResult(distiller.student.eval(), tuple(distiller.history))
