@@ -112,3 +112,12 @@ def axis_label(metric: str) -> str:
     """Label of an axis that shows `metric`."""
     known = METRICS[metric]
     return f"{known.label} ({known.unit})" if known.unit else known.label
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    if seconds >= 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -26,12 +26,11 @@ from benchmarks.simulator import Contender, Metrics
 from benchmarks.table import Table
 from search.experiment.experiment import Experiment
 from search.experiment.objectives import COSTS
+from search.policy.first_trials import first_proposals
 from search.policy.moasha import Decision, MoAsha
 from search.policy.proposer import Proposer, SpaceExhaustedError
 from search.policy.space import SearchSpace
-from search.stages.library import first_proposals
-from search.stages.setup import Setup
-from trainables.library.build import Library
+from trainables.library.library import Library
 
 MODES = {"maximize": "max", "minimize": "min"}
 
@@ -47,9 +46,9 @@ class Policy:
         eta: reduction factor; None: no early stopping.
         startup: random trials before the sampler models the space.
         sampler: as in the experiment file.
-        stopped: what the sampler is told of a stopped trial: `lesson` (what the search does: see
-            `search.policy.extrapolation`), `pruned` (tried, and for TPE worse than every complete trial), `values`
-            (complete with its last values, as Ray tells it) or `nothing`.
+        stopped: what the sampler is told of a stopped trial: `lesson` (what the search does:
+            `search.policy.extrapolation`), `pruned` (tried, and for TPE worse than every complete trial),
+            `values` (complete with its last values, as Ray tells it) or `nothing`.
     """
 
     start: str = "library"
@@ -121,8 +120,7 @@ def _first(table: Table, experiment: Experiment, space: SearchSpace, recorded: i
     """What `search.run.search` enqueues, from the library of the recorded seed."""
     record = table.libraries[recorded]
     library = Library("recorded", {}, {}, record.solo_loss, record.seconds)
-    parts = SimpleNamespace(experiment=experiment, blocks=table.costs.structure, costs=table.costs)
-    return first_proposals(cast(Setup, parts), library, space)
+    return first_proposals(space, table.costs.structure, table.costs, library)
 
 
 class RayOptuna(Contender):

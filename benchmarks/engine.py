@@ -50,10 +50,10 @@ from benchmarks.engine_jobs import Job, data_config
 from benchmarks.engine_memory import SETTLED, memory_part
 from benchmarks.engine_trials import trials_part, trials_table
 from trainables.config import RuntimeConfig, TeacherConfig
-from trainables.data.dataset import load_data
+from trainables.data.load import load_data
 from trainables.errors import InputError
 from trainables.runtime.runtime import device_name, resolve
-from trainables.teacher.teacher import train_teacher
+from trainables.teacher.training import train_teacher
 
 PARTS = ("epochs", "accuracy", "memory", "trials")
 TEACHER_EPOCHS = 12  # on digits

@@ -22,12 +22,16 @@ from torchvision import transforms
 
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data.dataset import ImageData, load_data
+from trainables.data.dataset import ImageData
+from trainables.data.load import load_data
 from trainables.data.split import AnySplit, Split
 from trainables.network.evaluate import evaluate
+from trainables.network.taps import Taps
 from trainables.network.weights import load_weights
-from trainables.runtime.runtime import Runtime, resolve, seeded
-from trainables.student.build import Span, Taps, build_student, spans_of
+from trainables.runtime.runtime import Runtime, resolve
+from trainables.runtime.seeds import seeded
+from trainables.student.build import build_student
+from trainables.student.spans import Span, spans_of
 from trainables.teacher.architectures import build_model
 from trainables.training.fastest_runtime import tuned
 from trainables.training.loop import Distiller

@@ -20,8 +20,9 @@ import torch
 from search.cluster.connection import connected
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data.dataset import load_data
-from trainables.runtime.runtime import resolve, seeded
+from trainables.data.load import load_data
+from trainables.runtime.runtime import resolve
+from trainables.runtime.seeds import seeded
 from trainables.teacher.architectures import build_model
 from trainables.trial import DistillTrial, TrialContext
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from analysis.intervals import summarise
 from analysis.metrics import show
-from analysis.picks.pick import pick, write_pick
+from analysis.picks.pick import pick
+from analysis.picks.pick_file import write_pick
 from analysis.report.retrained import RESULTS as ENTRIES
 from analysis.report.retrained import read_results
 from analysis.runs.run import Run
@@ -30,10 +31,11 @@ from analysis.runs.status import status
 from benchmarks import RESULTS
 from benchmarks.paper import ON_CPU, command_line
 from search.cluster.connection import connected
-from search.experiment.experiment import Experiment, load_experiment
+from search.experiment.experiment import Experiment
+from search.experiment.load import load_experiment
 from search.run import search as runner
 from search.run.retrain import retrain_picks
-from search.stages.setup import EXPERIMENT_FILE
+from search.run_dir.files import EXPERIMENT_FILE
 
 FLOPS, PARAMS = 0.73, 0.65  # of the teacher's
 FASTNAS_POINTS = 0.69

@@ -30,12 +30,16 @@ from benchmarks import RESULTS
 from benchmarks.paper_arms import ARMS, SIZES, TUNING_SEED, Job, jobs
 from benchmarks.paper_data import table_data
 from benchmarks.paper_report import write_table
-from search.experiment.experiment import Experiment, load_experiment
+from search.experiment.experiment import Experiment
+from search.experiment.load import load_experiment
+from search.stages.costs import get_costs
 from search.stages.library import get_library
-from search.stages.setup import Setup, get_costs, get_teacher, teacher_blocks
+from search.stages.setup import Setup
+from search.stages.teacher import get_teacher, teacher_blocks
 from trainables.config import OptimConfig, StudentSpec, hash_json
-from trainables.finished.retrain import MANIFEST, retrain_one
-from trainables.library.build import Library
+from trainables.finished.model_files import MANIFEST
+from trainables.finished.retrain import retrain_one
+from trainables.library.library import Library
 from trainables.runtime.runtime import device_name, resolve
 from trainables.training.loop import distill
 

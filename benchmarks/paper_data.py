@@ -9,8 +9,9 @@ import numpy as np
 
 from trainables.config import DataConfig, hash_json
 from trainables.data.augment import augment_for
-from trainables.data.dataset import DEFAULT_CACHE, ImageData, load_data
+from trainables.data.dataset import ImageData
 from trainables.data.imagefolder import read_imagefolder
+from trainables.data.load import DEFAULT_CACHE, load_data
 from trainables.data.split import Split, select
 from trainables.data.stratify import LIMIT_STREAM, VAL_STREAM, stratified_sample
 from trainables.errors import InputError

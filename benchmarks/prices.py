@@ -25,9 +25,12 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from benchmarks import RESULTS
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import RuntimeConfig, StudentSpec
-from trainables.costs.measure import CostTable, measure_costs, measure_many
+from trainables.costs.latency import measure_many
+from trainables.costs.measure import measure_costs
+from trainables.costs.table import CostTable
 from trainables.network.flops import count_flops, count_params
-from trainables.runtime.runtime import Runtime, device_name, resolve, seeded
+from trainables.runtime.runtime import Runtime, device_name, resolve
+from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
 from trainables.teacher.architectures import build_model
 

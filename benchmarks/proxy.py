@@ -23,7 +23,7 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from benchmarks import RESULTS, TABLES
 from benchmarks.plans import STARTS
 from benchmarks.table import Run, Table
-from trainables.student.build import spans_of
+from trainables.student.spans import spans_of
 
 QUARTILES = 4
 PROXIES = ("solo_loss", "assembled", "flops", "first_epoch")

@@ -37,7 +37,7 @@ from search.policy.moasha import Decision, MoAsha
 from search.policy.proposer import Proposer
 from search.policy.space import SearchSpace
 from trainables.config import StudentSpec
-from trainables.costs.measure import Costs
+from trainables.costs.table import Costs
 from trainables.runtime.runtime import device_name
 
 BLOCKS = tuple(f"block{i}" for i in range(9))

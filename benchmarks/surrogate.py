@@ -32,8 +32,8 @@ from benchmarks import RESULTS
 from benchmarks.plans import STARTS, Params, random_points
 from benchmarks.table import LibraryRecord, Run, Table, params_text
 from trainables.config import hash_json
-from trainables.costs.measure import Costs
-from trainables.student.build import spans_of
+from trainables.costs.table import Costs
+from trainables.student.spans import spans_of
 
 Floats = NDArray[np.float64]
 

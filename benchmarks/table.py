@@ -22,7 +22,7 @@ from benchmarks.plans import STARTS, Params
 from search.experiment.experiment import Experiment
 from search.policy.space import SearchSpace
 from trainables.config import StudentSpec
-from trainables.costs.measure import Costs, CostTable
+from trainables.costs.table import Costs, CostTable
 
 FORMAT = 1
 CURVES = ("val_accuracy", "val_loss")

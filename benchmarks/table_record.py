@@ -32,10 +32,13 @@ from benchmarks.table import Key, Run, Table, params_text, rows_to_runs, to_row
 from search.experiment.experiment import Experiment
 from search.policy.space import SearchSpace
 from search.stages.library import make_library
-from search.stages.setup import Setup, get_teacher, teacher_blocks
-from trainables.costs.measure import CostTable, measure_costs
-from trainables.data.dataset import load_data
-from trainables.library.build import SOLO_IMAGES, Library, sampled_students
+from search.stages.setup import Setup
+from search.stages.teacher import get_teacher, teacher_blocks
+from trainables.costs.measure import measure_costs
+from trainables.costs.table import CostTable
+from trainables.data.load import load_data
+from trainables.library.build import SOLO_IMAGES, sampled_students
+from trainables.library.library import Library
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import device_name, resolve
 from trainables.training.loop import Distiller

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray of two CPUs in this process, started once; `search.cluster.connection.connected(None)` uses it as it is."""
+    """A Ray of two CPUs, started once; `search.cluster.connection.connected(None)` uses it as it is."""
     import ray
 
     from search.cluster.connection import SETTINGS

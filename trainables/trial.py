@@ -21,7 +21,8 @@ from trainables.methods.teacher_signals import Supervisor
 from trainables.runtime.memory import Growth
 from trainables.runtime.runtime import resolve
 from trainables.training.checkpoint import load_checkpoint, save_checkpoint
-from trainables.training.loop import Distiller, EpochMetrics, TrainingDiverged
+from trainables.training.loop import Distiller, TrainingDiverged
+from trainables.training.metrics import EpochMetrics
 from trainables.training.profile import claim, profiled_epoch
 from trainables.training.step import TooLarge
 

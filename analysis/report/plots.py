@@ -1,4 +1,4 @@
-"""Drawing only: each function takes numbers made by `analysis.report.tables` and returns a matplotlib figure."""
+"""Drawing only: each function takes numbers from `analysis.report.tables` and returns a figure."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ import pandas as pd
 
 from analysis.errors import InputError
 from analysis.metrics import show, show_time
-from analysis.picks.pick import Pick, read_pick
+from analysis.picks.pick import Pick
+from analysis.picks.pick_file import read_pick
 from analysis.report import html, tables, texts
 from analysis.report.catalogue import Plot, save_plots
 from analysis.report.retrained import NOTE

@@ -30,9 +30,8 @@ from sqlalchemy.orm import Session
 from analysis.errors import InputError
 from analysis.runs.object_store import Store, is_remote
 
-URL_VARIABLE = "AMA_STUDY_URL"
-_CREDENTIALS = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")
-_PASSWORD_KEY = re.compile(r"(?i)\b(password|passwd|pwd|sslpassword)=[^&\s'\")]+")
+from analysis.runs.study_url import URL_VARIABLE, redact, study_url
+
 
 
 _READ_ERRORS = (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, ValueError)
@@ -61,15 +60,6 @@ class Record:
     trials: tuple[FrozenTrial, ...] = field(repr=False)
 
 
-def redact(text: str, url: str = "") -> str:
-    """`text` without passwords: those of any URL in it, and that of `url` wherever it appears."""
-    try:
-        secret = sa.make_url(url).password if url else None
-    except (sa.exc.ArgumentError, ValueError):
-        secret = None
-    for form in (secret, quote(secret), quote_plus(secret)) if secret and len(secret) > 2 else ():
-        text = text.replace(form, "***")
-    return _PASSWORD_KEY.sub(r"\1=***", _CREDENTIALS.sub(r"\1:***@", text))
 
 
 def locate(run: str | Path, study: str | None = None, place: str | None = None) -> Source:
@@ -141,12 +131,15 @@ def _of_settings(settings: Mapping[str, Any], study: str | None, place: str, pat
     name = study or settings.get("name")
     storage = settings.get("storage")
     named = storage.get("study") if isinstance(storage, dict) else None
-    if url := os.environ.get(URL_VARIABLE):
-        return Source(f"{place} ({redact(url)} from {URL_VARIABLE})", name, path, place, url)
-    if named:
-        url = _expand(str(named), f"{place}/experiment.yaml")
-        return Source(f"{place} ({redact(url)})", name, path, place, url)
-    return Source(place, name, path, place)
+    from_environment = bool(os.environ.get(URL_VARIABLE))
+    if not named and not from_environment:
+        return Source(place, name, path, place)
+    try:
+        url = study_url(str(named) if named else None, path or place)
+    except InputError as fault:
+        raise InputError(f"{place}/experiment.yaml: {fault}") from None
+    origin = f" from {URL_VARIABLE}" if from_environment else ""
+    return Source(f"{place} ({redact(url)}{origin})", name, path, place, url)
 
 
 def _settings(content: bytes, file: str) -> dict[str, Any]:
@@ -159,16 +152,6 @@ def _settings(content: bytes, file: str) -> dict[str, Any]:
     return settings
 
 
-def _expand(url: str, experiment: str) -> str:
-    """`url` with ${VAR} replaced from the environment."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1) or match.group(2)
-        if name not in os.environ:
-            raise InputError(f"{experiment}: storage.study needs ${{{name}}}, which the environment has not")
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}|\$(\w+)", value, url)
 
 
 def _require_file(source: Source) -> None:

@@ -1,4 +1,8 @@
-"""Where the study is: the database URL, and how to show it without its password."""
+"""Database URLs of studies: variables, credentials, redaction. The only place that parses or hides one.
+
+`study_url` gives the URL to connect to, for the search and for the analysis alike; `redact` is applied to
+every text that may hold a URL before a person or a file sees it.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,18 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus
 
-from trainables.errors import InputError
+from analysis.errors import InputError
 
-if TYPE_CHECKING:
-    from search.experiment.experiment import Experiment
-
-ENVIRONMENT = "AMA_STUDY_URL"
+URL_VARIABLE = "AMA_STUDY_URL"
 HIDDEN = "***"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 # Greedy up to the last @ of the word: a password may hold any sign, and hiding too much does no harm.
 _PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@]*:)(\S*)(?=@)")
 _QUERY = re.compile(r"([?&]\w*(?:password|passwd|pwd|secret|token)\w*=)([^&\s]+)", re.IGNORECASE)
+# The form of libpq's connection strings: host=h user=u password=secret.
+_KEY = re.compile(r"(\b(?:password|passwd|pwd|sslpassword)=)('[^']*'|[^&\s'\")]+)", re.IGNORECASE)
 
 
 def redact(text: str, *urls: str) -> str:
@@ -33,7 +35,9 @@ def redact(text: str, *urls: str) -> str:
     for url in urls:
         for secret in _secrets(url):
             text = text.replace(secret, HIDDEN)
-    return _QUERY.sub(_hide, _PASSWORD.sub(_hide, text))
+    for pattern in (_PASSWORD, _QUERY, _KEY):
+        text = pattern.sub(_hide, text)
+    return text
 
 
 def _hide(match: re.Match[str]) -> str:
@@ -76,16 +80,17 @@ def check_url(text: str) -> str:
 
 
 def study_url(
-    experiment: Experiment, run_dir: str | os.PathLike[str], env: Mapping[str, str] | None = None
+    text: str | None, run_dir: str | os.PathLike[str], env: Mapping[str, str] | None = None
 ) -> str:
     """The URL of the study's database, with its password, for SQLAlchemy.
 
     The environment variable AMA_STUDY_URL goes first, then `storage.study` with each `${VAR}` filled in from
     the environment, then `study.db` in the run directory. A SQLite path becomes absolute, so that the URL
-    means the same file in every process.
+    means the same file in every process; a relative one that does not exist below the working directory is
+    looked for below the run directory and the folders that hold it.
 
     Args:
-        experiment: gives `storage.study`.
+        text: the experiment's `storage.study`, if any.
         run_dir: the run directory.
         env: the environment; None: this process's own.
 
@@ -93,17 +98,17 @@ def study_url(
         InputError: a variable that is not set, a password that was not kept, or no place for a database.
     """
     env = os.environ if env is None else env
-    source, text = "storage.study", experiment.storage.study
-    if env.get(ENVIRONMENT):
-        source, text = ENVIRONMENT, env[ENVIRONMENT]
+    source = "storage.study"
+    if env.get(URL_VARIABLE):
+        source, text = URL_VARIABLE, env[URL_VARIABLE]
     if text is None:
         if "://" in str(run_dir):
             raise InputError(
-                f"storage.study: expected a database URL (or {ENVIRONMENT}), because the run directory "
+                f"storage.study: expected a database URL (or {URL_VARIABLE}), because the run directory "
                 f"{redact(str(run_dir))} is not on this machine's file system; got nothing"
             )
         return f"sqlite:///{Path(run_dir).absolute() / 'study.db'}"
-    return _complete(_fill_in(text, source, env), source)
+    return _complete(_fill_in(text, source, env), source, run_dir)
 
 
 def _fill_in(text: str, source: str, env: Mapping[str, str]) -> str:
@@ -118,7 +123,7 @@ def _part(value: str) -> str:
     return value if "://" in value else quote(value, safe="")
 
 
-def _complete(text: str, source: str) -> str:
+def _complete(text: str, source: str, run_dir: str | os.PathLike[str]) -> str:
     from sqlalchemy.engine import make_url
 
     try:
@@ -128,7 +133,7 @@ def _complete(text: str, source: str) -> str:
     url = make_url(text)
     if url.password == HIDDEN:
         raise InputError(
-            f"{source}: the password in {redact(text)} was not kept in the run's files; set {ENVIRONMENT} to "
+            f"{source}: the password in {redact(text)} was not kept in the run's files; set {URL_VARIABLE} to "
             "the whole URL"
         )
     if url.drivername == "postgresql" and find_spec("psycopg"):
@@ -141,5 +146,24 @@ def _complete(text: str, source: str) -> str:
                 f"{source}: SQLite cannot be in an object store ({url.database}); expected a file of this "
                 "machine or, for a cluster, postgresql://…"
             )
-        url = url.set(database=str(Path(url.database).absolute()))
+        url = url.set(database=str(_database_file(url.database, run_dir)))
     return url.render_as_string(hide_password=False)
+
+
+def _database_file(file: str, run_dir: str | os.PathLike[str]) -> Path:
+    """A SQLite path as the search that wrote it meant it: from its working directory, which held the run."""
+    here = Path(file).absolute()
+    if here.exists() or Path(file).is_absolute() or "://" in str(run_dir):
+        return here
+    run = Path(run_dir).absolute()
+    found = (folder / file for folder in (run, *run.parents) if (folder / file).is_file())
+    return next(found, here)
+
+
+def with_absolute_path(text: str) -> str:
+    """A database URL whose SQLite path does not depend on the working directory; others as they are."""
+    from sqlalchemy.engine import make_url
+
+    if _VARIABLE.search(text) or not (url := make_url(text)).get_backend_name() == "sqlite" or not url.database:
+        return text
+    return url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)

@@ -45,7 +45,7 @@ def _end(message: str, code: int) -> NoReturn:
 @app.command(epilog=example("ama schema > experiment-keys.md"))
 def schema() -> None:
     """Print every key of the experiment file with its type, default and meaning."""
-    from search.experiment.experiment import schema_markdown
+    from search.experiment.reference import schema_markdown
 
     print(schema_markdown())
 

@@ -17,7 +17,7 @@ from analysis.metrics import show
 from search.cli.tables import ENDED, Objectives, draw
 
 if TYPE_CHECKING:  # imports torch, which `ama --help` need not wait for
-    from search.tune.searcher import Board
+    from search.tune.board import Board
 
 Stage = Callable[[str, int, int], None]  # what, done, of how many
 

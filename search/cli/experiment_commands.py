@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from analysis.metrics import show
-from search.cli.console import answers, search_view, stages
+from analysis.metrics import duration, show
+from search.cli.console import answers, stages
+from search.cli.live_search import run_search
 from search.cli.options import Address, ExperimentArg, Json, Out, Overrides, app, emit, example
-from search.cli.tables import count_words, duration, front_table, profile_tables
+from search.cli.tables import profile_tables
 
 if TYPE_CHECKING:  # `ama --help` waits for neither torch nor Ray
     from search.experiment.experiment import Experiment
-    from search.tune.searcher import Board
 
 
 def load(experiment: str, overrides: list[str] | None, out: str | None) -> Experiment:
     """The experiment with absolute paths: its run is to be understood from any directory."""
-    from search.experiment.experiment import load_experiment
+    from search.experiment.load import load_experiment
 
     loaded = load_experiment(experiment, overrides or [], out)
     paths = {"data": ("root", "cache"), "teacher": ("checkpoint",), "library": ("dir",)}
@@ -57,8 +54,10 @@ def teacher(
 ) -> None:
     """Train the teacher, or evaluate the one given (teacher.checkpoint)."""
     from analysis.runs.object_store import join
+    from search.run_dir.files import TEACHER_FILE
     from search.run_dir.folder import at, working_folder
-    from search.stages.setup import TEACHER_FILE, get_teacher, read_data
+    from search.stages.setup import read_data
+    from search.stages.teacher import get_teacher
     from trainables.runtime.runtime import resolve
 
     loaded = load(experiment, override, out)
@@ -145,45 +144,3 @@ def search(
         print(text)
         return
     run_search(loaded, address=address, resume=resume, profile_trial=profile_trial)
-
-
-def run_search(
-    experiment: Experiment,
-    *,
-    address: str | None = None,
-    resume: bool = False,
-    profile_trial: bool = False,
-) -> None:
-    """Search with a live view; exits with 1 where the search failed as a whole."""
-    from search.run import search as runner
-
-    objectives: list[tuple[str, str]] = [(o.metric, o.direction) for o in experiment.objectives]
-    boards: list[Board] = []
-    with search_view(objectives) as (progress, show_board):
-
-        def watch(board: Board) -> None:
-            boards[:] = [board]
-            show_board(board)
-
-        outcome = runner.search(
-            experiment,
-            address=address,
-            resume=resume,
-            command=shlex.join(["ama", *sys.argv[1:]]),
-            progress=progress,
-            watch=watch,
-            profile_trial=profile_trial,
-        )
-    for board in boards:
-        answers.print(front_table(board.values, objectives))
-        counts = board.counts()
-        counts["WAITING"] += counts.pop("RUNNING", 0)  # nothing runs any more; --resume takes them up
-        answers.print(count_words(counts, board.refused))
-    answers.print(f"search over: {escape(outcome.reason)}\nrun: {outcome.run}", soft_wrap=True)
-    if profile_trial:
-        files = " ".join(outcome.profile)
-        answers.print(
-            f"profile: {escape(files) or 'none: no trial here got to its second epoch'}", soft_wrap=True
-        )
-    if outcome.failed:
-        raise typer.Exit(1)

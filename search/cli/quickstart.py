@@ -6,17 +6,20 @@ import time
 from itertools import chain, count
 from pathlib import Path
 
-from analysis.picks.pick import pick, write_pick
+from analysis.metrics import duration
+from analysis.picks.pick import pick
+from analysis.picks.pick_file import write_pick
 from analysis.report.write import write_report
 from analysis.runs.run import Run
 from search.cli.console import answers, console, stages
-from search.cli.experiment_commands import run_search
+from search.cli.live_search import run_search
 from search.cli.run_commands import say_picks
-from search.cli.tables import duration
 from search.cluster.connection import connected
-from search.experiment.experiment import Experiment, load_experiment
+from search.experiment.experiment import Experiment
+from search.experiment.load import load_experiment
 from search.run.retrain import retrain_picks
-from search.stages.setup import EXPERIMENT_FILE, prepare
+from search.run_dir.files import EXPERIMENT_FILE
+from search.stages.setup import prepare
 from trainables.errors import InputError
 
 PRESET = "digits"

@@ -99,7 +99,7 @@ def pick(
 ) -> None:
     """Choose configs worth retraining from the front, and write them to pick.yaml."""
     from analysis.picks.pick import pick as choose
-    from analysis.picks.pick import write_pick
+    from analysis.picks.pick_file import write_pick
     from analysis.runs.object_store import join
     from search.run.open_run import opened
 

@@ -9,10 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from analysis.metrics import show
+from analysis.metrics import duration, show
 
 if TYPE_CHECKING:  # imports torch, which `ama --help` need not wait for
-    from search.tune.searcher import Board
+    from search.tune.board import Board
 
 Objectives = Sequence[tuple[str, str]]  # metric and direction, in the study's order
 
@@ -113,12 +113,3 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether `a` is at least as good as `b` everywhere and better somewhere; smaller is better."""
     return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

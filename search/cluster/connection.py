@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,8 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
-from search.cluster.autoscaler import autoscales
-from search.experiment.experiment import Resources
 from trainables.errors import InputError
+from trainables.files import first_line
 
 KNOCK_SECONDS = 10.0
 
@@ -73,7 +72,7 @@ def connected(address: str | None, cpus: int | None = None, modules: Sequence[st
     except (OSError, ValueError, RuntimeError) as fault:
         if address is None:
             raise
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        reason = first_line(fault)
         raise InputError(
             f"--address {address}: no Ray cluster answers there ({reason}); start one with `ray start "
             "--head` or `ray up cluster.yaml`, or leave --address away to run on this machine"
@@ -114,54 +113,3 @@ def cause_of(fault: RayError) -> str:
     cause = fault.cause if isinstance(fault, RayTaskError) and fault.cause is not None else fault
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def fits(resources: Resources, node: Mapping[str, float]) -> int:
-    """How many trials a node with these CPUs and GPUs runs at once."""
-    wanted = {"CPU": resources.cpu, "GPU": resources.gpu}
-    counts = [int(node.get(name, 0.0) / each + 1e-9) for name, each in wanted.items() if each > 0]
-    return min(counts, default=1)
-
-
-def slots(resources: Resources, node: Mapping[str, float] | None = None) -> int:
-    """How many trials run at once.
-
-    Where an autoscaler starts the workers, what there is now says nothing: `resources.concurrent` decides.
-
-    Args:
-        resources: what one trial is to get.
-        node: "CPU" and "GPU" of this machine; None: the nodes of the cluster this process is connected to.
-
-    Raises:
-        InputError: no node has, or will have, the CPUs and GPUs that one trial is to get.
-    """
-    nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]] if node is None else [node]
-    most = sum(fits(resources, each) for each in nodes)
-    asked = resources.concurrent if isinstance(resources.concurrent, int) else None
-    if asked is not None and asked <= most:
-        return asked
-    if node is None and autoscales():
-        if asked is None and most == 0:
-            raise InputError(
-                "resources.concurrent: expected how many trials are to run at once, because the cluster "
-                "starts its workers when they are asked for and has none now; got nothing"
-            )
-        return asked or most
-    if most == 0:
-        raise _too_much(resources, nodes)
-    return most
-
-
-def _too_much(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> InputError:
-    for name, key, wanted in (("CPU", "cpu", resources.cpu), ("GPU", "gpu", resources.gpu)):
-        there = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        if there < wanted:
-            where = " on the largest node" if len(nodes) > 1 and there else ""
-            return InputError(
-                f"resources.{key}: a trial is to get {wanted:g} {name}s, but there are {there:g}{where}; "
-                f"lower resources.{key} or use a cluster that has them (--address)"
-            )
-    return InputError(
-        f"resources: a trial is to get {resources.cpu:g} CPUs and {resources.gpu:g} GPUs, but no node has "
-        "both"
-    )

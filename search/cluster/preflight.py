@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from analysis.errors import InputError as AnalysisInputError
 from search.cluster import node_check as nodecheck
-from search.cluster.connection import fits
+from search.cluster.slots import fits
 from search.experiment.experiment import Experiment
 from search.run_dir.folder import Folder
 from trainables.errors import InputError

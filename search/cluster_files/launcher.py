@@ -15,6 +15,7 @@ from typing import Any
 from search.cluster_files import providers as cluster_providers
 from search.cluster_files.rules import count, image_fault, items, schema_faults, section
 from search.experiment.yaml12 import describe_value
+from trainables.files import first_line
 
 Config = dict[str, Any]
 
@@ -65,7 +66,7 @@ def _ray(config: Config) -> list[str]:
         with redirect_stdout(said), redirect_stderr(said):
             validate_config(prepare_config(copy.deepcopy(config)))
     except Exception as error:  # whatever type: Ray raises several, assertions among them
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return [f"the file: expected what Ray accepts, got from its check: {reason}"]
     finally:
         log.setLevel(level)

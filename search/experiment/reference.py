@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from search.experiment.experiment import Experiment
 from search.experiment.yaml12 import describe_value
 
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
@@ -113,7 +114,7 @@ def type_text(annotation: Any) -> str:
 
 def page() -> str:
     """The whole of docs/experiment.md: introduction, tables, and a preset as the example."""
-    from search.experiment.experiment import preset_text, presets, schema_markdown
+    from search.presets import preset_text, presets
 
     example = "cifar10-resnet20"
     names = ", ".join(f"`{name}`" for name in presets())
@@ -126,3 +127,10 @@ def page() -> str:
 
 if __name__ == "__main__":
     print(page(), end="")
+
+
+def schema_markdown() -> str:
+    """Every key of the experiment file with type, default and meaning, one Markdown table per section."""
+    from search.experiment.reference import tables
+
+    return tables(Experiment)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from trainables.blocks.blocks import Block
 from trainables.config import StudentSpec
-from trainables.costs.measure import Costs
-from trainables.student.build import Span, candidate_spans
+from trainables.costs.table import Costs
+from trainables.student.spans import Span, candidate_spans
 
 # Prices are told apart to this share of the teacher's; a finer grid only costs time.
 GRID = 1 / 2000

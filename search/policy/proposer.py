@@ -7,49 +7,30 @@ be saved: it knows every past proposal and does not repeat one.
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.experiment.experiment import Experiment
 from search.experiment.objectives import COSTS
 from search.policy.extrapolation import Curves
+from search.policy.limits import Limit
+from search.policy.sampler import PATIENCE, make_sampler
 from search.policy.space import LEVEL, SearchSpace
 from trainables.config import DistillConfig, StudentSpec
-from trainables.costs.measure import Costs
-from trainables.errors import InputError
+from trainables.costs.table import Costs
 
-# Proposals refused in a row before a random one is taken instead: a sampler that has converged on a place it
-# knows would propose it for ever. Each costs a row of the record (about 10 ms), and a proposal of GP, which
-# learns nothing from refused ones, costs seconds.
-PATIENCE = {"tpe": 20, "nsga2": 20, "gp": 3, "random": 20}
 # Random proposals refused in a row before the search says that there is nothing left to try.
 RANDOM_PATIENCE = 2000
 # Then so many more, each moved towards the limits.
 REPAIRS = 100
 
 Price = Callable[[StudentSpec], Costs]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A constraint in absolute figures: `metric op limit`, with op `<=` or `>=`."""
-
-    metric: str
-    op: str
-    limit: float
-    text: str
-
-    def violation(self, value: float) -> float:
-        """How far `value` is beyond the limit, relative to the limit; <= 0 within it."""
-        beyond = value - self.limit if self.op == "<=" else self.limit - value
-        return beyond / (abs(self.limit) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -66,23 +47,6 @@ class Proposal:
 
 class SpaceExhaustedError(Exception):
     """No proposal was left that is within the limits and not tried yet."""
-
-
-def make_sampler(name: str, seed: int, startup_trials: int) -> BaseSampler:
-    """An Optuna sampler by its name in the experiment file: tpe, nsga2, gp or random."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if name == "tpe":
-            # On a conditional two-objective toy (100 trials, 10 seeds) multivariate with groups reached the
-            # largest hypervolume; multivariate alone collapsed on one seed.
-            return TPESampler(multivariate=True, group=True, n_startup_trials=startup_trials, seed=seed)
-        if name == "nsga2":
-            return NSGAIISampler(population_size=max(8, startup_trials), seed=seed)
-        if name == "gp":
-            return GPSampler(n_startup_trials=startup_trials, seed=seed)
-        if name == "random":
-            return RandomSampler(seed=seed)
-    raise InputError(f"sampler: expected tpe, nsga2, gp or random, got {name!r}")
 
 
 class Proposer:

@@ -25,7 +25,7 @@ from search.experiment.ranges import Choices, Range
 from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig, LossConfig, OptimConfig, StudentSpec, hash_json
 from trainables.errors import InputError
-from trainables.student.build import merged_widths
+from trainables.student.spans import merged_widths
 
 LEVEL = "level/"
 

@@ -7,15 +7,20 @@ import os
 
 import torch
 
-from analysis.metrics import show
-from search.cli.tables import duration
-from search.cluster.connection import connected, slots
-from search.experiment.experiment import Experiment, Resources, resolved_yaml
+from analysis.metrics import duration, show
+from search.cluster.connection import connected
+from search.cluster.slots import slots
+from search.experiment.experiment import Experiment
 from search.experiment.objectives import COSTS
+from search.experiment.resolved import resolved_yaml
+from search.experiment.sections import Resources
 from search.policy.space import SearchSpace
+from search.run_dir.files import EXPERIMENT_FILE
 from search.run_dir.folder import at, working_folder
-from search.stages.setup import EXPERIMENT_FILE, Progress, absolute_limits, figures, profile, read_data
-from trainables.costs.measure import Costs, CostTable
+from search.stages.limits import absolute_limits, figures
+from search.stages.progress import Progress
+from search.stages.setup import profile, read_data
+from trainables.costs.table import Costs, CostTable
 
 # Forward and backward of a student cost about three forwards, the teacher's forward one.
 BACKWARD = 3

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from search.stages.setup import Progress
+from search.stages.progress import Progress
 from trainables.config import DataConfig, RuntimeConfig
-from trainables.data.dataset import DEFAULT_CACHE, load_data
 from trainables.data.image_cache import decode_split
 from trainables.data.imagefolder import class_folders, list_images
+from trainables.data.load import DEFAULT_CACHE, load_data
 from trainables.data.pixels import normalisation_constants, normalise
 from trainables.data.split import AnySplit, Split, split_of
 from trainables.errors import InputError
 from trainables.finished.export import FORMATS, export_model, snippet
-from trainables.finished.retrain import MANIFEST, WEIGHTS, load_model
+from trainables.finished.model_files import MANIFEST, WEIGHTS, load_model
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import Runtime, resolve
 

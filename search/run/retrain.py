@@ -13,24 +13,29 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from analysis.picks.pick import PickFile, read_pick
+from analysis.picks.pick_file import PickFile, read_pick
 from analysis.runs.object_store import Store, is_remote, join, split
-from search.cluster.connection import connected, slots
+from search.cluster.connection import connected
 from search.cluster.preflight import preflight
+from search.cluster.slots import slots
 from search.cluster.user_code import modules_of
 from search.experiment.experiment import Experiment
 from search.experiment.validation_messages import fault_lines
 from search.experiment.yaml12 import apply_overrides
 from search.run.retrain_jobs import Job, Shared, train_jobs
 from search.run.retrain_table import Finished, Retrained, write_results
+from search.run_dir.files import EXPERIMENT_FILE, TEACHER_FILE
 from search.run_dir.folder import Folder, working_folder
+from search.stages.costs import trial_runtime
 from search.stages.on_worker import prepared
-from search.stages.setup import EXPERIMENT_FILE, TEACHER_FILE, Progress, Setup, trial_runtime
+from search.stages.progress import Progress
+from search.stages.setup import Setup
 from search.stages.tuned_runtime import tuned_runtime
 from trainables.config import DistillConfig
 from trainables.errors import InputError
-from trainables.finished.retrain import MANIFEST, RetrainResult, baselines
-from trainables.library.build import Library
+from trainables.finished.model_files import MANIFEST
+from trainables.finished.retrain import RetrainResult, baselines
+from trainables.library.library import Library
 from trainables.student.start import Modules
 from trainables.teacher.teacher import Teacher
 

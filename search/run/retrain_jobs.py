@@ -10,11 +10,12 @@ import ray
 from ray.exceptions import RayError
 
 from analysis.runs.object_store import join
-from search.cluster.connection import cause_of, slots
+from search.cluster.connection import cause_of
+from search.cluster.slots import slots
 from search.errors import FailedError
 from search.experiment.sections import Resources
 from search.run_dir.folder import working_folder
-from search.stages.setup import Progress
+from search.stages.progress import Progress
 from trainables.blocks.blocks import Block
 from trainables.config import DataConfig, DistillConfig, RuntimeConfig
 from trainables.data.dataset import ImageData

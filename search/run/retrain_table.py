@@ -12,8 +12,10 @@ from typing import Any
 from rich.table import Table
 
 from analysis.report.retrained import HEAD, NOTE, RESULTS, SCORES, cells, summary_rows, teacher_row
-from trainables.costs.measure import Costs
-from trainables.finished.retrain import WEIGHTS, RetrainResult, write_text
+from trainables.costs.table import Costs
+from trainables.files import write_text
+from trainables.finished.model_files import WEIGHTS
+from trainables.finished.retrain import RetrainResult
 from trainables.teacher.record import TeacherRecord
 
 NARROW = ("95 % interval", "params", "epochs")  # columns that a terminal has no room for

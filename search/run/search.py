@@ -10,29 +10,37 @@ from pathlib import Path
 import ray
 from optuna.trial import TrialState
 
-from analysis.runs.study_url import redact, study_url
-from search.cluster.connection import connected, slots
+from analysis.runs.study_url import redact, study_url, with_absolute_path
+from search.cluster.connection import connected
 from search.cluster.preflight import preflight
+from search.cluster.slots import slots
 from search.cluster.user_code import modules_of
-from search.experiment.experiment import Experiment, difference, dump_yaml
+from search.experiment.experiment import Experiment
+from search.experiment.resolved import difference, dump_yaml
 from search.experiment.yaml12 import read_yaml
-from search.policy.proposer import Limit, Proposer
+from search.policy.first_trials import first_proposals
+from search.policy.limits import Limit
+from search.policy.proposer import Proposer
 from search.policy.space import SearchSpace
 from search.run.study_attributes import study_attrs
+from search.run_dir.files import EXPERIMENT_FILE
 from search.run_dir.folder import TRIALS, Folder, working_folder
 from search.run_dir.lock import locked
 from search.stages.auto_resources import choose_resources
-from search.stages.library import first_proposals
+from search.stages.limits import absolute_limits
 from search.stages.on_worker import latencies, prepared
-from search.stages.setup import EXPERIMENT_FILE, Progress, Setup, absolute_limits
+from search.stages.progress import Progress
+from search.stages.setup import Setup
 from search.study.database import away_is_failure
-from search.study.record import MissingStudyError, StudyRecord, now
+from search.study.record import MissingStudyError, StudyRecord, now, ran
+from search.tune.board import Board
+from search.tune.checkpoints import checkpoints
 from search.tune.scheduler import RungScheduler
-from search.tune.searcher import Board, StudySearcher, ran
-from search.tune.tuner import checkpoints, make_tuner
+from search.tune.searcher import StudySearcher
+from search.tune.tuner import make_tuner
 from trainables.config import StudentSpec
 from trainables.errors import InputError
-from trainables.library.build import Library
+from trainables.library.library import Library
 from trainables.training.profile import PROFILE, profile_folder
 
 STARTED = "sessions"  # the attribute that a study gets last when a search begins
@@ -82,7 +90,7 @@ def search(
         InputError: something in the experiment, run directory, database or cluster cannot be used.
         FailedError: the database stayed away; the run can be resumed.
     """
-    url = study_url(experiment, experiment.run.dir)
+    url = study_url(experiment.storage.study, experiment.run.dir)
     with working_folder(experiment.run.dir) as folder:
         _check_run_dir(experiment, folder, resume)
         with locked(folder, url, experiment.name), away_is_failure():
@@ -98,7 +106,9 @@ def search(
                 library = experiment.warm_start == "library"
                 setup, modules = prepared(experiment, folder, library=library, progress=progress)
                 limits = absolute_limits(experiment, setup.teacher.record, setup.costs)
-                dump_yaml(experiment, folder.path / EXPERIMENT_FILE)  # from now on the directory holds a run
+                dump_yaml(
+                    _placed(experiment), folder.path / EXPERIMENT_FILE
+                )  # from now on the directory holds a run
                 folder.push()
                 record = _begun(experiment, setup, limits, record, url, command)
                 if experiment.resources.concurrent == "auto":
@@ -131,6 +141,14 @@ def _begun(
         record.set_attrs({**attrs, STARTED: 0})
     _check_same(record, setup)
     return record
+
+
+def _placed(experiment: Experiment) -> Experiment:
+    """`experiment` for the run directory's files: its SQLite path is valid from any working directory."""
+    if experiment.storage.study is None:
+        return experiment
+    storage = experiment.storage.model_copy(update={"study": with_absolute_path(experiment.storage.study)})
+    return experiment.model_copy(update={"storage": storage})
 
 
 def _check_run_dir(experiment: Experiment, folder: Folder, resume: bool) -> None:
@@ -207,7 +225,7 @@ def _run(
     )
     scheduler.replay(past)
     space = SearchSpace.from_experiment(experiment, setup.blocks)
-    first = first_proposals(setup, library, space) if library else ()
+    first = first_proposals(space, setup.blocks, setup.costs, library) if library else ()
     searcher = StudySearcher(
         experiment,
         record,

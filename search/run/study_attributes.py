@@ -6,8 +6,9 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from search.experiment.experiment import Experiment, resolved
-from search.policy.proposer import Limit
+from search.experiment.experiment import Experiment
+from search.experiment.resolved import resolved
+from search.policy.limits import Limit
 from search.stages.setup import Setup
 from search.study.record import now
 

@@ -14,12 +14,13 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
-from search.experiment.experiment import Resources
-from search.stages.setup import Progress, Setup
+from search.experiment.sections import Resources
+from search.stages.progress import Progress
+from search.stages.setup import Setup
 from search.stages.tuned_runtime import batch_size
 from trainables.config import RuntimeConfig
+from trainables.runtime.memory import peaks, private_mib, reset_peaks
 from trainables.runtime.runtime import resolve
-from trainables.runtime.stopwatch import peaks, private_mib, reset_peaks
 from trainables.training.step_times import Shape, training_step
 
 SECONDS = 3.0  # of computing at each number of trials

@@ -17,20 +17,22 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from search.cluster.connection import cause_of, fits
+from search.cluster.connection import cause_of
+from search.cluster.slots import fits
 from search.errors import FailedError
-from search.experiment.experiment import Experiment, Resources
-from search.experiment.sections import StorageConfig
+from search.experiment.experiment import Experiment
+from search.experiment.sections import Resources, StorageConfig
 from search.run_dir.folder import Folder, at, working_folder
 from search.stages.library import get_library
-from search.stages.setup import Progress, Setup, prepare
+from search.stages.progress import Progress
+from search.stages.setup import Setup, prepare
 from trainables.blocks.blocks import Block
 from trainables.config import StudentSpec
-from trainables.costs.measure import measure_many
+from trainables.costs.latency import measure_many
 from trainables.costs.table import CostTable
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
-from trainables.library.build import Library
+from trainables.library.library import Library
 from trainables.runtime.runtime import Runtime
 from trainables.student.build import build_student
 from trainables.teacher.teacher import Teacher

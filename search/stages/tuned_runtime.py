@@ -11,7 +11,8 @@ from torch import nn
 from search.cluster.connection import cause_of
 from search.experiment.experiment import Experiment
 from search.experiment.ranges import Choices, Range
-from search.stages.setup import Setup, trial_runtime
+from search.stages.costs import trial_runtime
+from search.stages.setup import Setup
 from trainables.config import RuntimeConfig
 from trainables.errors import InputError
 from trainables.training.fastest_runtime import is_settled, tuned

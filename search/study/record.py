@@ -1,6 +1,6 @@
 """The record of a search: one Optuna study, one row a trial, in any storage Optuna knows.
 
-Proposals are made elsewhere (`search.policy.proposer`); here rows are written, each in as few transactions as the
+`search.policy.proposer` makes the proposals; here rows are written, each in as few transactions as the
 storage allows, and read back when a search is resumed. Every read and write waits for a database that is away
 (`search.study.database.Waiting`), and may be repeated without harm.
 """
@@ -250,3 +250,8 @@ def _taken(url: str, name: str) -> InputError:
 def now() -> str:
     """The current time, ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def ran(trial: FrozenTrial) -> bool:
+    """Whether a row stands for a trial that took a slot (not a proposal refused before training)."""
+    return "refused" not in trial.user_attrs

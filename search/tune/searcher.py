@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -22,11 +22,12 @@ from ray.tune.search import Searcher
 from analysis.runs.study_url import redact
 from search.experiment.experiment import Experiment
 from search.policy.proposer import Proposal, Proposer, SpaceExhaustedError
-from search.study.record import StudyRecord
+from search.study.record import StudyRecord, ran
+from search.tune.board import Board
 from search.tune.scheduler import RungScheduler
 from trainables.blocks.blocks import Block
-from trainables.student.build import spans_of
-from trainables.training.loop import EpochMetrics
+from trainables.student.spans import spans_of
+from trainables.training.metrics import EpochMetrics
 
 METRICS = tuple(metric.name for metric in fields(EpochMetrics))
 
@@ -41,27 +42,6 @@ LAST_PATIENCE = 10.0
 _DISK_FULL = re.compile(r"no space left on device|disk quota exceeded|errno (28|122)\b", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
-
-
-def ran(trial: FrozenTrial) -> bool:
-    """Whether a row stands for a trial that took a slot (not a proposal refused before training)."""
-    return "refused" not in trial.user_attrs
-
-
-@dataclass
-class Board:
-    """The live state of a search, for whoever watches it."""
-
-    trials: int  # budget
-    epochs: int  # of a full trial
-    states: dict[int, str] = field(default_factory=dict)
-    done_epochs: dict[int, int] = field(default_factory=dict)
-    values: dict[int, tuple[float, ...]] = field(default_factory=dict)  # of complete trials
-    refused: int = 0
-
-    def counts(self) -> Counter[str]:
-        """Trials by state."""
-        return Counter(self.states.values())
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]

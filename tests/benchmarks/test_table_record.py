@@ -13,9 +13,9 @@ from benchmarks import table_record
 from benchmarks.plans import CIFAR, Plan, cifar
 from benchmarks.table import Table
 from trainables.config import DataConfig, RuntimeConfig, StudentSpec, TeacherConfig
-from trainables.data.dataset import load_data
+from trainables.data.load import load_data
 from trainables.runtime.runtime import resolve
-from trainables.teacher.teacher import train_teacher
+from trainables.teacher.training import train_teacher
 
 TINY = Plan(
     {

@@ -18,11 +18,11 @@ import yaml
 
 from analysis.runs.run import Run, load
 from search.cli.app import main
-from trainables.blocks.blocks import count_flops, count_params
 from trainables.config import DataConfig, StudentSpec
-from trainables.costs.measure import CostTable
-from trainables.data.dataset import load_data
-from trainables.finished.retrain import load_model
+from trainables.costs.table import CostTable
+from trainables.data.load import load_data
+from trainables.finished.model_files import load_model
+from trainables.network.flops import count_flops, count_params
 
 EXPERIMENT = """
 name: whole

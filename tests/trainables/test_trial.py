@@ -15,7 +15,7 @@ import torch
 
 from trainables.blocks.blocks import find_blocks
 from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
-from trainables.data.dataset import load_data
+from trainables.data.load import load_data
 from trainables.runtime.memory import Growth, MemoryGrown
 from trainables.teacher.architectures import build_model
 from trainables.training.profile import CLAIM

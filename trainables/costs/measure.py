@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from trainables.blocks.blocks import Block
@@ -27,12 +24,15 @@ from trainables.costs.latency import (
     prepared,
     summary,
 )
+from trainables.costs.load import load_costs
 from trainables.costs.table import COST_METRICS, Costs, CostTable, Spread
 from trainables.errors import InputError
+from trainables.files import code_version
 from trainables.network.flops import count_flops, count_params
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime, device_name
-from trainables.student.build import Span, build_span, build_student, candidate_spans, merged_widths, spans_of
+from trainables.student.build import build_span, build_student
+from trainables.student.spans import Span, candidate_spans, merged_widths, spans_of
 
 __all__ = [
     "COST_METRICS",
@@ -94,7 +94,7 @@ def measure_costs(
     whole, parts = _figures(probes, samples)
     teacher_flops = count_flops(probes[0].model, images[:1].to(runtime.device))
     table = CostTable(
-        version=version("ama-search"),
+        version=code_version(),
         teacher_hash=weights_hash(teacher),
         device=device_name(runtime.device),
         batch_size=batch_size,
@@ -220,76 +220,3 @@ def _check_sum(table: CostTable, spec: StudentSpec, student: nn.Module, image: t
             f"and FLOPs should be {price.params} and {price.flops}, but are {counted[0]} and {counted[1]}; "
             "blocks that share weights with other parts cannot be priced: exclude them by space.blocks"
         )
-
-
-def load_costs(
-    path: Path,
-    *,
-    teacher_hash: str,
-    image_shape: Sequence[int],
-    blocks: Sequence[Block],
-    widths: Sequence[float] = (),
-    fuse: bool = False,
-    device: str | None = None,
-    allow_other_device: bool = False,
-    batch_size: int | None = None,
-) -> CostTable:
-    """Read a cost table, and refuse one that was not measured for this search.
-
-    Args:
-        path: a file that `CostTable.save` wrote.
-        teacher_hash: of the teacher that students are made from.
-        image_shape: (3, H, W).
-        blocks: that the search may replace, in execution order.
-        widths: that the table must hold.
-        fuse: whether the table must hold fused spans.
-        device: name of the device that latencies should be of; None: this machine's GPU, else its CPU.
-        allow_other_device: take latencies as they are; for a driver whose workers measured them.
-        batch_size: that latencies should be of; None: any.
-
-    Raises:
-        InputError: the file cannot be read, or does not match; all mismatches are listed.
-    """
-    table = _read(path)
-    if device is None:
-        device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    pairs: list[tuple[str, Any, Any]] = [
-        ("teacher hash", teacher_hash, table.teacher_hash),
-        ("image shape", tuple(image_shape), table.image_shape),
-        ("batch size", batch_size or table.batch_size, table.batch_size),
-        ("device", table.device if allow_other_device else device, table.device),
-        ("fused spans", fuse or table.fuse, table.fuse),
-    ]
-    faults = [f"{what}: expected {expected}, got {got}" for what, expected, got in pairs if expected != got]
-    if missing := sorted(set(widths) - set(table.widths)):
-        faults.append(f"widths: expected {sorted(widths)}, got {sorted(table.widths)} (missing {missing})")
-    faults += _block_faults(blocks, table.structure)
-    if faults:
-        raise InputError(f"{path}: the cost table was measured for something else: {'; '.join(faults)}")
-    return table
-
-
-def _block_faults(expected: Sequence[Block], got: Sequence[Block]) -> list[str]:
-    if tuple(expected) == tuple(got):
-        return []
-    names, held = [block.name for block in expected], [block.name for block in got]
-    if names != held:
-        return [f"blocks: expected {', '.join(names)}, got {', '.join(held)}"]
-    return [f"block {a.name}: expected {a}, got {b}" for a, b in zip(expected, got, strict=True) if a != b]
-
-
-def _read(path: Path) -> CostTable:
-    try:
-        table = CostTable.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the cost table: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(
-            f"{path}: not a cost table of format 1: {where}: {first['msg']}, got {str(first['input'])[:60]!r}"
-        ) from None
-    held = {span.key for span in table.spans}
-    if held != set(table.modules) or {block.name for block in table.structure} != set(table.blocks):
-        raise InputError(f"{path}: the cost table's entries do not match its own list of blocks and widths")
-    return table

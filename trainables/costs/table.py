@@ -16,7 +16,8 @@ from pydantic import Field, PositiveInt
 from trainables.blocks.blocks import Block
 from trainables.config import Config, StudentSpec
 from trainables.errors import InputError
-from trainables.student.build import Span, candidate_spans, merged_widths
+from trainables.files import write_text
+from trainables.student.spans import Span, candidate_spans, merged_widths
 
 COST_METRICS = ("params", "flops", "latency_ms")
 
@@ -154,10 +155,7 @@ class CostTable(Config):
 
     def save(self, path: Path) -> None:
         """Write the table as JSON; a reader never sees half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(path.name + ".tmp")
-        fresh.write_text(self.model_dump_json(indent=1) + "\n")
-        fresh.replace(path)
+        write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @cached_property
     def _steps(self) -> tuple[_Step, ...]:

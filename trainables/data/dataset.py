@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from trainables.config import DataConfig, Triple, hash_json
-from trainables.data.augment import Augment, EpochPlan, augment_for, gather_augmented, plan_epoch
-from trainables.data.imagefolder import read_imagefolder
-from trainables.data.pixels import NORMALISATION, channel_statistics, normalisation_constants, normalise
-from trainables.data.row_file import RowFile
-from trainables.data.sources import Images, Progress, Source, read_digits, read_torchvision
-from trainables.data.split import AnySplit, Batch, Split, StreamedSplit, select, split_of
-from trainables.data.stratify import LIMIT_STREAM, VAL_STREAM, Indices, stratified_sample, stratified_split
+from trainables.config import Triple
+from trainables.data.augment import Augment, EpochPlan, gather_augmented, plan_epoch
+from trainables.data.pixels import normalisation_constants, normalise
+from trainables.data.split import AnySplit, Batch, Split, StreamedSplit, split_of
 from trainables.data.stream import Stream, in_order
-from trainables.errors import InputError
 from trainables.runtime.runtime import Runtime
-from trainables.storage import row_file, streams
-
-DEFAULT_CACHE = Path("~/.cache/ama-search")
 
 Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -209,95 +199,3 @@ class ImageData:
 def _sent(tensor: torch.Tensor, runtime: Runtime) -> torch.Tensor:
     """It on the device, without waiting where it lies in page-locked memory."""
     return tensor.to(runtime.device, non_blocking=True)
-
-
-def load_data(config: DataConfig, *, test: bool = False, progress: Progress | None = None) -> ImageData:
-    """Read, split and describe the images that `config` means.
-
-    The split is stratified and a function of `split_seed`: `val_fraction` of the training images become the
-    validation images, then `train_limit` samples the rest. Data sets that come with test images keep them
-    whatever the seed; of digits, 20 % of all images become the test images first.
-
-    Args:
-        config: which images.
-        test: read the test images too.
-        progress: told what is being decoded, how many images are done, and of how many.
-
-    Raises:
-        InputError: the data is missing, damaged or unfit, or the config asks for what it does not have.
-    """
-    _check_normalisation(config)
-    source = _read(config, test, progress)
-    classes = source.classes
-    rest, held_out = stratified_split(
-        source.labels, config.val_fraction, classes, config.split_seed, VAL_STREAM
-    )
-    chosen = rest
-    if config.train_limit is not None:
-        labels = source.labels[rest]
-        sample = stratified_sample(labels, config.train_limit, len(classes), config.split_seed, LIMIT_STREAM)
-        chosen = rest[sample]
-    size = config.size or source.images.shape[-1]
-    count = len(chosen) + len(held_out) + (len(source.test[1]) if source.test else 0)
-    if streams(config, count * 3 * size**2):
-        source = _in_files(source, size, _cache(config))
-    mean, std = _normalisation(config, source.images, rest, size)
-    shaping = config.model_dump(include={"name", "train_limit", "val_fraction", "split_seed"})
-    return ImageData(
-        name=config.name,
-        train=select(source.images, source.labels, chosen, size),
-        val=select(source.images, source.labels, held_out, size),
-        test=select(*source.test, np.arange(len(source.test[1])), size) if source.test else None,
-        classes=classes,
-        mean=mean,
-        std=std,
-        augment=augment_for(config.name, config.augment, size),
-        hash=hash_json(shaping | {"source": source.hash, "size": size}),
-        skipped=source.skipped,
-        workers=config.workers,
-    )
-
-
-def _in_files(source: Source, size: int, cache: Path) -> Source:
-    """The same images, brought to `size` and kept in files."""
-    test = source.test and (row_file(source.test[0], size, cache), source.test[1])
-    return replace(source, images=row_file(source.images, size, cache), test=test)
-
-
-def _cache(config: DataConfig) -> Path:
-    return Path(config.cache or DEFAULT_CACHE).expanduser()
-
-
-def _check_normalisation(config: DataConfig) -> None:
-    if (config.mean is None) != (config.std is None):
-        given, other = ("mean", "std") if config.mean is not None else ("std", "mean")
-        raise InputError(f"data.{other}: data.{given} is given, so data.{other} must be, too")
-    if config.std is not None and min(config.std) <= 0:
-        raise InputError(f"data.std: expected values above 0, got {list(config.std)}")
-
-
-def _read(config: DataConfig, test: bool, progress: Progress | None) -> Source:
-    cache = _cache(config)
-    if config.name == "digits":
-        return read_digits(config.split_seed, test)
-    if config.name == "imagefolder":
-        if config.root is None:
-            raise InputError("data.root: imagefolder needs the folder that holds train/ and test/ (or val/)")
-        root = Path(config.root).expanduser()
-        return read_imagefolder(root, config.size, cache, config.skip_unreadable, test, progress)
-    root = Path(config.root).expanduser() if config.root else cache / "torchvision"
-    return read_torchvision(config.name, root, config.download, test)
-
-
-def _normalisation(
-    config: DataConfig, images: Images | RowFile, training: Indices, size: int
-) -> tuple[Triple, Triple]:
-    """Mean and deviation as given, as known, or computed from the training images.
-
-    Those are the ones before `train_limit`: a teacher's normalisation fits whatever part is trained on.
-    """
-    if config.mean is not None and config.std is not None:
-        return config.mean, config.std
-    if config.name in NORMALISATION:
-        return NORMALISATION[config.name]
-    return channel_statistics(images, training, size)

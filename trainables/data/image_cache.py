@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.data.decoding import Failure, Job, unreadable
+from trainables.data.decoding import Failure, Job, run_jobs, unreadable
 from trainables.data.sources import Images, Labels, Progress
-from trainables.decodepool import run_jobs
 from trainables.errors import InputError
 
 FORMAT = 1

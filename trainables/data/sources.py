@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from trainables.data.row_file import RowFile
 from trainables.data.stratify import TEST_STREAM, stratified_split
 from trainables.errors import InputError
+from trainables.files import first_line
 
 Images = NDArray[np.uint8]  # (N, 3, H, W)
 Labels = NDArray[np.int64]  # (N,)
@@ -106,7 +107,7 @@ def _read_split(name: str, root: Path, download: bool, train: bool) -> tuple[Ima
         data = _open_torchvision(name, root, download, train)
     # What torchvision and its readers raise for missing or damaged files, and without a network.
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if download:
             raise InputError(
                 f"data.download: {name} could not be downloaded into {root}: {reason}"

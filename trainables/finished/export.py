@@ -21,7 +21,7 @@ from torch import nn
 
 from trainables.config import Triple
 from trainables.errors import InputError
-from trainables.finished.retrain import load_model
+from trainables.finished.model_files import load_model
 from trainables.runtime.runtime import Runtime
 
 FORMATS = ("pt2", "onnx")

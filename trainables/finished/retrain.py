@@ -17,24 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from trainables.blocks.blocks import Block, count_flops, count_params
+from trainables.blocks.blocks import Block
 from trainables.config import DataConfig, DistillConfig, LossConfig
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
+from trainables.files import write_text
 from trainables.finished.model_card import model_card
+from trainables.finished.model_files import (
+    CARD,
+    CHECKPOINT,
+    FORMAT,
+    MANIFEST,
+    WEIGHTS,
+    _read_manifest,
+)
 from trainables.network.evaluate import evaluate
+from trainables.network.flops import count_flops, count_params
+from trainables.network.weights import save_weights
 from trainables.runtime.runtime import Runtime, device_name
-from trainables.student.build import build_student
 from trainables.student.start import Modules
-from trainables.teacher.architectures import build_model
-from trainables.teacher.teacher import Teacher, TeacherRecord, load_weights, save_weights
+from trainables.teacher.record import TeacherRecord
+from trainables.teacher.teacher import Teacher
 from trainables.training.checkpoint import previous_of
 from trainables.training.loop import Report, distill
-
-FORMAT = 1
-WEIGHTS, MANIFEST, CARD, CHECKPOINT = "model.safetensors", "model.json", "README.md", "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -139,28 +145,6 @@ def retrain_one(
     return RetrainResult(**results, path=out_dir / WEIGHTS)
 
 
-def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A retrained model, in eval mode on the CPU, and its manifest.
-
-    Args:
-        path: its folder, its weights or its manifest.
-
-    Raises:
-        InputError: there is no such model, or its files do not fit together.
-    """
-    folder = path if path.is_dir() else path.parent
-    manifest = _read_manifest(folder / MANIFEST)
-    teacher = manifest["teacher"]
-    model = build_model(
-        teacher["arch"], teacher["num_classes"], tuple(teacher["image_shape"]), teacher["small_stem"]
-    )
-    config = DistillConfig.model_validate(manifest["config"])
-    blocks = [_block(fields) for fields in manifest["blocks"]]
-    student = build_student(model, blocks, config.student)
-    load_weights(student, folder / WEIGHTS)
-    return student.eval(), manifest
-
-
 def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
     """The same student without distillation, by name.
 
@@ -195,36 +179,6 @@ def _read_back(file: Path, origin: Mapping[str, Any]) -> RetrainResult:
     if not weights.exists():
         raise InputError(f"{weights}: missing beside its manifest; remove {file.name} to train it again")
     return RetrainResult(**manifest["results"], path=weights)
-
-
-def _read_manifest(file: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{file}: no such file; a retrained model is a folder with {WEIGHTS} and {MANIFEST}"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(f"{file}: expected a model manifest of format {FORMAT}, got {found!r}")
-    return manifest
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file at once: a reader never sees half of it."""
-    fresh = file.with_name(file.name + ".tmp")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
-
-
-def _block(fields: Mapping[str, Any]) -> Block:
-    """A block from its JSON form, in which tuples are lists."""
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-    }
-    return Block(**values)
 
 
 def _versions() -> dict[str, str]:

@@ -12,112 +12,32 @@ Moons et al. 2021 (DONNA, arXiv 2012.08859); weight sharing between sampled netw
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from trainables.blocks.blocks import Block
-from trainables.config import LibraryConfig, StudentSpec, hash_json
+from trainables.config import LibraryConfig, StudentSpec
 from trainables.data.dataset import ImageData
-from trainables.errors import InputError
-from trainables.methods.ama import logit_loss, relative_error
+from trainables.library.library import Library
+from trainables.methods.loss_terms import logit_loss, relative_error
 from trainables.network.evaluate import evaluate
 from trainables.network.surgery import Skip, exchanged
+from trainables.network.taps import Inputs, Taps, frozen
 from trainables.runtime.runtime import Runtime
-from trainables.student.build import Span, Taps, build_span, candidate_spans, merged_widths, spans_of
+from trainables.student.build import build_span
+from trainables.student.spans import Span, candidate_spans, merged_widths, spans_of
 from trainables.training.optim import lr_at
 
-FORMAT = 1
-WEIGHTS, META = "modules.safetensors", "library.json"
 TAU = 4.0  # of the logit term in the second phase
 SOLO_IMAGES = 1024  # validation images behind a module's solo loss
 SOLO_BATCH = 128  # of them at a time: large ones run out of a CPU's caches
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Library:
-    """All candidate modules of one teacher.
-
-    Attributes:
-        key: hash of all that determines the library; its folder's name.
-        modules: state dict by `Span.key`, tensors on the CPU.
-        errors: by `Span.key`, |module - block|² / |block|² on validation images, given the block's own input.
-        solo_loss: by `Span.key`, the rise of the validation loss when this span alone is replaced.
-        seconds: what it took to make.
-    """
-
-    key: str
-    modules: Mapping[str, Mapping[str, Tensor]]
-    errors: Mapping[str, float]
-    solo_loss: Mapping[str, float]
-    seconds: float
-
-    def save(self, root: Path) -> Path:
-        """Write into `root/<key>` in one step: others find it whole or not at all. Returns the folder."""
-        folder = root / self.key
-        draft = root / f".{self.key}.{time.time_ns()}"
-        draft.mkdir(parents=True)
-        flat = {f"{key}/{name}": t for key, state in self.modules.items() for name, t in state.items()}
-        (draft / WEIGHTS).write_bytes(save(flat))  # `save_file` would make it readable to its owner alone
-        meta = {k: v for k, v in asdict(self).items() if k != "modules"}
-        (draft / META).write_text(json.dumps({"format": FORMAT, **meta}, indent=2) + "\n")
-        try:
-            draft.rename(folder)
-        except OSError:  # somebody else finished the same library first: theirs is as good
-            for file in draft.iterdir():
-                file.unlink()
-            draft.rmdir()
-        return folder
-
-    @classmethod
-    def load(cls, folder: Path) -> Library:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: a file is missing, damaged or of another format.
-        """
-        try:
-            meta = json.loads((folder / META).read_text())
-            flat = load_file(folder / WEIGHTS)
-        except Exception as error:  # safetensors raises its own kinds
-            raise InputError(f"{folder}: not a readable module library ({error}); remove it") from None
-        if meta.pop("format", None) != FORMAT:
-            raise InputError(f"{folder}: expected a module library of format {FORMAT}; remove it")
-        modules: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in flat.items():
-            key, _, parameter = name.rpartition("/")
-            modules.setdefault(key, {})[parameter] = tensor
-        return cls(modules=modules, **meta)
-
-    def proxy(self, blocks: Sequence[Block], spec: StudentSpec) -> float:
-        """Additive proxy of a student's loss before fine-tuning: the sum of its modules' solo losses."""
-        return sum(self.solo_loss[span.key] for span in spans_of(blocks, spec))
-
-
-def library_key(
-    teacher_hash: str,
-    data_hash: str,
-    blocks: Sequence[Block],
-    widths: Sequence[float],
-    fuse: bool,
-    config: LibraryConfig,
-    seed: int = 0,
-) -> str:
-    """Name of the library that these determine."""
-    parts = [block.name for block in blocks], sorted(widths), fuse
-    return hash_json(
-        [FORMAT, teacher_hash, data_hash, *parts, config.model_dump(mode="json", exclude={"dir"}), seed]
-    )
 
 
 def build_library(
@@ -267,45 +187,6 @@ class _Phases:
                 step += 1
                 if self.progress is not None:
                     self.progress(what, step, total)
-
-
-class Inputs:
-    """What some submodules were given in the last forward pass; a context manager."""
-
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self._handles = [
-            model.get_submodule(path).register_forward_pre_hook(self._keep(path)) for path in paths
-        ]
-
-    def _keep(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self.inputs[path] = args[0]
-
-        return hook
-
-    def __enter__(self) -> Inputs:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self.inputs.clear()
-
-
-class frozen:  # noqa: N801 - a context manager, used like a function
-    """A model whose parameters need no gradients inside, and do again afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def __enter__(self) -> None:
-        for parameter in self._parameters:
-            parameter.requires_grad_(False)
-
-    def __exit__(self, *exception: object) -> None:
-        for parameter in self._parameters:
-            parameter.requires_grad_(True)
 
 
 def _score(

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainables.blocks.blocks import Block
 from trainables.config import LossConfig
+from trainables.methods.adaptive import log_prior, mixed_map
+from trainables.methods.loss_terms import logit_loss, relative_error
+from trainables.student.spans import Span
 
-OWN_SHARE = (
-    0.9  # prior share of the replaced block's own map in a learned mix; the other maps divide the rest
-)
+# Maps in a learned mix: each is held in fp32 at every step, and a long residual stage has dozens alike.
+MAX_CANDIDATES = 4
 
 
 class LossParts(NamedTuple):
@@ -68,7 +71,7 @@ class DistillationLoss(nn.Module):
             # Logits are relative to the prior: zero is the prior itself.
             self.mix_logits = nn.ParameterList(torch.zeros(count) for count in self.candidates)
             for index, count in enumerate(self.candidates):
-                self.register_buffer(f"log_prior_{index}", _log_prior(count), persistent=False)
+                self.register_buffer(f"log_prior_{index}", log_prior(count), persistent=False)
 
     @property
     def lr_scale(self) -> float:
@@ -132,7 +135,7 @@ class DistillationLoss(nn.Module):
         errors_, mixes = [], []
         for index, (student, maps) in enumerate(zip(student_maps, teacher_maps, strict=True)):
             log_mix = self.log_mix(index)
-            target = maps[0] if len(maps) == 1 else _mix(maps, log_mix.exp())
+            target = maps[0] if len(maps) == 1 else mixed_map(maps, log_mix.exp())
             errors_.append(relative_error(student, target))
             mixes.append((log_mix.exp() * (log_mix - self.get_buffer(f"log_prior_{index}"))).sum())
         errors = torch.stack(errors_)
@@ -143,69 +146,20 @@ class DistillationLoss(nn.Module):
         return (weights * errors).sum(), regulariser, errors, entropy
 
 
-def logit_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
-    """τ² KL(softmax(teacher/τ) || softmax(student/τ)) of (B, classes) logits: mean over the batch, nats.
+def candidate_maps(span: Span, blocks: Sequence[Block], loss: LossConfig) -> list[str]:
+    """Paths in the teacher of the maps that may supervise a span, its own first.
 
-    The factor keeps the gradient's size the same at every temperature (Hinton et al. 2015).
+    Adaptive supervision adds the outputs of the blocks nearest in execution order that have the same shape,
+    up to `MAX_CANDIDATES` in all.
     """
-    student = (student_logits.float() / tau).log_softmax(1)
-    teacher = (teacher_logits.float() / tau).log_softmax(1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * tau**2
-
-
-def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """|student - teacher|^2 / |teacher|^2 over all elements of two maps of one shape, summed in fp32.
-
-    The norm is that of the whole batch: with a norm per image, one image that hardly excites the block would
-    have a denominator near zero and rule the mean. A teacher map of zeros gives the mean squared error.
-    Maps in half precision are subtracted in it, which costs the sum one rounding of each difference.
-    """
-    norm = _squared_norm(teacher)
-    distance: Tensor = _SquaredDistance.apply(student, teacher)  # type: ignore[no-untyped-call]
-    return distance / torch.where(norm > 0, norm, float(teacher.numel()))
-
-
-class _SquaredDistance(torch.autograd.Function):
-    """|a - b|^2 with one temporary map each way, of the maps' own precision.
-
-    Written in plain operations in fp32 it makes seven, and they took 30 % of a training step on a CPU.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        difference = a - b
-        ctx.save_for_backward(difference)
-        ctx.dtypes = a.dtype, b.dtype
-        return _squared_norm(difference)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        (difference,) = ctx.saved_tensors
-        slope = difference * (2 * grads[0])
-        a, b = ctx.needs_input_grad
-        return slope.to(ctx.dtypes[0]) if a else None, -slope.to(ctx.dtypes[1]) if b else None
-
-
-def _squared_norm(x: Tensor) -> Tensor:
-    """Sum of squares of (B, ...), 0-d fp32, without a copy in fp32: an image at a time, for the accuracy."""
-    norms = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), dtype=torch.float32)  # (B,)
-    total: Tensor = norms.square().sum()
-    return total
-
-
-def _mix(maps: Sequence[Tensor], shares: Tensor) -> Tensor:
-    """The convex mix of maps, each brought to the first one's norm first.
-
-    Maps grow along a residual stage: unscaled, the mix would choose by size instead of content.
-    """
-    stack = torch.stack(list(maps))  # (candidates, B, ...)
-    norms = torch.stack([_squared_norm(each) for each in maps]).sqrt()  # (candidates,)
-    scales = torch.where(norms > 0, norms[0] / norms, 1.0)
-    mixed: Tensor = torch.tensordot((shares * scales).to(stack.dtype), stack, dims=1)
-    return mixed
-
-
-def _log_prior(count: int) -> Tensor:
-    if count == 1:
-        return torch.zeros(1)
-    return torch.tensor([OWN_SHARE] + [(1 - OWN_SHARE) / (count - 1)] * (count - 1)).log()
+    if loss.supervision == "uniform":
+        return [span.last]
+    outputs = [block.members[-1] for block in blocks]
+    own = outputs.index(span.last)
+    alike = [
+        index
+        for index, block in enumerate(blocks)
+        if (block.out_shape, block.layout) == (span.out_shape, span.layout) and index != own
+    ]
+    nearest = sorted(alike, key=lambda index: (abs(index - own), index))[: MAX_CANDIDATES - 1]
+    return [span.last, *(outputs[index] for index in nearest)]

@@ -26,10 +26,11 @@ from trainables.blocks.blocks import Block
 from trainables.data.augment import Augment
 from trainables.data.dataset import ImageData
 from trainables.network.fold_batchnorm import folded
+from trainables.network.taps import Taps
 from trainables.network.trace import trace
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime
-from trainables.student.build import Span, Taps
+from trainables.student.spans import Span
 
 log = logging.getLogger(__name__)
 

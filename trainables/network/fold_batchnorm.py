@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from trainables.network.surgery import Skip, put
+from trainables.network.taps import Taps
 from trainables.network.trace import trace
-from trainables.student.build import Taps
 
 TOLERANCE = 1e-4  # relative, in fp32: of the logits and of every map that is read
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainables.runtime.runtime import Runtime, seeded
+from trainables.runtime.runtime import Runtime
+from trainables.runtime.seeds import seeded
 
 
 def reset_parameters(model: nn.Module, seed: int) -> None:

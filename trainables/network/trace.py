@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainables.runtime.runtime import seeded
+from trainables.runtime.seeds import seeded
 
 Key = tuple[int, int]  # identity of a tensor's content: the object and how often it was written in place
 Shape = tuple[int, ...]

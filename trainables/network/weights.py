@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from trainables.errors import InputError
+from trainables.files import first_line, replacing
 
 State = dict[str, torch.Tensor]
 
@@ -51,10 +52,8 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
         for name, tensor in model.state_dict().items()
         if isinstance(tensor, torch.Tensor)
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_bytes(save(state, metadata=dict(metadata)))  # save_file would make it its owner's alone
-    fresh.replace(path)
+    with replacing(path) as fresh:
+        fresh.write_bytes(save(state, metadata=dict(metadata)))  # save_file creates the file with mode 0600
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -88,8 +87,8 @@ def _read_state(path: Path) -> State:
             "holds other Python objects; save model.state_dict() instead of the model"
         ) from error
     except Exception as error:  # damaged bytes make the parsers fail in every possible way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not a readable safetensors file or torch state dict: {reason}") from error
+        message = f"{path}: not a readable safetensors file or torch state dict: {first_line(error)}"
+        raise InputError(message) from error
     return _unwrap(content, path)
 
 

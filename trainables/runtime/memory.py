@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from trainables.runtime.stopwatch import private_mib
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_MIB = 2**20
 
 
 class MemoryGrown(RuntimeError):  # noqa: N818 - a reason to begin anew, not a fault of the trial
@@ -70,3 +74,32 @@ def _trim() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library than glibc
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def reset_peaks(device: torch.device) -> None:
+    """Let `peaks` count from here on, where the system allows it (Linux and CUDA do)."""
+    with suppress(OSError):
+        _CLEAR.write_text("5")  # sets the process's peak of resident memory to what it has now
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peaks(device: torch.device) -> tuple[float, float]:
+    """Most MiB of host memory resident in this process, and of GPU memory allocated by it (0 on a CPU)."""
+    gpu = torch.cuda.max_memory_allocated(device) / _MIB if device.type == "cuda" else 0.0
+    return _field("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, gpu
+
+
+def private_mib() -> float:
+    """Host memory of this process alone, without files and shared memory; 0 where that cannot be read."""
+    return _field("RssAnon")
+
+
+def _field(name: str) -> float:
+    """A field of this process's status in MiB; 0 where there is none."""
+    if not _STATUS.exists():
+        return 0.0
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    return 0.0

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections import defaultdict
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
-_MIB = 2**20
 
 
 class Stopwatch:
@@ -59,32 +52,3 @@ def _event() -> Any:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()  # type: ignore[no-untyped-call]
     return event
-
-
-def reset_peaks(device: torch.device) -> None:
-    """Let `peaks` count from here on, where the system allows it (Linux and CUDA do)."""
-    with suppress(OSError):
-        _CLEAR.write_text("5")  # sets the process's peak of resident memory to what it has now
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peaks(device: torch.device) -> tuple[float, float]:
-    """Most MiB of host memory resident in this process, and of GPU memory allocated by it (0 on a CPU)."""
-    gpu = torch.cuda.max_memory_allocated(device) / _MIB if device.type == "cuda" else 0.0
-    return _field("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, gpu
-
-
-def private_mib() -> float:
-    """Host memory of this process alone, without files and shared memory; 0 where that cannot be read."""
-    return _field("RssAnon")
-
-
-def _field(name: str) -> float:
-    """A field of this process's status in MiB; 0 where there is none."""
-    if not _STATUS.exists():
-        return 0.0
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    return 0.0

@@ -8,14 +8,14 @@ from itertools import islice
 from torch import Tensor, nn
 
 from trainables.blocks.blocks import Block
-from trainables.config import DistillConfig, LossConfig
+from trainables.config import DistillConfig
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
+from trainables.network.reset import recalibrate_batchnorm, reset_parameters
 from trainables.runtime.runtime import Runtime
-from trainables.student.build import Span, build_student, recalibrate_batchnorm, reset_parameters
+from trainables.student.build import build_student
+from trainables.student.spans import Span
 
-# Maps in a learned mix: each is held in fp32 at every step, and a long residual stage has dozens alike.
-MAX_CANDIDATES = 4
 RECALIBRATION = (3, 512)  # batches, images a batch
 
 Modules = Mapping[str, Mapping[str, Tensor]]  # span key to state dict of its pre-distilled AMA module
@@ -58,22 +58,3 @@ def start_student(
     for span in spans:
         student.get_submodule(span.first).requires_grad_(True)
     return student
-
-
-def candidate_maps(span: Span, blocks: Sequence[Block], loss: LossConfig) -> list[str]:
-    """Paths in the teacher of the maps that may supervise a span, its own first.
-
-    Adaptive supervision adds the outputs of the blocks nearest in execution order that have the same shape,
-    up to `MAX_CANDIDATES` in all.
-    """
-    if loss.supervision == "uniform":
-        return [span.last]
-    outputs = [block.members[-1] for block in blocks]
-    own = outputs.index(span.last)
-    alike = [
-        index
-        for index, block in enumerate(blocks)
-        if (block.out_shape, block.layout) == (span.out_shape, span.layout) and index != own
-    ]
-    nearest = sorted(alike, key=lambda index: (abs(index - own), index))[: MAX_CANDIDATES - 1]
-    return [span.last, *(outputs[index] for index in nearest)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 
 from trainables.config import Triple
 from trainables.errors import InputError
+from trainables.files import code_version, write_text
 from trainables.teacher.architectures import ImageShape
 
 FORMAT = 1
@@ -52,14 +52,11 @@ class TeacherRecord:
     mean: Triple
     std: Triple
     source: str
-    version: str = field(default_factory=lambda: version("ama-search"))
+    version: str = field(default_factory=code_version)
 
     def save(self, path: Path) -> None:
         """Write as JSON; a file there is swapped at once."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(path.name + ".tmp")
-        fresh.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
-        fresh.replace(path)
+        write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> TeacherRecord:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +17,19 @@ from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig, hash_json
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
-from trainables.methods.ama import DistillationLoss
+from trainables.methods.ama import DistillationLoss, candidate_maps
 from trainables.methods.teacher_signals import Supervisor
 from trainables.network.evaluate import Evaluation, evaluate
-from trainables.runtime.runtime import Runtime, seeded
-from trainables.runtime.stopwatch import Stopwatch, peaks, reset_peaks
-from trainables.student.build import spans_of
-from trainables.student.start import Modules, candidate_maps, start_student
+from trainables.runtime.memory import peaks, reset_peaks
+from trainables.runtime.runtime import Runtime
+from trainables.runtime.seeds import seeded
+from trainables.runtime.stopwatch import Stopwatch
+from trainables.student.spans import spans_of
+from trainables.student.start import Modules, start_student
 from trainables.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from trainables.training.metrics import EpochMetrics, Sums
 from trainables.training.optim import lr_at, make_optimizer, set_lr
-from trainables.training.step import Stepper, Sums, TooLarge, free_memory
+from trainables.training.step import Stepper, TooLarge, free_memory
 
 CHECK_EVERY = 50  # steps between looks at the loss
 LEAST_EVAL_BATCH = 32  # images; where not even these fit, a trial fails
@@ -35,33 +37,6 @@ LEAST_EVAL_BATCH = 32  # images; where not even these fit, a trial fails
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - a result of the trial, not a fault of the code
     """The loss is not finite any more; the message says where and which part."""
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """One epoch of distillation; losses are means over the training images, as they were while training."""
-
-    epoch: int  # epochs done, from 1
-    val_accuracy: float  # 0..1
-    val_loss: float  # cross-entropy, nats
-    train_loss: float
-    ce: float
-    kl: float
-    feature: float
-    entropy: float  # of the adaptive span weights, 0..1 of its maximum; 1 for uniform
-    lr: float  # of the last step
-    seconds: float  # training and validation
-    images_per_second: float  # training alone
-    data_seconds: float = 0.0  # getting batches, augmented and normalised
-    step_seconds: float = 0.0  # teacher, student, loss, optimiser
-    eval_seconds: float = 0.0  # validation
-    host_mib: float = 0.0  # most resident memory of the process since the trial began, in MiB
-    gpu_mib: float = 0.0  # most GPU memory allocated since then; 0 without a GPU
-    micro_batches: int = 1  # parts that a step's batch is computed in; 2 once it did not fit in one
-
-    def as_dict(self) -> dict[str, Any]:
-        """Field names to values."""
-        return dataclasses.asdict(self)
 
 
 Report = Callable[[EpochMetrics], bool | None]

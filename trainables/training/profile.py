@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from trainables.training.loop import Distiller, EpochMetrics
+from trainables.training.loop import Distiller
+from trainables.training.metrics import EpochMetrics
 
 MAX_STEPS = 50  # of the epoch: traces grow by some MB every ten steps
 PROFILE = "profile"  # folder of the run directory

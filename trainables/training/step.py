@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from trainables.methods.ama import DistillationLoss, LossParts
 from trainables.methods.teacher_signals import NOTHING, Supervisor, Teach
+from trainables.network.taps import Taps
 from trainables.runtime.runtime import Runtime
-from trainables.student.build import Span, Taps
-
-LOGGED = ("total", "ce", "kl", "feature", "regulariser", "entropy")
+from trainables.student.spans import Span
 
 
 class TooLarge(RuntimeError):  # noqa: N818 - a result of the trial, not a fault of the code
@@ -126,42 +125,6 @@ class Stepper:
         if parts.total.requires_grad:
             self.scaler.scale(parts.total).backward()  # type: ignore[no-untyped-call]
         return parts
-
-
-class Sums:
-    """Sums of the loss parts over an epoch, on the device; looking at them does not wait for a GPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(LOGGED), device=device)
-        self._copy: tuple[Tensor, Any, int] | None = None  # on its way to the host
-
-    def add(self, parts: LossParts, images: int) -> None:
-        """Count the parts of a batch of so many images."""
-        self._sums += torch.stack([getattr(parts, name) for name in LOGGED]) * images
-
-    def look(self, step: int) -> tuple[dict[str, float], int] | None:
-        """The sums by name and the step they are of: this one on a CPU, that of an earlier look on a GPU."""
-        if self._sums.device.type != "cuda":
-            return _named(self._sums), step
-        before, self._copy = self._copy, self._send(step)
-        if before is None or not before[1].query():
-            return None
-        return _named(before[0]), before[2]
-
-    def wait(self) -> dict[str, float]:
-        """The sums by name, after the device has finished."""
-        return _named(self._sums)
-
-    def _send(self, step: int) -> tuple[Tensor, Any, int]:
-        copied = torch.empty_like(self._sums, device="cpu", pin_memory=True)
-        copied.copy_(self._sums, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()  # type: ignore[no-untyped-call]
-        return copied, event, step
-
-
-def _named(sums: Tensor) -> dict[str, float]:
-    return dict(zip(LOGGED, sums.tolist(), strict=True))
 
 
 def free_memory(device: torch.device) -> None:

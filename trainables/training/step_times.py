@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainables.runtime.runtime import Runtime, seeded
+from trainables.runtime.runtime import Runtime
+from trainables.runtime.seeds import seeded
 from trainables.training.optim import make_optimizer
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,9 @@ import optuna
 from optuna.trial import FrozenTrial
 
 import search
-from search.experiment.experiment import Experiment, resolved_yaml
-from search.tune.searcher import ran
+from search.experiment.experiment import Experiment
+from search.experiment.resolved import resolved_yaml
+from search.study.record import ran
 from trainables.config import DistillConfig
 
 PARTS = Path(__file__).parent

@@ -13,7 +13,8 @@ import time
 from torch import Tensor, nn
 
 from trainables.teacher.architectures import build_model
-from trainables.training.loop import Distiller, EpochMetrics
+from trainables.training.loop import Distiller
+from trainables.training.metrics import EpochMetrics
 
 JOURNAL = "AMA_TEST_JOURNAL"  # environment: the file for the lines
 SLOWER = "AMA_TEST_SECONDS"  # environment: seconds by which every epoch takes longer

@@ -1,0 +1,109 @@
+"""The pick file: which trials, from which run; written and read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from analysis.errors import InputError
+from analysis.picks.pick import Pick
+from analysis.runs.object_store import is_remote
+from analysis.runs.run import Run
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PickFile:
+    """A pick as it was written: `run` is the run directory, a URI in an object store, or None."""
+
+    path: Path
+    run: Path | str | None
+    study: str
+    experiment: dict[str, Any]
+    teacher: dict[str, Any]
+    picks: tuple[Pick, ...]
+
+
+def write_pick(path: str | Path, picks: list[Pick], run: str | Path | optuna.Study | Run) -> Path:
+    """Write `picks` with everything that retraining needs as YAML, atomically. Returns the path."""
+    path, opened = Path(path), Run.open(run)
+    content = {
+        "format": FORMAT,
+        "version": version("ama-search"),
+        "run": _run_from(path.parent, opened),
+        "study": opened.name,
+        "experiment": opened.experiment,
+        "teacher": opened.teacher,
+        "picks": [asdict(p) for p in picks],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _run_from(folder: Path, run: Run) -> str | None:
+    """The run directory, as seen from `folder` where that is inside it (a run can be moved), else in full."""
+    folder = folder.resolve()
+    path = run.path.resolve() if run.path else None
+    if path and folder.is_relative_to(path):
+        return os.path.relpath(path, folder)
+    if run.place and is_remote(run.place):
+        return run.place
+    return str(path) if path else None
+
+
+def read_pick(path: str | Path) -> PickFile:
+    """Read a pick file, or the `pick.yaml` of a run directory.
+
+    Raises:
+        InputError: no such file, no YAML, another format, or a key that is missing or of the wrong kind.
+    """
+    path = Path(path)
+    path = path / "pick.yaml" if path.is_dir() else path
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as a pick (written by `ama pick`): {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        got = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path} is no pick file: expected a mapping with format: {FORMAT}, got {got!r}")
+    rows = content.get("picks")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: picks must be a list with at least one pick, got {rows!r}")
+    run = content.get("run")
+    return PickFile(
+        path=path,
+        run=_run_of(str(run), path.parent) if run else None,
+        study=str(content.get("study", "")),
+        experiment=_mapping(content, "experiment", str(path)),
+        teacher=_mapping(content, "teacher", str(path)),
+        picks=tuple(_read_one(row, f"{path}: picks[{i}]") for i, row in enumerate(rows)),
+    )
+
+
+def _run_of(run: str, folder: Path) -> Path | str:
+    return run if is_remote(run) else (folder / run).resolve()
+
+
+def _mapping(content: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = content.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {key} must be a mapping, got {value!r}")
+    return dict(value)
+
+
+def _read_one(row: Any, where: str) -> Pick:
+    if not isinstance(row, dict) or not isinstance(row.get("number"), int):
+        raise InputError(f"{where}: expected a mapping with the trial's number, got {row!r}")
+    values, config = _mapping(row, "values", where), _mapping(row, "config", where)
+    return Pick(row["number"], values, config, _mapping(row, "costs", where), str(row.get("reason", "")))

@@ -1,0 +1,58 @@
+"""The first trials: levels of best sensitivity for their price, spread over the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search.experiment.objectives import COSTS
+from search.policy.best_by_proxy import Candidate, best_by_proxy, price_of, spread
+from search.policy.space import LEVEL, SearchSpace
+from trainables.blocks.blocks import Block
+from trainables.costs.table import CostTable
+from trainables.library.library import Library
+
+
+def first_proposals(
+    space: SearchSpace, blocks: Sequence[Block], costs: CostTable, library: Library
+) -> list[dict[str, Any]]:
+    """Parameters to try first: the best students by proxy, spread along the price axis.
+
+    How many they are is the budget's share; their loss weights and optimiser settings are the middle of each
+    range, since the proxy says nothing about them.
+    """
+    experiment = space.experiment
+    count = round(experiment.budget.first_share * experiment.budget.trials)
+    cost = next((o.metric for o in experiment.objectives if o.metric in COSTS), "flops")
+    found = best_by_proxy(
+        blocks,
+        experiment.space.widths,
+        experiment.space.fuse is not False,
+        library.solo_loss,
+        price_of(costs.price, cost),
+    )
+    middle = {name: _middle(dist) for name, dist in space.distributions.items()}
+    return [{**middle, **_levels(space, candidate)} for candidate in spread(found, count)]
+
+
+def _levels(space: SearchSpace, candidate: Candidate) -> dict[str, Any]:
+    """The candidate's level of every block, and whether it fuses, where that is searched."""
+    widths, spec = list(space.experiment.space.widths), candidate.spec
+    levels: dict[str, Any] = {
+        LEVEL + name: widths.index(spec.widths[name]) if name in spec.widths else space.keep
+        for name in space.blocks
+    }
+    return levels | ({"fuse": spec.fuse} if "fuse" in space.distributions else {})
+
+
+def _middle(distribution: BaseDistribution) -> Any:
+    """The middle of a range (of its logarithms for a log range), the first of some choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = distribution.low, distribution.high
+    middle = math.sqrt(low * high) if distribution.log else (low + high) / 2
+    return round(middle) if isinstance(distribution, IntDistribution) else middle

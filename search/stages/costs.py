@@ -1,0 +1,89 @@
+"""The stage that prices blocks and modules, with the threads a trial will have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from search.experiment.experiment import Experiment
+from search.run_dir.files import COSTS_FILE
+from search.stages.progress import Progress
+from trainables.blocks.blocks import Block
+from trainables.config import RuntimeConfig
+from trainables.costs.load import load_costs
+from trainables.costs.measure import measure_costs
+from trainables.costs.table import CostTable
+from trainables.runtime.runtime import Runtime, device_name
+from trainables.teacher.teacher import Teacher
+
+
+def trial_threads(experiment: Experiment) -> int:
+    """CPU threads of a trial: as asked for, else as many as the CPUs it is given."""
+    return experiment.runtime.threads or max(1, int(experiment.resources.cpu))
+
+
+def trial_runtime(experiment: Experiment) -> RuntimeConfig:
+    """How a trial computes: the experiment's runtime, with a trial's threads."""
+    return experiment.runtime.model_copy(update={"threads": trial_threads(experiment)})
+
+
+def get_costs(
+    experiment: Experiment,
+    teacher: Teacher,
+    blocks: tuple[Block, ...],
+    image_shape: tuple[int, int, int],
+    runtime: Runtime,
+    progress: Progress | None = None,
+    any_device: bool = False,
+) -> CostTable:
+    """The cost table of the run directory, of this device or any; or one measured now and written there."""
+    path = Path(experiment.run.dir) / COSTS_FILE
+    fuse = experiment.space.fuse is not False
+    if path.exists():
+        return load_costs(
+            path,
+            teacher_hash=teacher.record.hash,
+            image_shape=image_shape,
+            blocks=blocks,
+            widths=experiment.space.widths,
+            fuse=fuse,
+            batch_size=experiment.costs.batch_size,
+            device=device_name(runtime.device),
+            allow_other_device=any_device,
+        )
+    table = fresh_costs(experiment, teacher.model, blocks, image_shape, runtime, progress)
+    table.save(path)
+    return table
+
+
+def fresh_costs(
+    experiment: Experiment,
+    model: torch.nn.Module,
+    blocks: tuple[Block, ...],
+    image_shape: tuple[int, int, int],
+    runtime: Runtime,
+    progress: Progress | None,
+    seconds: float | None = None,
+) -> CostTable:
+    """Measure the cost table of `model`; nothing is read from or written to the run directory."""
+    # As many threads as a trial has, not all of the machine's: one thread is timed by its own CPU clock,
+    # which whatever else runs here does not disturb.
+    runtime = replace(runtime, threads=trial_threads(experiment))
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("measuring the cost table", done, total)
+
+    return measure_costs(
+        model,
+        blocks,
+        experiment.space.widths,
+        experiment.space.fuse is not False,
+        image_shape,
+        runtime,
+        experiment.costs.batch_size,
+        seconds=experiment.costs.seconds if seconds is None else seconds,
+        progress=report,
+    )

@@ -1,0 +1,67 @@
+"""Turn the experiment's constraints into absolute figures, and refuse what no student reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from analysis.metrics import show
+from search.experiment.experiment import Experiment
+from search.experiment.objectives import COSTS
+from search.policy.limits import Limit
+from trainables.costs.table import Costs, CostTable
+from trainables.errors import InputError
+from trainables.teacher.record import TeacherRecord
+
+EXACT = ("params", "flops")  # costs that are counted, not measured
+
+
+def absolute_limits(
+    experiment: Experiment,
+    teacher: TeacherRecord | None,
+    costs: CostTable,
+    known: Sequence[str] = COSTS,
+) -> list[Limit]:
+    """The experiment's constraints in the metrics' own units; an untrained teacher's scores count as NaN.
+
+    Args:
+        experiment: has the constraints.
+        teacher: its record, None where it is not trained yet.
+        costs: the teacher's cost table.
+        known: the metrics for which `costs` can tell what is possible.
+
+    Raises:
+        InputError: no student can keep a limit on a cost; the message names the cheapest student.
+    """
+    reference = {
+        **costs.teacher.as_dict(),
+        "val_accuracy": teacher.val_accuracy if teacher else float("nan"),
+        "val_loss": teacher.val_loss if teacher else float("nan"),
+    }
+    limits = [Limit(c.metric, c.op, c.limit(reference[c.metric]), c.text) for c in experiment.constraints]
+    for limit in limits:
+        if limit.metric in known:
+            _check_reachable(limit, costs, experiment.space.fuse)
+    return limits
+
+
+def _check_reachable(limit: Limit, costs: CostTable, fuse: bool | Literal["search"]) -> None:
+    fused = fuse if isinstance(fuse, bool) else None
+    spec, cheapest = costs.cheapest(limit.metric, fused)
+    least, most = costs.price_bounds(limit.metric, fused)
+    if limit.violation(least if limit.op == "<=" else most) <= 0:
+        return
+    bound = f"{limit.text} (that is {limit.op} {show(limit.metric, limit.limit)})"
+    if limit.op == "<=":
+        raise InputError(
+            f"constraints: no student keeps {bound}: the cheapest, with {len(spec.widths)} of "
+            f"{len(costs.structure)} blocks replaced, has {figures(cheapest)}"
+        )
+    raise InputError(
+        f"constraints: no student keeps {bound}: the dearest has {limit.metric} {show(limit.metric, most)}"
+    )
+
+
+def figures(costs: Costs) -> str:
+    """Params, FLOPs and latency for people."""
+    return ", ".join(f"{metric} {show(metric, value)}" for metric, value in costs.as_dict().items())

@@ -1,0 +1,65 @@
+"""The files of a finished model, and `load_model`, which needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trainables.blocks.blocks import Block
+from trainables.config import DistillConfig
+from trainables.errors import InputError
+from trainables.network.weights import load_weights
+from trainables.student.build import build_student
+from trainables.teacher.architectures import build_model
+
+FORMAT = 1
+WEIGHTS, MANIFEST, CARD, CHECKPOINT = "model.safetensors", "model.json", "README.md", "checkpoint.pt"
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A retrained model, in eval mode on the CPU, and its manifest.
+
+    Args:
+        path: its folder, its weights or its manifest.
+
+    Raises:
+        InputError: there is no such model, or its files do not fit together.
+    """
+    folder = path if path.is_dir() else path.parent
+    manifest = _read_manifest(folder / MANIFEST)
+    teacher = manifest["teacher"]
+    model = build_model(
+        teacher["arch"], teacher["num_classes"], tuple(teacher["image_shape"]), teacher["small_stem"]
+    )
+    config = DistillConfig.model_validate(manifest["config"])
+    blocks = [_block(fields) for fields in manifest["blocks"]]
+    student = build_student(model, blocks, config.student)
+    load_weights(student, folder / WEIGHTS)
+    return student.eval(), manifest
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{file}: no such file; a retrained model is a folder with {WEIGHTS} and {MANIFEST}"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(f"{file}: expected a model manifest of format {FORMAT}, got {found!r}")
+    return manifest
+
+
+def _block(fields: Mapping[str, Any]) -> Block:
+    """A block from its JSON form, in which tuples are lists."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
+    return Block(**values)

@@ -1,0 +1,96 @@
+"""The module library as data: its key, its modules, its files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from trainables.blocks.blocks import Block
+from trainables.config import LibraryConfig, StudentSpec, hash_json
+from trainables.errors import InputError
+from trainables.student.spans import spans_of
+
+FORMAT = 1
+WEIGHTS, META = "modules.safetensors", "library.json"
+
+
+@dataclass(frozen=True)
+class Library:
+    """All candidate modules of one teacher.
+
+    Attributes:
+        key: hash of all that determines the library; its folder's name.
+        modules: state dict by `Span.key`, tensors on the CPU.
+        errors: by `Span.key`, |module - block|² / |block|² on validation images, given the block's own input.
+        solo_loss: by `Span.key`, the rise of the validation loss when this span alone is replaced.
+        seconds: what it took to make.
+    """
+
+    key: str
+    modules: Mapping[str, Mapping[str, Tensor]]
+    errors: Mapping[str, float]
+    solo_loss: Mapping[str, float]
+    seconds: float
+
+    def save(self, root: Path) -> Path:
+        """Write into `root/<key>` in one step: others find it whole or not at all. Returns the folder."""
+        folder = root / self.key
+        draft = root / f".{self.key}.{time.time_ns()}"
+        draft.mkdir(parents=True)
+        flat = {f"{key}/{name}": t for key, state in self.modules.items() for name, t in state.items()}
+        (draft / WEIGHTS).write_bytes(save(flat))  # `save_file` would make it readable to its owner alone
+        meta = {k: v for k, v in asdict(self).items() if k != "modules"}
+        (draft / META).write_text(json.dumps({"format": FORMAT, **meta}, indent=2) + "\n")
+        try:
+            draft.rename(folder)
+        except OSError:  # somebody else finished the same library first: theirs is as good
+            for file in draft.iterdir():
+                file.unlink()
+            draft.rmdir()
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Library:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: a file is missing, damaged or of another format.
+        """
+        try:
+            meta = json.loads((folder / META).read_text())
+            flat = load_file(folder / WEIGHTS)
+        except Exception as error:  # safetensors raises its own kinds
+            raise InputError(f"{folder}: not a readable module library ({error}); remove it") from None
+        if meta.pop("format", None) != FORMAT:
+            raise InputError(f"{folder}: expected a module library of format {FORMAT}; remove it")
+        modules: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in flat.items():
+            key, _, parameter = name.rpartition("/")
+            modules.setdefault(key, {})[parameter] = tensor
+        return cls(modules=modules, **meta)
+
+    def proxy(self, blocks: Sequence[Block], spec: StudentSpec) -> float:
+        """Additive proxy of a student's loss before fine-tuning: the sum of its modules' solo losses."""
+        return sum(self.solo_loss[span.key] for span in spans_of(blocks, spec))
+
+
+def library_key(
+    teacher_hash: str,
+    data_hash: str,
+    blocks: Sequence[Block],
+    widths: Sequence[float],
+    fuse: bool,
+    config: LibraryConfig,
+    seed: int = 0,
+) -> str:
+    """Name of the library that these determine."""
+    parts = [block.name for block in blocks], sorted(widths), fuse
+    return hash_json(
+        [FORMAT, teacher_hash, data_hash, *parts, config.model_dump(mode="json", exclude={"dir"}), seed]
+    )

@@ -1,0 +1,33 @@
+"""Learned weights of spans and learned mixes of teacher maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainables.methods.loss_terms import squared_norm
+
+OWN_SHARE = (
+    0.9  # prior share of the replaced block's own map in a learned mix; the other maps divide the rest
+)
+
+
+def mixed_map(maps: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """The convex mix of maps, each brought to the first one's norm first.
+
+    Maps grow along a residual stage: unscaled, the mix would choose by size instead of content.
+    """
+    stack = torch.stack(list(maps))  # (candidates, B, ...)
+    norms = torch.stack([squared_norm(each) for each in maps]).sqrt()  # (candidates,)
+    scales = torch.where(norms > 0, norms[0] / norms, 1.0)
+    mixed: Tensor = torch.tensordot((shares * scales).to(stack.dtype), stack, dims=1)
+    return mixed
+
+
+def log_prior(count: int) -> Tensor:
+    """Logarithms of the prior shares of a mix of `count` maps, the span's own first: (count,)."""
+    if count == 1:
+        return torch.zeros(1)
+    return torch.tensor([OWN_SHARE] + [(1 - OWN_SHARE) / (count - 1)] * (count - 1)).log()

@@ -1,0 +1,113 @@
+"""Spans: runs of consecutive blocks that one AMA module replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainables.blocks.blocks import Block
+from trainables.config import StudentSpec
+from trainables.errors import InputError
+from trainables.student.ama_module import hidden_channels
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of consecutive blocks replaced together by one AMA module. Shapes are without the batch."""
+
+    blocks: tuple[str, ...]
+    width: float
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    layout: str
+    activation: str
+    members: tuple[str, ...]  # submodule paths of all blocks in execution order
+
+    @property
+    def key(self) -> str:
+        """Unique text, e.g. `layer1.0+layer1.1@0.25`: names the module in the cost table and the library."""
+        return f"{'+'.join(self.blocks)}@{float(self.width)!r}"
+
+    @property
+    def first(self) -> str:
+        """Path where the module goes: the student's tap."""
+        return self.members[0]
+
+    @property
+    def last(self) -> str:
+        """Path whose output the module stands for: the teacher's tap."""
+        return self.members[-1]
+
+
+def spans_of(blocks: Sequence[Block], spec: StudentSpec) -> tuple[Span, ...]:
+    """The spans that `spec` replaces, in execution order.
+
+    With `spec.fuse`, a block that takes exactly the previous block's output and keeps its shape joins the
+    previous block's span if both have the same width.
+
+    Raises:
+        InputError: the spec names blocks that are not among `blocks` (all of them are listed).
+    """
+    names = [block.name for block in blocks]
+    unknown = sorted(set(spec.widths) - set(names))
+    if unknown:
+        raise InputError(f"student.widths: no block {', '.join(unknown)}; the blocks are {', '.join(names)}")
+    runs: list[list[Block]] = []
+    for block in blocks:
+        width = spec.widths.get(block.name)
+        if width is None:
+            continue
+        if spec.fuse and runs and _joins(runs[-1][-1], block) and spec.widths[runs[-1][-1].name] == width:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return tuple(_span(run, spec.widths[run[0].name]) for run in runs)
+
+
+def candidate_spans(blocks: Sequence[Block], widths: Sequence[float], fuse: bool) -> tuple[Span, ...]:
+    """Every span that any spec with these widths can contain: what a cost table and a library must hold.
+
+    Of several widths that give one module (`merged_widths`), the least stands for all.
+    """
+    spans = []
+    for start in range(len(blocks)):
+        stop = start + 1
+        while fuse and stop < len(blocks) and _joins(blocks[stop - 1], blocks[stop]):
+            stop += 1
+        for end in range(start + 1, stop + 1):
+            kept = dict.fromkeys(merged_widths(blocks[end - 1], widths).values())
+            spans += [_span(blocks[start:end], width) for width in kept]
+    return tuple(spans)
+
+
+def merged_widths(block: Block, widths: Sequence[float]) -> dict[float, float]:
+    """Every width by the least of `widths` that gives a module as wide over this block.
+
+    Hidden channels are rounded to eights, so that widths 0.25 and 0.5 of 16 channels are one module. All
+    blocks of a span have one output shape, so what holds for one holds for the span.
+    """
+    least: dict[int, float] = {}
+    for width in sorted(widths):
+        least.setdefault(_hidden(block, width), width)
+    return {width: least[_hidden(block, width)] for width in widths}
+
+
+def _hidden(block: Block, width: float) -> int:
+    return hidden_channels(width, block.out_shape[0 if block.layout == "nchw" else -1])
+
+
+def _joins(before: Block, block: Block) -> bool:
+    same_layout = block.layout == before.layout
+    return block.follows == before.name and block.in_shape == block.out_shape and same_layout
+
+
+def _span(run: Sequence[Block], width: float) -> Span:
+    return Span(
+        blocks=tuple(block.name for block in run),
+        width=width,
+        in_shape=run[0].in_shape,
+        out_shape=run[-1].out_shape,
+        layout=run[0].layout,
+        activation=run[-1].activation,
+        members=tuple(member for block in run for member in block.members),
+    )
