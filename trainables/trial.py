@@ -17,7 +17,7 @@ from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig, RuntimeConfig
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
-from trainables.methods.teacher_signals import Supervisor
+from trainables.methods.base import Setup
 from trainables.runtime.memory import Growth
 from trainables.runtime.runtime import resolve
 from trainables.training.checkpoint import load_checkpoint, save_checkpoint
@@ -67,7 +67,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         self._context = context
         self._runtime = resolve(context.runtime)
         self._data = ImageData.from_arrays(context.data)
-        self._supervisor = Supervisor(context.teacher, context.blocks, self._data, self._runtime)
+        self._setup = Setup.of(context.teacher, context.blocks, self._data, self._runtime, context.modules)
         self._growth = copy.deepcopy(context.growth)
         self._start(config)
 
@@ -86,15 +86,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         started = time.perf_counter()
         self._number = int(config["number"])
         distill = DistillConfig.model_validate_json(config["distill"])
-        self._distiller = Distiller(
-            distill,
-            self._supervisor.teacher,
-            self._context.blocks,
-            self._data,
-            self._runtime,
-            modules=self._context.modules,
-            supervisor=self._supervisor,
-        )
+        self._distiller = Distiller(distill, self._setup)
         self._take_up(config.get("resume") or ())
         self._tell_after(config.get("told", self._distiller.epoch))
         self._startup_seconds = time.perf_counter() - started
@@ -131,8 +123,11 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         except (TrainingDiverged, TooLarge) as fault:
             return {"number": self._number, "failure": str(fault), "done": True}
         self._told = metrics.epoch
+        recorded = metrics.as_dict()
         return {
-            **metrics.as_dict(),
+            **recorded,
+            "recorded": list(recorded),  # the keys that go into the study's row
+            "further": metrics.further,  # those of them that its learning curve shows beside the usual ones
             "number": self._number,
             "startup_seconds": self._startup_seconds,
             "began_at": began,  # seconds since 1970; with the epoch's seconds, when this worker was busy

@@ -224,7 +224,7 @@ def _run(
         reduction_factor=experiment.budget.reduction_factor,
     )
     scheduler.replay(past)
-    space = SearchSpace.from_experiment(experiment, setup.blocks)
+    space = SearchSpace.from_experiment(experiment, setup.blocks, past)
     first = first_proposals(space, setup.blocks, setup.costs, library) if library else ()
     searcher = StudySearcher(
         experiment,

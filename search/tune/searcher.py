@@ -13,7 +13,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -27,9 +26,6 @@ from search.tune.board import Board
 from search.tune.scheduler import RungScheduler
 from trainables.blocks.blocks import Block
 from trainables.student.spans import spans_of
-from trainables.training.metrics import EpochMetrics
-
-METRICS = tuple(metric.name for metric in fields(EpochMetrics))
 
 # With so many failures, and most of a session's trials among them, the search gives up: the fault is not
 # the configs'.
@@ -193,11 +189,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch was trained: its metrics go to the row."""
         number = self._numbers[trial_id]
-        metrics = {name: result[name] for name in METRICS}
+        metrics = {name: result[name] for name in result["recorded"]}
         self._last[number] = metrics
         if not result.get("again"):
             self._compare(number, metrics["epoch"])
-        self._record.epoch(number, metrics)
+        self._record.epoch(number, metrics, result["further"])
         self._proposer.reported(number, metrics["epoch"], self._values(number, metrics))
         self.board.done_epochs[number] = metrics["epoch"]
         self._changed(number, "RUNNING")

@@ -60,12 +60,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search.experiment import Experiment
-from search.pipeline import Setup
-from search.proposer import Limit, Proposal, Proposer, SpaceExhaustedError
-from search.space import SearchSpace, student_key
-from search.warmstart import first_proposals
-from trainables.blocks import Block, count_flops, count_params, find_blocks
+from search.experiment.experiment import Experiment
+from search.policy.first_trials import first_proposals
+from search.policy.limits import Limit
+from search.policy.proposer import Proposal, Proposer, SpaceExhaustedError
+from search.policy.space import SearchSpace, student_key
+from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import (
     DataConfig,
     DistillConfig,
@@ -76,15 +76,25 @@ from trainables.config import (
     StudentSpec,
     TeacherConfig,
 )
-from trainables.cost import CostTable, measure_costs
-from trainables.data import ImageData, load_data
-from trainables.distill import Distiller
-from trainables.library import Library, build_library, library_key
-from trainables.models import build_model
-from trainables.retrain import MANIFEST, baselines, retrain_one
-from trainables.runtime import Runtime, resolve, seeded
-from trainables.student import build_student
-from trainables.teachers import Teacher, train_teacher
+from trainables.costs.measure import measure_costs
+from trainables.costs.table import CostTable
+from trainables.data.dataset import ImageData
+from trainables.data.load import load_data
+from trainables.finished.model_files import MANIFEST
+from trainables.finished.retrain import baselines, retrain_one
+from trainables.library.build import build_library
+from trainables.library.library import Library, library_key
+from trainables.methods.ama import Ama
+from trainables.methods.base import Setup
+from trainables.network.flops import count_flops, count_params
+from trainables.runtime.runtime import Runtime, resolve
+from trainables.runtime.seeds import seeded
+from trainables.student.build import build_student
+from trainables.teacher.architectures import build_model
+from trainables.teacher.teacher import Teacher
+from trainables.teacher.training import train_teacher
+from trainables.training.loop import Distiller
+from trainables.training.metrics import EpochMetrics
 
 RECORD = FOLDER / "record.json"
 FORMAT = 1
@@ -133,6 +143,15 @@ def state_hash(state: Mapping[str, Any]) -> str:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def unweighted(metrics: EpochMetrics, config: DistillConfig) -> dict[str, Any]:
+    """An epoch with the loss's parts as 0.1 recorded them: without their weights, 0 for a missing one."""
+    loss = config.loss
+    assert isinstance(loss, LossConfig)
+    weights = {"ce": 1 - loss.alpha, "kl": loss.alpha, "feature": loss.beta}
+    parts = {name: metrics.losses.get(name, 0.0) / (weight or 1.0) for name, weight in weights.items()}
+    return computed(metrics.as_dict() | parts)
 
 
 def computed(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,20 +311,21 @@ class Maker:
                 model = Fussy().eval() if name == "half-batches" else Dropped().eval()
             blocks = blocks_of(model, data.image_shape)
         modules = self.library.modules if config.warm_start == "library" else None
-        distiller = Distiller(config, model, blocks, data, self.runtime, modules=modules)
+        distiller = Distiller(config, Setup.of(model, blocks, data, self.runtime, modules))
         start = state_hash(distiller.student.state_dict())
         if isinstance(distiller.student, Fussy):
             distiller.student.most = 20  # of the 32 images of a step
         while not distiller.finished:
             distiller.run_epoch()
         state = distiller.student.state_dict()
+        assert isinstance(distiller.method, Ama)
         self._checkpoints[name] = distiller.state_dict()
         return {
             "start": start,
-            "epochs": [computed(metrics.as_dict()) for metrics in distiller.history],
+            "epochs": [unweighted(metrics, config) for metrics in distiller.history],
             "student": state_hash(state),
             "student_keys": sorted(state),
-            "loss": {name: tensor.tolist() for name, tensor in distiller.loss.state_dict().items()},
+            "loss": {name: tensor.tolist() for name, tensor in distiller.method.loss.state_dict().items()},
         }
 
     def checkpoints_entry(self) -> dict[str, Any]:
@@ -317,11 +337,14 @@ class Maker:
                 "keys": sorted(state),
                 "format": state["format"],
                 "origin": sorted(state["origin"]),
-                "loss": sorted(state["loss"]),
-                "optimizer": [
-                    {**{k: v for k, v in group.items() if k != "params"}, "params": len(group["params"])}
-                    for group in state["optimizer"]["param_groups"]
-                ],
+                "method": sorted(key for key in state["method"] if not key.startswith("student.")),
+                "optimizers": {
+                    phase: [
+                        {**{k: v for k, v in group.items() if k != "params"}, "params": len(group["params"])}
+                        for group in optimizer["param_groups"]
+                    ]
+                    for phase, optimizer in state["optimizers"].items()
+                },
             }
             for name, state in self._checkpoints.items()
         }
@@ -471,11 +494,9 @@ class Maker:
             }
         )
 
-    def _first(self, experiment: Experiment, space: SearchSpace) -> list[dict[str, Any]]:
-        setup = Setup(
-            experiment, self.folder, self.runtime, self.data, self.teacher, self._searched, self.costs
-        )
-        return first_proposals(setup, self.library, space)
+    def _space(self, experiment: Experiment, blocks: Sequence[Block]) -> SearchSpace:
+        """With the parameters' names of 0.1: samplers go through them in the order of their names."""
+        return dataclasses.replace(SearchSpace.from_experiment(experiment, blocks), flat=True)
 
     @cached_property
     def _searched(self) -> tuple[Block, ...]:
@@ -487,8 +508,8 @@ class Maker:
 
     def proposals_entry(self, sampler: str) -> dict[str, Any]:
         experiment = self._experiment(sampler, first_share=0.1)
-        space = SearchSpace.from_experiment(experiment, self._searched)
-        first = self._first(experiment, space)
+        space = self._space(experiment, self._searched)
+        first = first_proposals(space, self._searched, self.costs, self.library)
         proposer = Proposer(experiment, space, self.costs.price, self._limits(), (), first)
         made = list(itertools.islice(_dialogue(proposer, experiment), PROPOSALS))
         return {"first": first, "space": space.size(), "proposals": [_row(proposal) for proposal in made]}
@@ -499,7 +520,7 @@ class Maker:
             "random",
             space={"widths": [0.5], "loss": FIXED_LOSS, "optim": {"lr": 0.05}, "fuse": True},
         )
-        space = SearchSpace.from_experiment(experiment, self._searched[-3:])
+        space = self._space(experiment, self._searched[-3:])
         proposer, made = Proposer(experiment, space, self.costs.price, []), []
         try:
             for proposal in _dialogue(proposer, experiment):
@@ -511,7 +532,7 @@ class Maker:
     def resumed_entry(self) -> dict[str, Any]:
         """Proposals of a search that goes on from the rows of an earlier one."""
         experiment = self._experiment("tpe")
-        space = SearchSpace.from_experiment(experiment, self._searched)
+        space = self._space(experiment, self._searched)
         proposer = Proposer(experiment, space, self.costs.price, self._limits())
         past = []
         for number, proposal in enumerate(itertools.islice(_dialogue(proposer, experiment), PROPOSALS // 2)):

@@ -32,8 +32,7 @@ import torch
 import yaml
 from optuna.trial import FrozenTrial
 
-from search.cli import main as command
-from trainables.runtime import device_name
+from trainables.runtime.runtime import device_name
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +58,7 @@ class Place:
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         kept = {name: value for name, value in os.environ.items() if name != "AMA_STUDY_URL"}
         ended = subprocess.run(
-            [sys.executable, "-m", command.__module__, *map(str, words)],
+            [sys.executable, "-m", "search.cli.app", *map(str, words)],
             cwd=self.folder,
             env={**kept, "HOME": str(self.home), "XDG_CACHE_HOME": str(self.home), "PYTHONPATH": paths},
             capture_output=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analysis.errors import InputError as AnalysisInputError
 from analysis.runs.study_url import redact, study_url
 from search.experiment.load import load_experiment
 from search.experiment.objectives import Constraint
@@ -455,13 +456,15 @@ def test_the_study_url_from_file_and_environment(load):
     ],
 )
 def test_study_urls_that_lead_nowhere(load, study, env, message):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(AnalysisInputError) as error:
         study_url(load(f"storage: {{study: '{study}'}}").storage.study, "r", env)
     assert message in str(error.value)
 
 
 def test_a_run_directory_elsewhere_needs_a_database(load):
-    with pytest.raises(InputError, match=r"storage\.study: expected a database URL \(or AMA_STUDY_URL\)"):
+    with pytest.raises(
+        AnalysisInputError, match=r"storage\.study: expected a database URL \(or AMA_STUDY_URL\)"
+    ):
         study_url(load("").storage.study, "s3://bucket/run", {})
 
 
@@ -486,7 +489,8 @@ def test_difference_with_a_file_of_another_version(load):
 
 def test_experiments_can_be_loaded_without_torch_ray_or_optuna():
     code = (
-        "import sys; from search.experiment.experiment import load_experiment, schema_markdown\n"
+        "import sys; from search.experiment.load import load_experiment\n"
+        "from search.experiment.reference import schema_markdown\n"
         "load_experiment('digits'); schema_markdown()\n"
         "sys.exit(' '.join({'torch', 'ray', 'optuna'} & set(sys.modules)))"
     )

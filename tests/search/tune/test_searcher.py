@@ -23,7 +23,7 @@ from search.study.record import StudyRecord
 from search.tune.board import Board
 from search.tune.callback import StudyCallback, cause
 from search.tune.scheduler import RungScheduler
-from search.tune.searcher import METRICS, NODE_LOSSES, StudySearcher
+from search.tune.searcher import NODE_LOSSES, StudySearcher
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DistillConfig, StudentSpec
 from trainables.costs.table import Costs
@@ -86,7 +86,9 @@ class Session:
 
     def train(self, trial_id: str, epoch: int, end: bool = False, **metrics: float) -> None:
         """An epoch as Ray reports it: the last result of a trial comes with its completion alone."""
-        result = {**dict.fromkeys(METRICS, 0.5), "epoch": epoch, "seconds": 1.0, **metrics}
+        names = ("val_accuracy", "val_loss", "train_loss", "loss/ce", "entropy")
+        values = {**dict.fromkeys(names, 0.5), "epoch": epoch, "seconds": 1.0, **metrics}
+        result = {**values, "recorded": list(values), "further": ["loss/ce", "entropy"]}
         if end:
             self.searcher.on_trial_complete(trial_id, result)
         else:
