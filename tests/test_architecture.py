@@ -20,7 +20,8 @@ MOST_MODULES = 12  # in a room, `__init__` aside
 # Every room or single module of a package by its floor; imports go to lower floors of the same package.
 FLOORS = {
     "trainables": (
-        {"config", "errors", "files"},
+        {"errors", "files"},
+        {"config", "registry"},
         {"runtime"},
         {"data", "network"},
         {"blocks"},
