@@ -109,7 +109,7 @@ def search(tmp_path: Path) -> Callable[..., Search]:
 
 
 def key(search: Search, proposal: Proposal) -> str:
-    return search.policy.proposer._space.student_key(proposal.config)
+    return search.proposer._space.student_key(proposal.config)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
