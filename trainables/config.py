@@ -6,7 +6,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Triple = tuple[float, float, float]
@@ -31,8 +39,13 @@ def hash_json(value: Any) -> str:
 class DataConfig(Config):
     """Which images, in which size, split how."""
 
-    name: Literal["digits", "cifar10", "cifar100", "svhn", "fashion_mnist", "mnist", "imagefolder"] = Field(
-        "digits", description="data set; `imagefolder` reads train/<class>/* and test/ (or val/) under `root`"
+    name: str = Field(
+        "digits",
+        description="data set; `imagefolder` reads train/<class>/* and test/ (or val/) under `root`; or your "
+        "own (docs/extending.md)",
+        json_schema_extra={
+            "form": "digits, cifar10, cifar100, svhn, fashion_mnist, mnist, imagefolder or your own"
+        },
     )
     root: str | None = Field(None, description="folder that holds the data (not needed for digits)")
     size: PositiveInt | None = Field(None, description="side in pixels images are brought to; null: native")
@@ -125,6 +138,15 @@ class DistillConfig(Config):
     seed: int = Field(0, ge=0)
     train: Literal["all", "modules"] = "all"
     warm_start: Literal["library", "teacher", "none"] = "teacher"
+    scores: tuple[str, ...] = Field((), description="users' own metrics: entry points or `import:` texts")
+
+    @model_serializer(mode="wrap")
+    def _without_empty_scores(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A config without own metrics is written, and hashed, as before there were any."""
+        values: dict[str, Any] = write(self)
+        if not values.get("scores"):
+            values.pop("scores", None)
+        return values
 
 
 class LibraryConfig(Config):

@@ -125,12 +125,12 @@ def page() -> str:
     )
 
 
-if __name__ == "__main__":
-    print(page(), end="")
-
-
 def schema_markdown() -> str:
     """Every key of the experiment file with type, default and meaning, one Markdown table per section."""
     from search.experiment.reference import tables
 
     return tables(Experiment)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import optuna
@@ -18,12 +18,12 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from analysis.metrics import CURVE_METRICS, Direction
 from analysis.runs.study_url import redact
-from search.experiment.objectives import Direction
 from search.study.database import Waiting, new_token, open_storage
 from trainables.errors import InputError
 
-CURVE = ("epoch", "val_accuracy", "val_loss", "train_loss", "seconds")
+CURVE = ("epoch", *CURVE_METRICS, "train_loss", "seconds")
 _CONSTRAINT = "constraints:"  # before a constraint's name: where Optuna looks for its value
 
 
@@ -95,6 +95,12 @@ class StudyRecord:
         for key, value in attrs.items():
             self.waiting(partial(self._study.set_user_attr, key, value))
 
+    @cached_property
+    def _curve(self) -> tuple[str, ...]:
+        """What is kept of every epoch: the users' own metrics of predictions as well."""
+        own = self.attrs.get("metrics", {}).values()
+        return (*CURVE, *(metric["name"] for metric in own if metric["kind"] == "quality"))
+
     def name_objectives(self, metrics: Sequence[str]) -> None:
         """Name the objectives where optuna-dashboard and Optuna's own plots look."""
         with warnings.catch_warnings():
@@ -157,7 +163,7 @@ class StudyRecord:
             self._curves[number] = self._stored_curve(number)
         curve = self._curves[number]
         keep = [i for i, epoch in enumerate(curve["epoch"]) if epoch < metrics["epoch"]]
-        for column in CURVE:
+        for column in self._curve:
             value = metrics[column]
             kept = [curve[column][i] for i in keep]
             curve[column] = [*kept, round(value, 5) if isinstance(value, float) else value]
@@ -172,7 +178,7 @@ class StudyRecord:
     def _stored_curve(self, number: int) -> dict[str, list[float]]:
         row = self.waiting(lambda: self._storage.get_trial(self._ids[number]))
         stored = row.user_attrs.get("curve", {})
-        return {column: list(stored.get(column, [])) for column in CURVE}
+        return {column: list(stored.get(column, [])) for column in self._curve}
 
     def complete(
         self, number: int, values: Sequence[float], constraints: Mapping[str, float] | None = None

@@ -29,7 +29,7 @@ from trainables.blocks.blocks import Block
 from trainables.student.spans import spans_of
 from trainables.training.metrics import EpochMetrics
 
-METRICS = tuple(metric.name for metric in fields(EpochMetrics))
+METRICS = tuple(metric.name for metric in fields(EpochMetrics) if metric.name != "metrics")
 
 # With so many failures, and most of a session's trials among them, the search gives up: the fault is not
 # the configs'.
@@ -79,6 +79,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._experiment = experiment
+        own = (metric.name for metric in experiment.own_metrics if metric.kind == "quality")
+        self._metrics = (*METRICS, *own)
         self._record = record
         self._proposer = proposer
         self._blocks = blocks
@@ -193,7 +195,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch was trained: its metrics go to the row."""
         number = self._numbers[trial_id]
-        metrics = {name: result[name] for name in METRICS}
+        metrics = {name: result[name] for name in self._metrics}
         self._last[number] = metrics
         if not result.get("again"):
             self._compare(number, metrics["epoch"])

@@ -20,6 +20,7 @@ from trainables.errors import InputError
 from trainables.methods.ama import DistillationLoss, candidate_maps
 from trainables.methods.teacher_signals import Supervisor
 from trainables.network.evaluate import Evaluation, evaluate
+from trainables.network.scores import load_scores
 from trainables.runtime.memory import peaks, reset_peaks
 from trainables.runtime.runtime import Runtime
 from trainables.runtime.seeds import seeded
@@ -101,6 +102,7 @@ class Distiller:
         )
         self._stepper = Stepper(self.student, self.loss, self.optimizer, self.spans, targets, runtime)
         self._eval_batch = runtime.eval_batch
+        self._scores = load_scores(config.scores)
         self.history: list[EpochMetrics] = []
 
     @property
@@ -155,6 +157,7 @@ class Distiller:
             host_mib=host,
             gpu_mib=gpu,
             micro_batches=self._stepper.micro_batches,
+            metrics=dict(score.scores),
         )
         self.history.append(metrics)
         return metrics
@@ -164,7 +167,7 @@ class Distiller:
         while True:
             try:
                 batches = self.data.eval_batches("val", self.runtime, self._eval_batch)
-                return evaluate(self.student, batches, self.runtime)
+                return evaluate(self.student, batches, self.runtime, self._scores)
             except torch.OutOfMemoryError as fault:
                 if self._eval_batch <= LEAST_EVAL_BATCH:
                     raise TooLarge(f"scoring {self._eval_batch} images at a time: {fault}") from None
@@ -202,7 +205,7 @@ class Distiller:
         self.optimizer.load_state_dict(state["optimizer"])
         self._stepper.scaler.load_state_dict(state["scaler"])
         self._stepper.micro_batches = state.get("micro_batches", 1)
-        self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
+        self.history = [EpochMetrics.from_dict(metrics) for metrics in state["history"]]
 
     @cached_property
     def _origin(self) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,10 +36,20 @@ class EpochMetrics:
     host_mib: float = 0.0  # most resident memory of the process since the trial began, in MiB
     gpu_mib: float = 0.0  # most GPU memory allocated since then; 0 without a GPU
     micro_batches: int = 1  # parts that a step's batch is computed in; 2 once it did not fit in one
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Field names to values."""
-        return dataclasses.asdict(self)
+        """Field names to values; `metrics` by their own names."""
+        values = dataclasses.asdict(self)
+        own: dict[str, float] = values.pop("metrics")
+        return {**values, **own}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EpochMetrics:
+        """The epoch that `as_dict` wrote."""
+        names = {each.name for each in dataclasses.fields(cls)}
+        own = {name: value for name, value in values.items() if name not in names}
+        return cls(**{name: value for name, value in values.items() if name in names}, metrics=own)
 
 
 class Sums:
