@@ -1,56 +1,212 @@
-"""What a trial is judged by: names, units, natural directions, how a value is written and read."""
+"""What a trial is judged by: the one table of metrics, and how their values are written and read.
+
+Every other list of metric names is derived from this table. A user's own metric is a `Metric` as well: its
+object names it (see docs/extending.md), a run's study keeps it, and `define` makes its label and unit known
+to this process.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from analysis.errors import InputError
 
 Direction = Literal["maximize", "minimize"]
+Worst = float | Literal["chance", "uniform guess", "teacher"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# Columns of a trial's row and of its learning curve that no metric may be named like.
+RESERVED = (
+    *("number", "state", "refused", "on_front", "epoch", "epochs", "seconds", "train_loss", "seed", "lr"),
+    *("replaced", "retries", "reason", "checkpoint", "started", "ended", "done", "failure", "again"),
+)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: `kind` is quality (of the predictions), cost (of the student) or effort (of the trial)."""
+    """One metric.
+
+    Args:
+        name: key of its values in rows, tables and limits: lower-case letters, digits and `_`.
+        label: for people.
+        unit: behind the values; "%" says that they are shares, 0..1, and shown in percent.
+        direction: which values are better.
+        kind: quality (of the predictions), cost (of the student) or effort (of the trial).
+        worst: where the hypervolume's box begins: a number; of a quality "chance", 1 / classes, or
+            "uniform guess", ln(classes); of a cost "teacher", its value. None: it is no objective.
+        best: where the box ends.
+        count: values are counts, written with k, M and G.
+        curve: it has a value for every epoch.
+        alias: another name that people may type.
+    """
 
     name: str
     label: str
-    unit: str
-    direction: Direction
-    kind: Literal["quality", "cost", "effort"]
+    unit: str = ""
+    direction: Direction = "maximize"
+    kind: Literal["quality", "cost", "effort"] = "quality"
+    worst: Worst | None = None
+    best: float = 0.0
+    count: bool = False
+    curve: bool = False
+    alias: str = ""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or (self.name in RESERVED and self.kind != "effort"):
+            raise InputError(
+                f"metric {self.name!r}: expected a name of lower-case letters, digits and _, none of "
+                f"{', '.join(RESERVED)}"
+            )
+        if self.direction not in ("maximize", "minimize"):
+            raise InputError(f"metric {self.name}: expected maximize or minimize, got {self.direction!r}")
+        words = ("teacher",) if self.kind == "cost" else ("chance", "uniform guess")
+        if isinstance(self.worst, str) and self.worst not in words:
+            raise InputError(
+                f"metric {self.name}: worst: expected a number or {' or '.join(map(repr, words))}, "
+                f"got {self.worst!r}"
+            )
+
+    @property
+    def share(self) -> bool:
+        """Whether values are shares, 0..1, and shown in percent."""
+        return self.unit == "%"
+
+    def worst_value(self, teacher: Mapping[str, Any], classes: int) -> float:
+        """The box's worst value as a number.
+
+        Raises:
+            InputError: the metric has none, or it is the teacher's and that is no positive number.
+        """
+        if self.worst is None:
+            raise InputError(f"objective {self.name!r}: expected one of {', '.join(objective_names())}")
+        if self.worst == "chance":
+            return 1.0 / classes
+        if self.worst == "uniform guess":
+            return math.log(classes)
+        if self.worst == "teacher":
+            value = teacher.get(self.name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise InputError(f"the teacher's {self.name} must be a positive number, got {value!r}")
+            return float(value)
+        return float(self.worst)
+
+    def show(self, value: float | None) -> str:
+        """`value` for people: "91.34 %", "3.21 ms", "40.8 M"; "–" for None and what is not finite."""
+        if value is None or not math.isfinite(value):
+            return "–"
+        if self.share:
+            return f"{100 * value:.2f} %"
+        if self.count:
+            return f"{show_count(value)} {self.unit}".strip()
+        if self.unit:
+            return f"{value:.{decimals(value)}f} {self.unit}"
+        return f"{value:.0f}" if self.kind == "effort" else f"{value:.4f}"
+
+    def show_difference(self, size: float) -> str:
+        """The size of a difference between two values for people: "1.20 points" of a share."""
+        return f"{100 * size:.2f} points" if self.share else self.show(size)
+
+    @property
+    def axis_label(self) -> str:
+        """Label of an axis that shows this metric."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
-        Metric("val_accuracy", "validation accuracy", "%", "maximize", "quality"),
-        Metric("val_loss", "validation loss", "", "minimize", "quality"),
-        Metric("latency_ms", "latency", "ms", "minimize", "cost"),
-        Metric("flops", "FLOPs", "", "minimize", "cost"),
-        Metric("params", "parameters", "", "minimize", "cost"),
+        Metric(
+            *("val_accuracy", "validation accuracy", "%"),
+            worst="chance",
+            best=1.0,
+            curve=True,
+            alias="accuracy",
+        ),
+        Metric(
+            *("val_loss", "validation loss", "", "minimize"),
+            worst="uniform guess",
+            curve=True,
+            alias="loss",
+        ),
+        Metric("latency_ms", "latency", "ms", "minimize", "cost", worst="teacher", alias="latency"),
+        Metric("flops", "FLOPs", "", "minimize", "cost", worst="teacher", count=True),
+        Metric("params", "parameters", "", "minimize", "cost", worst="teacher", count=True),
         Metric("measured_latency_ms", "latency measured end to end", "ms", "minimize", "cost"),
         Metric("epochs", "epochs trained", "", "minimize", "effort"),
     )
 }
-OBJECTIVE_METRICS = ("val_accuracy", "val_loss", "latency_ms", "flops", "params")
-COST_METRICS = ("latency_ms", "flops", "params")
-ALIASES = {"accuracy": "val_accuracy", "loss": "val_loss", "latency": "latency_ms"}
+COST_METRICS = tuple(m.name for m in METRICS.values() if m.kind == "cost" and m.worst is not None)
+CURVE_METRICS = tuple(m.name for m in METRICS.values() if m.curve)
+_defined: dict[str, Metric] = {}  # users' metrics of the experiments and runs of this process, for `describe`
+
+
+def objective_names(known: Mapping[str, Metric] = METRICS) -> tuple[str, ...]:
+    """Names of the metrics that can be objectives."""
+    return tuple(m.name for m in known.values() if m.worst is not None)
+
+
+def own_metrics(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+    """Users' metrics from what a study keeps of them (see `specifications`); `describe` knows them then.
+
+    Raises:
+        InputError: something else, or the name of a built-in metric.
+    """
+    try:
+        found = [Metric(**values) for values in kept.values()]
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"metrics: expected specifications of metrics by name ({error})") from None
+    return define(found)
+
+
+def specifications(metrics: Iterable[Metric]) -> dict[str, dict[str, Any]]:
+    """What a study keeps of users' metrics, by name."""
+    return {metric.name: asdict(metric) for metric in metrics}
+
+
+def define(metrics: Iterable[Metric]) -> dict[str, Metric]:
+    """Users' metrics by name, which `describe` and `show` know from now on; the last of one name counts.
+
+    Raises:
+        InputError: the name of a built-in metric, or a metric without `worst`.
+    """
+    found: dict[str, Metric] = {}
+    for metric in metrics:
+        if metric.name in METRICS or metric.name in {m.alias for m in METRICS.values()}:
+            raise InputError(f"metric {metric.name!r}: a built-in metric has this name; choose another one")
+        if metric.worst is None or metric.kind == "effort":
+            raise InputError(
+                f"metric {metric.name!r}: expected the kind quality or cost and `worst`, where the "
+                'hypervolume\'s box begins: a number, or "teacher"'
+            )
+        found[metric.name] = metric
+    _defined.update(found)
+    return found
+
+
+def describe(name: str) -> Metric:
+    """The metric of this name; `test_<x>` is described as `val_<x>`; an unknown name is its own label."""
+    if name.startswith("test_") and (found := METRICS.get(f"val_{name.removeprefix('test_')}")):
+        return replace(found, name=name, label=found.label.replace("validation", "test"))
+    return METRICS.get(name) or _defined.get(name) or Metric(name, name.replace("_", " "))
+
+
+def metric_name(text: str, known: Mapping[str, Metric] = METRICS) -> str:
+    """The metric that `text` names, by its name or an alias ("accuracy"). Raises InputError for no metric."""
+    names = {m.alias: m.name for m in known.values() if m.alias} | {name: name for name in known}
+    if found := names.get(text.strip()):
+        return found
+    close = difflib.get_close_matches(text.strip(), names, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise InputError(f"unknown metric {text!r}{hint}: expected one of {', '.join(known)}")
+
+
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": 1e-2, "ms": 1.0}
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z%]*)")
-
-
-def metric_name(text: str) -> str:
-    """The metric that `text` names, by its name or an alias ("accuracy"). Raises InputError for no metric."""
-    name = ALIASES.get(text.strip(), text.strip())
-    if name in METRICS:
-        return name
-    close = difflib.get_close_matches(name, [*METRICS, *ALIASES], n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise InputError(f"unknown metric {text!r}{hint}: expected one of {', '.join(METRICS)}")
 
 
 def parse_value(text: str) -> tuple[float, bool]:
@@ -71,20 +227,12 @@ def parse_value(text: str) -> tuple[float, bool]:
 
 
 def show(metric: str, value: float | None) -> str:
-    """`value` of `metric` for people: "91.34 %", "3.21 ms", "40.8 M"; "–" where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if metric in ("val_accuracy", "test_accuracy"):
-        return f"{100 * value:.2f} %"
-    if metric in ("flops", "params"):
-        return show_count(value)
-    if metric in ("latency_ms", "measured_latency_ms"):
-        return f"{value:.{decimals(value)}f} ms"
-    return f"{value:.0f}" if metric == "epochs" else f"{value:.4f}"
+    """`value` of the metric of this name for people; see `Metric.show`."""
+    return describe(metric).show(value)
 
 
 def decimals(value: float, digits: int = 3) -> int:
-    """Decimals that write `value` with so many significant digits: 6.25 -> 2, 0.04 -> 4, 1234 -> 0."""
+    """Decimals that write `value` with this many significant digits: 6.25 -> 2, 0.04 -> 4, 1234 -> 0."""
     rounded = abs(float(f"{value:.{digits - 1}e}"))  # 0.9999 is written as 1.00
     return max(0, digits - 1 - math.floor(math.log10(rounded))) if value else 0
 
@@ -98,7 +246,7 @@ def show_count(value: float) -> str:
 
 
 def time_unit(hours: float) -> tuple[str, float]:
-    """The unit in which a time of so many hours reads best, and how many of it make an hour."""
+    """The unit in which this many hours read best, and how many of it make an hour."""
     return ("hours", 1.0) if hours >= 1 else ("minutes", 60.0)
 
 
@@ -106,12 +254,6 @@ def show_time(hours: float) -> str:
     """A time for people: "1.56 hours", "48.2 minutes"."""
     unit, scale = time_unit(hours)
     return f"{hours * scale:.{decimals(hours * scale)}f} {unit}"
-
-
-def axis_label(metric: str) -> str:
-    """Label of an axis that shows `metric`."""
-    known = METRICS[metric]
-    return f"{known.label} ({known.unit})" if known.unit else known.label
 
 
 def duration(seconds: float) -> str:

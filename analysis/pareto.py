@@ -8,7 +8,6 @@ intercluster distance", Theoretical Computer Science 38, 293–306 (1985).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.errors import InputError
-from analysis.metrics import OBJECTIVE_METRICS, Direction
+from analysis.metrics import METRICS, Direction, Metric, objective_names
 
 Floats = NDArray[np.float64]
 
@@ -58,30 +57,35 @@ def front_mask(points: Floats) -> NDArray[np.bool_]:
     return mask
 
 
-def box(objectives: Sequence[Objective], teacher: Mapping[str, Any], classes: int) -> Box:
+def box(
+    objectives: Sequence[Objective],
+    teacher: Mapping[str, Any],
+    classes: int,
+    known: Mapping[str, Metric] = METRICS,
+) -> Box:
     """The box of these objectives: a function of teacher and data alone, so that runs can be compared.
 
-    Accuracy runs from chance (1 / classes) to 1, loss from that of a uniform guess (ln classes) to 0, every
-    cost from the teacher's to 0.
+    Each objective runs from its metric's `worst` to its `best`: accuracy from chance (1 / classes) to 1, loss
+    from that of a uniform guess (ln classes) to 0, every cost from the teacher's to 0.
+
+    Args:
+        objectives: the dimensions of the box.
+        teacher: its values by metric name.
+        classes: of the data.
+        known: the metrics by name.
 
     Raises:
         InputError: an objective that has no box, a cost the teacher lacks, or fewer than two classes.
     """
     if classes < 2:
         raise InputError(f"hypervolume needs at least 2 classes, got {classes}")
-    worst: dict[str, float] = {"val_accuracy": 1.0 / classes, "val_loss": math.log(classes)}
-    best = {"val_accuracy": 1.0}
     for objective in objectives:
-        metric = objective.metric
-        if metric not in OBJECTIVE_METRICS:
-            raise InputError(f"objective {metric!r}: expected one of {', '.join(OBJECTIVE_METRICS)}")
-        if metric not in worst:
-            cost = teacher.get(metric)
-            if not isinstance(cost, int | float) or not cost > 0:
-                raise InputError(f"the teacher's {metric} must be a positive number, got {cost!r}")
-            worst[metric] = float(cost)
-    ideal = minimised([[best.get(o.metric, 0.0) for o in objectives]], objectives)[0]
-    reference = minimised([[worst[o.metric] for o in objectives]], objectives)[0]
+        if objective.metric not in known:
+            names = ", ".join(objective_names(known))
+            raise InputError(f"objective {objective.metric!r}: expected one of {names}")
+    metrics = [known[o.metric] for o in objectives]
+    ideal = minimised([[metric.best for metric in metrics]], objectives)[0]
+    reference = minimised([[metric.worst_value(teacher, classes) for metric in metrics]], objectives)[0]
     if not (ideal < reference).all():
         wrong = [o.metric for o, bad in zip(objectives, ~(ideal < reference), strict=True) if bad]
         raise InputError(f"objectives {', '.join(wrong)} point away from what is better")

@@ -11,7 +11,9 @@ from trainables.config import DataConfig, hash_json
 from trainables.data.augment import augment_for
 from trainables.data.dataset import ImageData
 from trainables.data.imagefolder import read_imagefolder
-from trainables.data.load import DEFAULT_CACHE, load_data
+from trainables.data.load import load_data
+from trainables.data.sets.data_set import DATA_SETS
+from trainables.data.sources import cache_folder
 from trainables.data.split import Split, select
 from trainables.data.stratify import LIMIT_STREAM, VAL_STREAM, stratified_sample
 from trainables.errors import InputError
@@ -44,7 +46,7 @@ def _after(config: DataConfig, saw: int) -> ImageData:
     if config.name != "imagefolder" or config.root is None or config.size is None or config.mean is None:
         raise InputError("--teacher-saw needs data.name=imagefolder with data.root, data.size and data.mean")
     assert config.std is not None, "validated with the mean"
-    cache = Path(config.cache or DEFAULT_CACHE).expanduser()
+    cache = cache_folder(config)
     source = read_imagefolder(Path(config.root).expanduser(), config.size, cache, False, True, None)
     assert source.test is not None, "asked for"
     places = np.concatenate([np.arange(n) for n in np.bincount(source.labels)])  # files are in class order
@@ -67,6 +69,6 @@ def _after(config: DataConfig, saw: int) -> ImageData:
         classes=source.classes,
         mean=config.mean,
         std=config.std,
-        augment=augment_for(config.name, config.augment, config.size),
+        augment=augment_for(DATA_SETS.get(config.name).augmentation(config.augment), config.size),
         hash=hash_json([source.hash, config.size, "saw", saw, config.train_limit, config.split_seed]),
     )

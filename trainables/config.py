@@ -73,8 +73,13 @@ def searched(
 class DataConfig(Config):
     """Which images, in which size, split how."""
 
-    name: Literal["digits", "cifar10", "cifar100", "svhn", "fashion_mnist", "mnist", "imagefolder"] = Field(
-        "digits", description="data set; `imagefolder` reads train/<class>/* and test/ (or val/) under `root`"
+    name: str = Field(
+        "digits",
+        description="data set; `imagefolder` reads train/<class>/* and test/ (or val/) under `root`; or your "
+        "own (docs/extending.md)",
+        json_schema_extra={
+            "form": "digits, cifar10, cifar100, svhn, fashion_mnist, mnist, imagefolder or your own"
+        },
     )
     root: str | None = Field(None, description="folder that holds the data (not needed for digits)")
     size: PositiveInt | None = Field(None, description="side in pixels images are brought to; null: native")
@@ -210,6 +215,7 @@ class DistillConfig(Config):
     seed: int = Field(0, ge=0)
     train: Literal["all", "modules"] = "all"
     warm_start: Literal["library", "teacher", "none"] = "teacher"
+    scores: tuple[str, ...] = Field((), description="users' own metrics: entry points or `import:` texts")
 
     @model_validator(mode="before")
     @classmethod

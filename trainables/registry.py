@@ -72,6 +72,15 @@ class Registry(Generic[T]):
             )
         return cast(T, found)
 
+    def check(self, text: str) -> None:
+        """Check that `get` knows `text`; a built-in entry is not loaded for that.
+
+        Raises:
+            InputError: as `get`.
+        """
+        if text not in self._builtins:
+            self.get(text)
+
     def _installed(self) -> list[EntryPoint]:
         return list(entry_points(group=self.group))
 

@@ -20,7 +20,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from analysis.errors import InputError
 from analysis.intervals import CONFIDENCE, summarise
-from analysis.metrics import COST_METRICS, show
+from analysis.metrics import show
 from analysis.pareto import Box, box, hypervolume
 from analysis.report import tables
 from analysis.runs.run import Run
@@ -135,6 +135,10 @@ def _check(runs: Sequence[Run]) -> list[str]:
                 f"{run.label} has the objectives {_objectives(run)}, but {first.label} has "
                 f"{_objectives(first)}: they share no hypervolume"
             )
+        if (own := run.own_metrics) != first.own_metrics:
+            differ = [name for name in own if own[name] != first.own_metrics.get(name)]
+            if named := [name for name in differ if name in first.metrics]:
+                raise InputError(f"{run.label} and {first.label} define {', '.join(named)} differently")
         for key in ("name", "classes", "image_shape"):
             if run.data.get(key) != first.data.get(key):
                 raise InputError(
@@ -169,9 +173,9 @@ def _common_box(runs: Sequence[Run]) -> Box:
     known = [run.teacher for run in runs]
     dearest = {
         cost: max((t[cost] for t in known if isinstance(t.get(cost), int | float)), default=None)
-        for cost in COST_METRICS
+        for cost in runs[0].costs
     }
-    return box(runs[0].objectives, dearest, int(runs[0].data.get("classes", 0)))
+    return box(runs[0].objectives, dearest, int(runs[0].data.get("classes", 0)), runs[0].known)
 
 
 def _run_names(runs: Sequence[Run]) -> list[str]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.compare.compare import TARGET, Comparison, describe_reference
-from analysis.metrics import METRICS, show
+from analysis.metrics import describe, show
 from analysis.pareto import Objective, front_mask, minimised
 from analysis.report.style import (
     BLUE,
@@ -130,7 +130,7 @@ def markdown(found: Comparison) -> str:
     lines += [f"- {text}" for text in [*differences(found), *explanation(found)]]
     lines += ["", "![Fronts](fronts.png)", "", "![Hypervolume over compute](hypervolume.png)"]
     lines += ["", "## Runs", "", *pipe_table(*run_table(found)), "", "## Fronts", ""]
-    headers = ["run", "trial", *(METRICS[m].label for m in found.objectives)]
+    headers = ["run", "trial", *(describe(m).label for m in found.objectives)]
     rows = [
         [str(row["run"]), str(row["number"]), *(show(m, row[m]) for m in found.objectives)]
         for _, row in found.fronts.iterrows()
@@ -147,7 +147,7 @@ def draw_fronts(found: Comparison) -> Figure:
     """Every run's front in the first objective against the second, one colour a group."""
     figure, (axes,) = new_figure(3.9)
     y, x = found.objectives[:2]
-    if METRICS[x].kind == "quality":
+    if describe(x).kind == "quality":
         x, y = y, x
     for group, colour in _colours(found).items():
         part = found.fronts[found.fronts["group"] == group]
@@ -160,7 +160,7 @@ def draw_fronts(found: Comparison) -> Figure:
 
 
 def _front_line(axes: Axes, front: pd.DataFrame, x: str, y: str, colour: str, label: str) -> None:
-    pair = [Objective(metric, METRICS[metric].direction) for metric in (x, y)]
+    pair = [Objective(metric, describe(metric).direction) for metric in (x, y)]
     kept = front[front_mask(minimised(front[[x, y]].to_numpy(dtype=float), pair))].sort_values(x)
     steps: Literal["pre", "post"] = "post" if pair[0].direction == "minimize" else "pre"
     axes.step(kept[x], kept[y], where=steps, color=colour, lw=1.1, alpha=0.8)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError
-from analysis.metrics import metric_name, parse_value, show
+from analysis.metrics import METRICS, Metric, metric_name, parse_value, show
 
 Limits = Mapping[str, float | str] | Sequence[str]
 
@@ -35,11 +35,16 @@ class Limit:
         return np.where(np.isnan(beyond), np.inf, beyond)
 
 
-def parse_limits(most: Limits | None, least: Limits | None, teacher: Mapping[str, Any]) -> tuple[Limit, ...]:
+def parse_limits(
+    most: Limits | None,
+    least: Limits | None,
+    teacher: Mapping[str, Any],
+    known: Mapping[str, Metric] = METRICS,
+) -> tuple[Limit, ...]:
     """Limits from what was typed: upper ones (`most`) then lower ones (`least`).
 
     Each is a sequence of "metric=value", or a mapping metric -> value. A value may have a suffix (k, M, G, %)
-    or be "0.5x": that many times the teacher's.
+    or be "0.5x": that many times the teacher's. `known` are the metrics by name.
 
     Raises:
         InputError: no "=", an unknown metric, no number, the same limit twice, or "x" on a metric that the
@@ -52,7 +57,7 @@ def parse_limits(most: Limits | None, least: Limits | None, teacher: Mapping[str
     )
     for items, op, option in ops:
         for key, text in _pairs(items, option):
-            metric = metric_name(key)
+            metric = metric_name(key, known)
             value, relative = parse_value(text)
             if relative:
                 value *= _of_teacher(teacher, metric, f"{option} {key}={text}")

@@ -11,7 +11,7 @@ import optuna
 import pandas as pd
 
 from analysis.errors import InputError
-from analysis.metrics import METRICS, show
+from analysis.metrics import describe, show
 from analysis.pareto import Floats, front_mask, knee, scale_to_front, spread
 from analysis.picks.limits import Limit, Limits, parse_limits
 from analysis.runs.run import Run, describe_unfinished
@@ -59,7 +59,7 @@ def pick(
     opened = Run.open(run)
     if not opened.trials:
         raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
-    limits = parse_limits(max, min, opened.teacher)
+    limits = parse_limits(max, min, opened.teacher, opened.known)
     table = opened.frame()
     complete = table[table["state"] == "COMPLETE"]
     if complete.empty:
@@ -122,8 +122,8 @@ def _breaks(row: pd.Series, excess: Floats, limits: tuple[Limit, ...]) -> str:
     parts = []
     for limit, beyond in zip(limits, excess, strict=True):
         if beyond > 0:
-            points = limit.metric == "val_accuracy"
-            far = f"{100 * beyond * limit.value:.2f} points" if points else f"{100 * beyond:.1f} %"
+            metric = describe(limit.metric)
+            far = metric.show_difference(beyond * limit.value) if metric.share else f"{100 * beyond:.1f} %"
             parts.append(f"{limit.metric} {show(limit.metric, row[limit.metric])} breaks {limit} by {far}")
     return ", ".join(parts)
 
@@ -145,7 +145,7 @@ def _explain(
     attrs = run.trial(int(chosen["number"])).user_attrs
     if not isinstance(attrs.get("config"), dict):
         raise InputError(f"{run.label}: trial {chosen['number']} has no config to retrain from")
-    values = {name: float(chosen[name]) for name in METRICS if pd.notna(chosen[name])}
+    values = {name: float(chosen[name]) for name in run.known if pd.notna(chosen[name])}
     costs = {name: float(value) for name, value in (attrs.get("costs") or {}).items()}
     return Pick(int(chosen["number"]), values, attrs["config"], costs, "; ".join(p for p in parts if p))
 
@@ -192,6 +192,4 @@ def _gap(metric: str, difference: float) -> str:
     """ "1.20 points less", "3.1 M more", "the same" """
     if difference == 0:
         return "the same"
-    size = abs(difference)
-    shown = f"{100 * size:.2f} points" if metric == "val_accuracy" else show(metric, size)
-    return f"{shown} {'more' if difference > 0 else 'less'}"
+    return f"{describe(metric).show_difference(abs(difference))} {'more' if difference > 0 else 'less'}"

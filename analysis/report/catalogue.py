@@ -12,7 +12,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.metrics import COST_METRICS, METRICS
+from analysis.metrics import describe
 from analysis.report import importance, plots, tables
 from analysis.report.style import DPI, RC, standalone_svg, svg_text
 from analysis.runs.run import Run
@@ -82,11 +82,11 @@ def _plots(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
 
 def _scatters(run: Run, points: pd.DataFrame) -> Iterator[Drawn]:
     """Every pair of objectives, then accuracy against each cost that is no objective."""
-    pairs = [(b, a) if METRICS[a].kind == "quality" else (a, b) for a, b in combinations(run.metrics, 2)]
-    pairs += [(cost, "val_accuracy") for cost in COST_METRICS if (cost, "val_accuracy") not in pairs]
+    pairs = [(b, a) if describe(a).kind == "quality" else (a, b) for a, b in combinations(run.metrics, 2)]
+    pairs += [(cost, "val_accuracy") for cost in run.costs if (cost, "val_accuracy") not in pairs]
     for x, y in pairs:
         front = x in run.metrics and y in run.metrics
-        title = f"{METRICS[y].label} against {METRICS[x].label}"
+        title = f"{describe(y).label} against {describe(x).label}"
         title = title[0].upper() + title[1:]
         columns = ["number", "role", "picked", x, y]
         note = "" if front else "Not a pair of objectives: the front need not look like one here."
@@ -104,13 +104,13 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
         rows = part[part["parameter"] != ""]
         note = str(part["note"].iloc[0])
         plot = Plot(
-            f"importance-{metric}", "matters", f"What matters for {METRICS[str(metric)].label}", note, part
+            f"importance-{metric}", "matters", f"What matters for {describe(str(metric)).label}", note, part
         )
         yield _unless_empty(plot, partial(plots.draw_importance, rows), note, rows)
     complete = int((run.frame()["state"] == "COMPLETE").sum())
     effects = importance.block_effects(run)
     effects = effects if complete >= importance.MIN_TRIALS else effects.iloc[:0]
-    cost = next((m for m in run.metrics if m in COST_METRICS), COST_METRICS[0])
+    cost = next((m for m in run.metrics if m in run.costs), run.costs[0])
     costs = list(dict.fromkeys([cost, "latency_ms"]))  # what was searched for, and what a user waits for
     note = "Against keeping the block, all other blocks as they are (ridge regression on all levels at once)."
     if complete < 2 * len(effects):

@@ -15,7 +15,6 @@ import pandas as pd
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from analysis.metrics import COST_METRICS
 from analysis.runs.run import Run
 
 MIN_TRIALS = 10
@@ -43,7 +42,7 @@ def importances(run: Run) -> tuple[Importance, ...]:
     """
     found = []
     for i, metric in enumerate(run.metrics):
-        cost = metric in COST_METRICS
+        cost = metric in run.costs
         kind = "priced proposals" if cost else "fully trained trials"
         values = [_price(trial, metric) if cost else _result(trial, i) for trial in run.trials]
         known = [(trial, v) for trial, v in zip(run.trials, values, strict=True) if v is not None]
@@ -134,7 +133,7 @@ def block_effects(run: Run) -> pd.DataFrame:
         }
     )
     kept = np.array([level == keep for _, level in cells], dtype=bool)
-    for metric in ("val_accuracy", *COST_METRICS):
+    for metric in ("val_accuracy", *run.costs):
         values = table[metric].to_numpy(dtype=np.float64)
         means = [values[use & complete] for use in used.T]
         rows[metric] = [float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for v in means]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.metrics import axis_label, show, time_unit
+from analysis.metrics import describe, show, time_unit
 from analysis.pareto import Objective, front_mask, minimised
 from analysis.report.style import (
     BLUE,
@@ -238,7 +238,7 @@ def draw_effects(effects: pd.DataFrame, costs: Sequence[str]) -> Figure:
     rows = effects[effects["width"].notna()]
     colours = width_colours(sorted(set(rows["width"])))
     units: dict[str, tuple[float, str]] = {"val_accuracy": (100, "accuracy\n(points)")}
-    units |= {cost: (1, axis_label(cost).replace(" (", "\n(")) for cost in costs}
+    units |= {cost: (1, describe(cost).axis_label.replace(" (", "\n(")) for cost in costs}
     for axes, (metric, (scale, label)) in zip(panels, units.items(), strict=True):
         for width, part in rows.groupby("width"):
             y = [blocks.index(block) for block in part["block"]]
@@ -253,7 +253,7 @@ def draw_effects(effects: pd.DataFrame, costs: Sequence[str]) -> Figure:
                 zorder=3,
             )
         axes.axvline(0, color=MUTED, lw=0.8)
-        if metric in ("flops", "params"):
+        if describe(metric).count:
             label_axis(axes, "x", metric)
         axes.set_xlabel(f"change of {label}")
         axes.locator_params(axis="x", nbins=4 if len(costs) == 1 else 3)

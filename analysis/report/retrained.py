@@ -46,8 +46,12 @@ def read_results(path: Path) -> list[Row]:
         raise InputError(f"{path}: expected a list of results with number and kind: {error!r}") from None
 
 
-def summary_rows(entries: Sequence[Mapping[str, Any]]) -> list[Row]:
+def summary_rows(entries: Sequence[Mapping[str, Any]], costs: Sequence[str] = COST_METRICS) -> list[Row]:
     """One row for each kind of every trial, in the order in which they first come.
+
+    Args:
+        entries: of `results.json`.
+        costs: names of the costs.
 
     Returns:
         Per row `number`, `kind`, `n` models, their costs, mean `epochs` and `seconds`; of every score the
@@ -60,7 +64,7 @@ def summary_rows(entries: Sequence[Mapping[str, Any]]) -> list[Row]:
     rows = []
     for (number, kind), group in groups.items():
         row: Row = {"number": number, "kind": kind, "n": len(group)}
-        row |= {name: group[0].get(name) for name in COST_METRICS}
+        row |= {name: group[0].get(name) for name in costs}
         row |= {name: _mean(group, name) for name in ("epochs", "seconds")}
         for name in SCORES:
             row |= _score(group, name)

@@ -20,7 +20,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import Bbox
 
-from analysis.metrics import axis_label
+from analysis.metrics import describe
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 BLUE, RED, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
@@ -83,10 +83,11 @@ def text_on(colour: str) -> str:
 def label_axis(axes: Axes, which: str, metric: str) -> None:
     """Label the "x" or "y" axis with `metric`, its ticks in percent or with k, M, G."""
     axis = getattr(axes, f"{which}axis")
-    axis.set_label_text(axis_label(metric))
-    if metric == "val_accuracy":
+    known = describe(metric)
+    axis.set_label_text(known.axis_label)
+    if known.share:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
-    elif metric in ("flops", "params"):
+    elif known.count:
         axis.set_major_formatter(EngFormatter())
 
 

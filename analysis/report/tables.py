@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.metrics import COST_METRICS
 from analysis.pareto import Box, Floats, hypervolume_history
 from analysis.report.importance import importances
 from analysis.report.retrained import GAINS, RESULTS, STUDENT, TABLE, read_results, summary_rows
 from analysis.runs.run import Run
 
 MAX_CURVES = 300
-_SHOWN = ("val_accuracy", "val_loss", *COST_METRICS, "measured_latency_ms", "epochs")
 
 
 def ran(table: pd.DataFrame) -> pd.DataFrame:
@@ -34,16 +32,17 @@ def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
         (`accuracy_interval`), of retrained models the 95 % interval over seeds. Trials that run, failed or
         were refused are left out.
     """
+    metrics = list(run.known)
     table = ran(run.frame())
     table = table[table["state"].isin(["COMPLETE", "PRUNED"]) & table["val_accuracy"].notna()]
     roles = np.where(table["state"] == "PRUNED", "stopped early", "dominated")
     roles = np.where(table["on_front"], "front", roles)
-    shown = table[["number", *_SHOWN]].copy()
+    shown = table[["number", *metrics]].copy()
     shown.insert(1, "role", roles)
     shown.insert(2, "picked", shown["number"].isin(list(picks)))
-    teacher = {name: run.teacher.get(name) for name in _SHOWN}
+    teacher = {name: run.teacher.get(name) for name in metrics}
     first = pd.DataFrame([{"number": -1, "role": "teacher", "picked": False, **teacher}])
-    parts = [part.astype(dict.fromkeys(_SHOWN, "float64")) for part in (first, shown) if len(part)]
+    parts = [part.astype(dict.fromkeys(metrics, "float64")) for part in (first, shown) if len(part)]
     found = pd.concat(parts, ignore_index=True)
     images = int(run.data.get("val") or 0)
     found["val_accuracy_low"], found["val_accuracy_high"] = accuracy_interval(found["val_accuracy"], images)
@@ -69,7 +68,7 @@ def _retrained_points(run: Run) -> pd.DataFrame:
         return table
     kinds = table["kind"].map(lambda kind: "retrained" if kind == STUDENT else f"baseline {kind}")
     rows = table.assign(role=kinds, picked=False)
-    columns = ["number", "role", "picked", *_SHOWN, "val_accuracy_low", "val_accuracy_high"]
+    columns = ["number", "role", "picked", *run.known, "val_accuracy_low", "val_accuracy_high"]
     return rows.reindex(columns=columns)[rows["val_accuracy"].notna()]
 
 
@@ -236,7 +235,7 @@ def front(run: Run) -> pd.DataFrame:
     rows = run.front() if table["on_front"].any() else table.iloc[:0]
     low, high = accuracy_interval(rows["val_accuracy"], int(run.data.get("val") or 0))
     rows = rows.assign(val_accuracy_low=low, val_accuracy_high=high)
-    for name in COST_METRICS:
+    for name in run.costs:
         rows[f"{name}_share"] = rows[name] / (run.teacher.get(name) or float("nan"))
     rows["latency_error"] = rows["measured_latency_ms"] / rows["latency_ms"] - 1
     again = retrained(run)
@@ -269,5 +268,5 @@ def retrained(run: Run) -> pd.DataFrame:
     path = run.path / "retrained" / RESULTS if run.path else None
     if path is None or not path.is_file():
         return pd.DataFrame(columns=["number", "kind"])
-    table = pd.DataFrame(summary_rows(read_results(path)))
+    table = pd.DataFrame(summary_rows(read_results(path), run.costs))
     return table.astype(dict.fromkeys(set(table.columns) - {"number", "kind", "n", "pairs"}, "float64"))

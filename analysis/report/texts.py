@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import InputError
-from analysis.metrics import COST_METRICS, METRICS, show, show_time
+from analysis.metrics import describe as metric_of
+from analysis.metrics import show, show_time
 from analysis.picks.pick import Pick, pick
 from analysis.report import tables
 from analysis.report.catalogue import Plot
@@ -34,10 +35,10 @@ class Suggestion:
 def suggest(run: Run) -> list[Suggestion]:
     """Picks to consider next: the knee, and the best at half the teacher's cost; none without a front."""
     place = shlex.quote(run.place or run.label)
-    half = next((m for m in run.metrics if m in COST_METRICS), None)
+    half = next((m for m in run.metrics if m in run.costs), None)
     asked: list[tuple[str, str, dict[str, Any]]] = [("The knee of the front", "--knee", {"knee": True})]
     if half:
-        title = f"The best at half the teacher's {METRICS[half].label}"
+        title = f"The best at half the teacher's {metric_of(half).label}"
         asked.append((title, f"--max {half}=0.5x", {"max": {half: "0.5x"}}))
     found: list[Suggestion] = []
     for title, option, arguments in asked:
@@ -80,7 +81,7 @@ def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trials fully trained", str(trials["COMPLETE"])),
         ("students on the front", str(len(front))),
         ("hypervolume", f"{facts['hypervolume']:.3f}"),
-        (f"best {METRICS[first].label}", show(first, best)),
+        (f"best {metric_of(first).label}", show(first, best)),
         ("the same of the teacher", show(first, run.teacher.get(first))),
         ("training, all trials", show_time(facts["seconds"] / 3600)),
     ]
@@ -89,7 +90,7 @@ def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 def describe(run: Run) -> list[tuple[str, str]]:
     """What was searched, as names and texts: objectives, limits, teacher, data, space, budget, versions."""
     teacher, data, attrs = run.teacher, run.data, run.attrs
-    costs = ", ".join(f"{METRICS[m].label} {show(m, teacher.get(m))}" for m in COST_METRICS)
+    costs = ", ".join(f"{metric_of(m).label} {show(m, teacher.get(m))}" for m in run.costs)
     images = f"{data.get('train')} training and {data.get('val')} validation images"
     shape = "×".join(map(str, data.get("image_shape") or []))
     budget = {key: value for key, value in (attrs.get("budget") or {}).items() if value is not None}
@@ -98,7 +99,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
     return [
         ("Command", str(attrs.get("command", ""))),
         ("Run", run.label),
-        ("Objectives", ", ".join(f"{o.direction} {METRICS[o.metric].label}" for o in run.objectives)),
+        ("Objectives", ", ".join(f"{o.direction} {metric_of(o.metric).label}" for o in run.objectives)),
         ("Limits", ", ".join(str(c.get("text", "")) for c in run.constraints)),
         ("Teacher", f"{teacher.get('arch')}: {show('val_accuracy', teacher.get('val_accuracy'))}, {costs}"),
         ("Teacher's hash", str(teacher.get("hash", ""))),
@@ -121,13 +122,14 @@ def front_rows(run: Run, limit: int = MAX_ROWS) -> tuple[list[str], list[list[st
 
     Accuracies have the 95 % interval that the number of validation images leaves.
     """
-    share = next((m for m in run.metrics if m in COST_METRICS), COST_METRICS[0])
+    share = next((m for m in run.metrics if m in run.costs), run.costs[0])
     headers = [
         *("trial", "accuracy [95 %]", "loss", "latency", "measured", "FLOPs", "params"),
-        f"{METRICS[share].label} / teacher's",
+        *(metric.label for metric in run.own_metrics.values()),
+        f"{metric_of(share).label} / teacher's",
         *("replaced", "test accuracy"),
     ]
-    columns = ["val_loss", "latency_ms", "measured_latency_ms", "flops", "params"]
+    columns = ["val_loss", "latency_ms", "measured_latency_ms", "flops", "params", *run.own_metrics]
     teacher = run.teacher
     teacher |= {"measured_latency_ms": teacher.get("latency_ms"), **tables.teacher_tests(run)}
     known = [show(m, teacher.get(m)) for m in ("val_accuracy", *columns)]

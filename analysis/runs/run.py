@@ -16,16 +16,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analysis.runs import study_source as source
 from analysis.errors import InputError
-from analysis.metrics import COST_METRICS, OBJECTIVE_METRICS
+from analysis.metrics import COST_METRICS, CURVE_METRICS, METRICS, Metric, objective_names, own_metrics
 from analysis.pareto import Box, Floats, Objective, box, front_mask, minimised
 
 FORMAT = 1
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
-CURVES = ("val_accuracy", "val_loss", "train_loss", "seconds")
-_NUMBERS = (
-    *("val_accuracy", "val_loss", "params", "flops", "latency_ms", "measured_latency_ms"),
-    *("seconds", "replaced"),
-)
+CURVES = (*CURVE_METRICS, "train_loss", "seconds")
+_QUALITIES = tuple(m.name for m in METRICS.values() if m.kind == "quality")
+_NUMBERS = (*_QUALITIES, *reversed(COST_METRICS), "measured_latency_ms", "seconds", "replaced")
 _COUNTS = ("epochs", "seed", "retries")
 _TEXTS = ("ray_id", "reason", "checkpoint")
 _TIMES = ("started", "ended")
@@ -80,6 +78,31 @@ class Run:
         """Metrics of the objectives."""
         return [o.metric for o in self.objectives]
 
+    @cached_property
+    def own_metrics(self) -> dict[str, Metric]:
+        """The user's own metrics of this run, by name."""
+        return own_metrics(self.attrs.get("metrics") or {})
+
+    @cached_property
+    def known(self) -> dict[str, Metric]:
+        """Every metric of this run by name: built-in ones, then the user's own."""
+        return {**METRICS, **self.own_metrics}
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Metrics that are known of every student before it trains."""
+        return tuple(m.name for m in self.known.values() if m.kind == "cost" and m.worst is not None)
+
+    @property
+    def qualities(self) -> tuple[str, ...]:
+        """Metrics that training shows."""
+        return tuple(m.name for m in self.known.values() if m.kind == "quality")
+
+    @property
+    def curve_columns(self) -> tuple[str, ...]:
+        """What a learning curve holds beside the epoch."""
+        return (*CURVES, *(m.name for m in self.own_metrics.values() if m.kind == "quality"))
+
     @property
     def teacher(self) -> dict[str, Any]:
         """Architecture, hash, accuracies and costs of the teacher."""
@@ -113,7 +136,7 @@ class Run:
     @cached_property
     def box(self) -> Box:
         """The region in which the hypervolume of this run is measured."""
-        return box(self.objectives, self.teacher, int(self.data.get("classes", 0)))
+        return box(self.objectives, self.teacher, int(self.data.get("classes", 0)), self.known)
 
     def frame(self) -> pd.DataFrame:
         """One row a trial, as `load` documents it; empty (with its columns) while there is no trial."""
@@ -123,14 +146,14 @@ class Run:
     def _frame(self) -> pd.DataFrame:
         # Beside the study, not in the rows: Optuna lets nothing be added to a row that has ended.
         measured = self.attrs.get("measured", {})
-        rows = [_row(trial, self.metrics, measured.get(str(trial.number), {})) for trial in self.trials]
+        rows = [self._row(trial, measured.get(str(trial.number), {})) for trial in self.trials]
         table = pd.DataFrame(rows)
         front = ["number", "state", "refused", "on_front"]
-        fixed = [*front, *self.metrics, *_NUMBERS, *_COUNTS, *_TEXTS, *_TIMES]
-        fixed = list(dict.fromkeys(fixed))
+        numbers = (*_NUMBERS, *self.own_metrics)
+        fixed = list(dict.fromkeys([*front, *self.metrics, *numbers, *_COUNTS, *_TEXTS, *_TIMES]))
         searched = sorted(set(table.columns) - set(fixed), key=self._param_order)
         table = table.reindex(columns=[*fixed[:-2], *searched, *_TIMES])
-        for name in _NUMBERS:
+        for name in numbers:
             table[name] = pd.to_numeric(table[name]).astype("float64")
         for name in (*_COUNTS, *(name for name in searched if name.startswith("level/"))):
             table[name] = pd.to_numeric(table[name]).astype("Int64")
@@ -143,6 +166,27 @@ class Run:
         on_front[complete] = front_mask(self.points(table[complete]))
         table["on_front"] = on_front
         return table
+
+    def _row(self, trial: FrozenTrial, measured: Mapping[str, float]) -> dict[str, Any]:
+        attrs = trial.user_attrs
+        last, costs = attrs.get("metrics") or {}, attrs.get("costs") or {}
+        row = {
+            **trial.params,
+            "number": trial.number,
+            "state": trial.state.name,
+            "refused": attrs.get("refused"),
+            **{name: last.get(name) for name in self.qualities},
+            **{name: costs.get(name) for name in self.costs},
+            "measured_latency_ms": measured.get("latency_ms"),
+            "replaced": _replaced(attrs),
+            "seconds": attrs.get("seconds"),
+            **{name: attrs.get(name) for name in (*_COUNTS, *_TEXTS)},
+            "started": trial.datetime_start,
+            "ended": trial.datetime_complete,
+        }
+        if trial.state is TrialState.COMPLETE:
+            row.update(zip(self.metrics, trial.values, strict=True))
+        return row
 
     def _param_order(self, name: str) -> tuple[int, str]:
         """Levels in the order of the blocks, then the other parameters by name."""
@@ -167,19 +211,20 @@ class Run:
         return rows.iloc[order].reset_index(drop=True)
 
     def curves(self) -> pd.DataFrame:
-        """Learning curves, one row a trial and epoch: number, state, epoch, then the columns of CURVES."""
-        parts: dict[str, list[Any]] = {name: [] for name in ("number", "state", "epoch", *CURVES)}
+        """Learning curves, one row a trial and epoch: number, state, epoch, then `curve_columns`."""
+        columns = self.curve_columns
+        parts: dict[str, list[Any]] = {name: [] for name in ("number", "state", "epoch", *columns)}
         for trial in self.trials:
             curve = trial.user_attrs.get("curve") or {}
             epochs = curve.get("epoch") or []
             parts["number"] += [trial.number] * len(epochs)
             parts["state"] += [trial.state.name] * len(epochs)
             parts["epoch"] += epochs
-            for name in CURVES:
+            for name in columns:
                 values = (curve.get(name) or [])[: len(epochs)]
                 parts[name] += [*values, *[math.nan] * (len(epochs) - len(values))]
         table = pd.DataFrame(parts)
-        return table.astype({"number": "int64", "epoch": "int64", **dict.fromkeys(CURVES, "float64")})
+        return table.astype({"number": "int64", "epoch": "int64", **dict.fromkeys(columns, "float64")})
 
     def trial(self, number: int) -> FrozenTrial:
         """The trial with this number. Raises InputError where there is none."""
@@ -207,6 +252,7 @@ def load(run: str | Path | optuna.Study | Run, study: str | None = None) -> pd.D
         - val_accuracy (0..1), val_loss: of the last epoch trained, which for COMPLETE is the result
         - params, flops (per image, multiply-accumulate = 2), latency_ms (predicted from the cost table),
           measured_latency_ms (whole model, end to end; front trials after the search)
+        - the user's own metrics and costs, by name
         - seconds (of training), replaced (number of blocks replaced), epochs (trained), seed, retries
         - ray_id, reason (of stopping early or failing), checkpoint (relative to the run)
         - level/<block> for every block (0 narrowest … K-1 widest, K kept), then every other searched
@@ -232,29 +278,6 @@ def describe_unfinished(table: pd.DataFrame) -> str:
     return f"no trial has finished yet: {', '.join(parts) or 'none was started'}"
 
 
-def _row(trial: FrozenTrial, metrics: list[str], measured: Mapping[str, float]) -> dict[str, Any]:
-    attrs = trial.user_attrs
-    last, costs = attrs.get("metrics") or {}, attrs.get("costs") or {}
-    row = {
-        **trial.params,
-        "number": trial.number,
-        "state": trial.state.name,
-        "refused": attrs.get("refused"),
-        "val_accuracy": last.get("val_accuracy"),
-        "val_loss": last.get("val_loss"),
-        **{name: costs.get(name) for name in COST_METRICS},
-        "measured_latency_ms": measured.get("latency_ms"),
-        "replaced": _replaced(attrs),
-        "seconds": attrs.get("seconds"),
-        **{name: attrs.get(name) for name in (*_COUNTS, *_TEXTS)},
-        "started": trial.datetime_start,
-        "ended": trial.datetime_complete,
-    }
-    if trial.state is TrialState.COMPLETE:
-        row.update(zip(metrics, trial.values, strict=True))
-    return row
-
-
 def _replaced(attrs: Mapping[str, Any]) -> int | None:
     spans = attrs.get("replaced")
     return None if spans is None else sum(len(span["span"]) for span in spans)
@@ -265,8 +288,8 @@ def _check(attrs: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where} was not made by `ama search`: it does not say its objectives and teacher")
     if attrs.get("format") != FORMAT:
         raise InputError(f"{where} has format {attrs.get('format')!r}: this version reads format {FORMAT}")
+    names = objective_names({**METRICS, **own_metrics(attrs.get("metrics") or {})})
     named = [o.get("metric") for o in attrs["objectives"]]
-    unknown = [str(metric) for metric in named if metric not in OBJECTIVE_METRICS]
-    if unknown or len(named) < 2:
+    if len(named) < 2 or not all(metric in names for metric in named):
         got = ", ".join(map(str, named)) or "none"
-        raise InputError(f"{where}: expected two or more of {', '.join(OBJECTIVE_METRICS)}, got {got}")
+        raise InputError(f"{where}: expected two or more of {', '.join(names)}, got {got}")

@@ -8,7 +8,6 @@ from typing import Any
 import optuna
 import pandas as pd
 
-from analysis.metrics import METRICS
 from analysis.pareto import hypervolume
 from analysis.runs.run import STATES, Run
 
@@ -34,7 +33,7 @@ def status(run: str | Path | optuna.Study | Run, study: str | None = None) -> di
             **{state: int(counts.get(state, 0)) for state in STATES},
             "refused": len(table) - len(ran),
         },
-        "front": [_front_row(row) for _, row in front.iterrows()],
+        "front": [_front_row(opened, row) for _, row in front.iterrows()],
         "hypervolume": hypervolume(opened.points(front), opened.box),
         "objectives": [{"metric": o.metric, "direction": o.direction} for o in opened.objectives],
         "teacher": opened.teacher,
@@ -46,7 +45,7 @@ def status(run: str | Path | optuna.Study | Run, study: str | None = None) -> di
     }
 
 
-def _front_row(row: pd.Series) -> dict[str, Any]:
-    values = {name: float(row[name]) for name in METRICS if pd.notna(row[name])}
+def _front_row(run: Run, row: pd.Series) -> dict[str, Any]:
+    values = {name: float(row[name]) for name in run.known if pd.notna(row[name])}
     replaced = int(row["replaced"]) if pd.notna(row["replaced"]) else None
     return {"number": int(row["number"]), "values": values, "replaced": replaced}

@@ -11,7 +11,7 @@ import importlib
 import platform
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,8 +45,8 @@ def look(wanted: Mapping[str, Any], trials: bool) -> list[str]:
 
     Args:
         wanted: the driver's `versions`; `place` of the run directory, `name` and `token`, a file in it and
-            its content; `database`, host and port or None; `device` and `gpu` of a trial; `module` of the
-            teacher or None.
+            its content; `database`, host and port or None; `device` and `gpu` of a trial; `imports`,
+            the `import:` texts of the experiment.
         trials: the node can run trials.
     """
     faults = [
@@ -58,7 +58,7 @@ def look(wanted: Mapping[str, Any], trials: bool) -> list[str]:
     faults += _database_faults(wanted["database"])
     if trials:
         faults += _device_faults(wanted["device"], wanted["gpu"])
-        faults += _module_faults(wanted["module"])
+        faults += _import_faults(wanted["imports"])
     return faults
 
 
@@ -134,11 +134,11 @@ def _device_faults(device: str, gpu: float) -> list[str]:
     return []
 
 
-def _module_faults(module: str | None) -> list[str]:
-    if module is None:
-        return []
-    try:
-        importlib.import_module(module)
-    except Exception as fault:
-        return [f"teacher.arch: cannot import {module}: {fault}"]
-    return []
+def _import_faults(texts: Sequence[str]) -> list[str]:
+    faults = []
+    for text in texts:
+        try:
+            importlib.import_module("trainables.registry").import_object(text)
+        except Exception as fault:
+            faults.append(str(fault))
+    return faults

@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 from analysis.errors import InputError as AnalysisInputError
 from search.cluster import node_check as nodecheck
 from search.cluster.slots import fits
+from search.cluster.user_code import imports_of
 from search.experiment.experiment import Experiment
 from search.run_dir.folder import Folder
 from trainables.errors import InputError
@@ -37,7 +38,6 @@ def preflight(
     """
     place = folder.place if folder.remote else str(folder.path.absolute())
     token, name = secrets.token_hex(16), f".preflight-{secrets.token_hex(4)}"
-    arch = experiment.teacher.arch
     wanted = {
         "versions": nodecheck.found_versions(),
         "place": place,
@@ -46,7 +46,7 @@ def preflight(
         "database": _server(url) if url else None,  # without user and password
         "device": experiment.runtime.device,
         "gpu": experiment.resources.gpu,
-        "module": arch.split(":")[1] if arch.startswith("import:") else None,
+        "imports": imports_of(experiment),
     }
     try:
         nodecheck.write(place, name, token)

@@ -1,39 +1,63 @@
-"""A user's own teacher on a cluster: which files its workers need."""
+"""A user's own code on a cluster: which files its workers need."""
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
+
+from search.experiment.experiment import Experiment
+from trainables.errors import InputError
+from trainables.registry import IMPORT, import_module
 
 OURS = {"analysis", "search", "trainables"}
 
 
-def modules_of(arch: str) -> list[str]:
-    """Files and packages that `import:<module>:<factory>` was imported from, to be sent to the workers.
+def imports_of(experiment: Experiment) -> tuple[str, ...]:
+    """Every `import:` text of an experiment: its teacher, data set, sampler, metrics, costs, method."""
+    found: list[str] = []
 
-    The module, and what it imports from the folder that it is in. Nothing for a teacher that is no import, or
-    is installed, since workers have that installed too; nor for one that cannot be imported, of which the
-    stages tell more.
+    def walk(value: object) -> None:
+        if isinstance(value, dict):
+            walk(list(value))
+            walk(list(value.values()))
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+        elif isinstance(value, str) and value.startswith(IMPORT):
+            found.append(value.split()[0])  # a limit follows a constraint's metric
+
+    walk(experiment.model_dump(mode="json", exclude={"storage"}))
+    return tuple(dict.fromkeys(found))
+
+
+def modules_of(*texts: str) -> list[str]:
+    """Files and packages that `import:` texts are imported from, to be sent to the workers.
+
+    The modules, and what they import from the folder that they are in. Nothing for a text that is no import,
+    or whose module is installed, since workers have that installed too; nor for one that cannot be imported,
+    of which the stages tell more.
 
     Args:
-        arch: `teacher.arch`.
+        texts: such as `teacher.arch`.
     """
-    if not arch.startswith("import:"):
-        return []
-    name = arch.split(":")[1]
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
+    found: set[Path] = set()
+    for text in texts:
+        if text.startswith(IMPORT):
+            found |= _files_of(text)
+    return sorted(map(str, found))
+
+
+def _files_of(text: str) -> set[Path]:
     try:
-        top = _place(importlib.import_module(name.partition(".")[0]))
-        importlib.import_module(name)
-    except Exception:
-        return []
+        module = import_module(text)
+    except InputError:
+        return set()
+    top = _place(sys.modules[module.__name__.partition(".")[0]])
     if top is None or _installed(top):
-        return []
-    found = {_place(module) for key, module in list(sys.modules.items()) if "." not in key}
-    beside = {path for path in found if path and path.parent == top.parent and not _installed(path)}
-    return sorted(str(path) for path in beside | {top} if path.stem not in OURS)
+        return set()
+    places = {_place(module) for key, module in list(sys.modules.items()) if "." not in key}
+    beside = {path for path in places if path and path.parent == top.parent and not _installed(path)}
+    return {path for path in beside | {top} if path.stem not in OURS}
 
 
 def _place(module: object) -> Path | None:

@@ -5,11 +5,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_serializer, field_validator, model_validator
 
-from search.experiment.objectives import Constraint, Objective, parse_constraints
+from analysis.metrics import COST_METRICS, Metric
+from search.experiment.objectives import (
+    Constraint,
+    Objective,
+    extra_cost,
+    own_score,
+    parse_constraints,
+    with_extra_costs,
+)
 from search.experiment.sections import (
     BudgetConfig,
     CostsConfig,
@@ -19,8 +28,11 @@ from search.experiment.sections import (
     SpaceConfig,
     StorageConfig,
 )
+from search.experiment.validation_messages import raise_faults
 from search.experiment.yaml12 import describe_value
 from trainables.config import Config, DataConfig, LibraryConfig, RuntimeConfig, TeacherConfig
+from trainables.data.sets.data_set import DATA_SETS
+from trainables.errors import InputError
 
 
 class Experiment(Config):
@@ -38,7 +50,8 @@ class Experiment(Config):
             Objective(metric="val_accuracy", direction="maximize"),
             Objective(metric="latency_ms", direction="minimize"),
         ),
-        description="two or more of `val_accuracy` (`accuracy`), `val_loss`, `latency_ms`, `flops`, `params`",
+        description="two or more of `val_accuracy` (`accuracy`), `val_loss`, `latency_ms`, `flops`, `params` "
+        "or your own: a cost of `costs.extra`, a metric of predictions (docs/extending.md)",
         json_schema_extra={"form": "list of metrics or {metric, direction}"},
     )
     constraints: tuple[Constraint, ...] = Field(
@@ -66,6 +79,53 @@ class Experiment(Config):
     costs: CostsConfig = Field(CostsConfig(), description="how the cost table is measured")
     library: LibraryConfig = Field(LibraryConfig(), description="how the module library is distilled")
     storage: StorageConfig = Field(StorageConfig(), description="where the study is")
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """What loads the user's own metrics of predictions."""
+        sources = [*(o.source for o in self.objectives), *(limit.source for limit in self.constraints)]
+        return tuple(dict.fromkeys(source for source in sources if source))
+
+    @cached_property
+    def own_metrics(self) -> tuple[Metric, ...]:
+        """The user's own metrics of predictions, and the extra costs."""
+        return (*map(own_score, self.scores), *map(extra_cost, self.costs.extra))
+
+    @property
+    def cost_metrics(self) -> tuple[str, ...]:
+        """Metrics that are known before a trial trains."""
+        return (*COST_METRICS, *(metric.name for metric in self.own_metrics if metric.kind == "cost"))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_extra_costs(cls, value: Any, validate: ModelWrapValidatorHandler[Experiment]) -> Experiment:
+        """Objectives and constraints may name the costs that another section lists."""
+        costs = value.get("costs") if isinstance(value, dict) else None
+        texts = costs.get("extra") if isinstance(costs, dict) else None
+        found = {}
+        for text in texts if isinstance(texts, (list, tuple)) else ():
+            try:
+                found[text] = extra_cost(text)
+            except InputError:
+                continue  # the section's own validator reports it
+        with with_extra_costs(found):
+            return validate(value)
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _known_data_set(cls, value: DataConfig) -> DataConfig:
+        try:
+            DATA_SETS.check(value.name)
+        except InputError as error:
+            raise_faults([(("name",), str(error))])
+        return value
+
+    @model_validator(mode="after")
+    def _distinct_own_metrics(self) -> Experiment:
+        names = [metric.name for metric in self.own_metrics]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected metrics of different names, got {', '.join(twice)} twice")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +159,7 @@ class Experiment(Config):
 
     @field_serializer("constraints")
     def _write_constraints(self, value: tuple[Constraint, ...]) -> dict[str, str] | list[str]:
-        texts: dict[str, str] = {limit.metric: f"{limit.op} {limit.amount}" for limit in value}
+        pairs = [(limit.source or limit.metric, f"{limit.op} {limit.amount}") for limit in value]
+        texts = dict(pairs)
         # A metric with two limits does not fit into a mapping.
-        return texts if len(texts) == len(value) else [limit.text for limit in value]
+        return texts if len(texts) == len(value) else [f"{metric} {limit}" for metric, limit in pairs]

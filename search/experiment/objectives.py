@@ -1,74 +1,142 @@
-"""What the search is for: objectives with their directions, and limits that a student must keep."""
+"""What the search is for: objectives with their directions, and limits that a student must keep.
+
+Metrics, their directions and the form of numbers come from `analysis.metrics`. A user's own metric is loaded
+here, once, when an experiment that names it is validated.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
+from analysis.errors import InputError as AnalysisInputError
+from analysis.metrics import COST_METRICS, METRICS, Metric, define, objective_names, parse_value
 from search.experiment.validation_messages import Fault, raise_faults
 from search.experiment.yaml12 import describe_value
 from trainables.config import Config
+from trainables.costs.extra import COSTS as EXTRA_COSTS
+from trainables.errors import InputError
+from trainables.network.scores import SCORES
+from trainables.registry import FORM, IMPORT
 
-Metric = Literal["val_accuracy", "val_loss", "latency_ms", "flops", "params"]
-Direction = Literal["maximize", "minimize"]
-
-NATURE: dict[str, Direction] = {
-    "val_accuracy": "maximize",
-    "val_loss": "minimize",
-    "latency_ms": "minimize",
-    "flops": "minimize",
-    "params": "minimize",
-}
-COSTS = ("latency_ms", "flops", "params")  # known before a trial trains
-_ALIASES = {"accuracy": "val_accuracy"}
+COSTS = COST_METRICS  # known before a trial trains, in every experiment
 _DIRECTIONS = {"max": "maximize", "min": "minimize"}
-_SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "x": 1.0}
-_AMOUNT = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?\s*([kKMGx]?)"
-_LIMIT = re.compile(rf"(<=|>=)\s*({_AMOUNT})")
+_LIMIT = re.compile(r"(<=|>=)\s*(\S.*)")
 _FORM = "expected a limit such as '<= 0.6x', '<= 100k' or '>= 0.9'"
+# Extra costs of the experiment that is being validated, by name and by what names them in the file.
+_extra: ContextVar[Mapping[str, Metric]] = ContextVar("extra costs", default={})  # noqa: B039 - never changed
+
+
+def extra_cost(text: str) -> Metric:
+    """The metric of a cost that `costs.extra` names.
+
+    Raises:
+        InputError: no such cost, or its metric cannot be one.
+    """
+    return _own(text, EXTRA_COSTS.get(text), "cost")
+
+
+def own_score(text: str) -> Metric:
+    """The metric of predictions that an entry point or an `import:` text names.
+
+    Raises:
+        InputError: no such metric, or it cannot be one.
+    """
+    return _own(text, SCORES.get(text), "quality")
+
+
+def _own(text: str, found: Any, kind: str) -> Metric:
+    metric = found.metric
+    if not isinstance(metric, Metric) or metric.kind != kind:
+        raise InputError(f"{text}: expected `metric` to be an analysis.metrics.Metric of the kind {kind}")
+    if kind == "cost" and metric.direction != "minimize":
+        raise InputError(f"{text}: expected a cost to be minimized, got {metric.direction}")
+    try:
+        define([metric])
+    except AnalysisInputError as error:
+        raise InputError(f"{text}: {error}") from None
+    return metric
+
+
+@contextmanager
+def with_extra_costs(costs: Mapping[str, Metric]) -> Iterator[None]:
+    """Let objectives and constraints that are validated in the block name these costs.
+
+    Args:
+        costs: by the text that names them in `costs.extra`.
+    """
+    token = _extra.set({**costs, **{metric.name: metric for metric in costs.values()}})
+    try:
+        yield
+    finally:
+        _extra.reset(token)
+
+
+def find_metric(text: str) -> tuple[Metric, str]:
+    """The metric that `text` names in an objective or constraint, and the text that loads it again, or "".
+
+    Raises:
+        InputError: no such metric.
+    """
+    built_in = {m.alias: m for m in METRICS.values() if m.alias} | METRICS | dict(_extra.get())
+    if text in built_in and built_in[text].worst is not None:
+        return built_in[text], ""
+    if text.startswith(IMPORT) or text in SCORES.names():
+        return own_score(text), text
+    names = [*objective_names(), *sorted({m.name for m in _extra.get().values()}), *SCORES.names()]
+    close = difflib.get_close_matches(text, names, 1)
+    near = f"; the nearest is {close[0]}" if close else ""
+    raise InputError(f"expected one of {', '.join(names)}, or your own ({FORM}), got {text!r}{near}")
 
 
 class Objective(Config):
-    """One goal of the search."""
+    """One goal of the search; `source` is what loads a user's own metric, whose name is `metric`."""
 
-    metric: Metric = Field(description="what is compared")
-    direction: Direction = Field(description="maximize or minimize (max, min); left out: the metric's own")
+    metric: str = Field(description="what is compared")
+    direction: Literal["maximize", "minimize"] = Field(
+        description="maximize or minimize (max, min); left out: the metric's own"
+    )
+    source: str = Field("", exclude=True)
 
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = {"metric": value}
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not isinstance(value.get("metric"), str):
             return value
-        value = dict(value)
-        metric, direction = value.get("metric"), value.get("direction")
-        if isinstance(metric, str):
-            value["metric"] = metric = _ALIASES.get(metric, metric)
-        if isinstance(direction, str):
-            value["direction"] = _DIRECTIONS.get(direction, direction)
-        elif direction is None:
-            # With an unknown metric any direction will do: the metric is the fault to report.
-            value["direction"] = NATURE.get(str(metric), "minimize")
-        return value
-
-    @model_validator(mode="after")
-    def _natural(self) -> Objective:
-        if self.direction != NATURE[self.metric]:
-            expected = f"expected {NATURE[self.metric]} for {self.metric}, got {self.direction}"
+        if "source" in value:
+            raise_faults([(("source",), "unknown key; the nearest valid key is metric")])
+        direction = value.get("direction")
+        try:
+            metric, source = find_metric(value["metric"])
+        except InputError as error:
+            raise_faults([(("metric",), str(error))])
+        asked = _DIRECTIONS.get(direction, direction) if isinstance(direction, str) else direction
+        if asked in _DIRECTIONS.values() and asked != metric.direction:
+            expected = f"expected {metric.direction} for {metric.name}, got {asked}"
             raise_faults([(("direction",), expected)])
-        return self
+        direction = metric.direction if asked is None else asked
+        return {**value, "metric": metric.name, "direction": direction, "source": source}
+
+    @field_serializer("metric")
+    def _write_metric(self, value: str) -> str:
+        return self.source or value
 
 
 class Constraint(Config):
-    """A limit on one metric, absolute or relative to the teacher's."""
+    """A limit on one metric, absolute or relative to the teacher's; `source` as for `Objective`."""
 
-    metric: Metric
+    metric: str
     op: Literal["<=", ">="]
     amount: str  # as written: 2.5, 100k, 0.6x
+    source: str = Field("", exclude=True)
 
     @property
     def text(self) -> str:
@@ -78,15 +146,12 @@ class Constraint(Config):
     @property
     def relative(self) -> bool:
         """Whether the amount counts in the teacher's value."""
-        return self.amount.endswith("x")
+        return parse_value(self.amount)[1]
 
     @property
     def value(self) -> float:
         """The number that the amount stands for; a factor of the teacher's value where it is relative."""
-        match = re.fullmatch(_AMOUNT, self.amount)
-        assert match, f"{self.amount!r} was never parsed"
-        number, exponent, suffix = match.groups()
-        return float(number + (exponent or "")) * _SUFFIXES[suffix]
+        return parse_value(self.amount)[0]
 
     def limit(self, teacher_value: float) -> float:
         """The limit in the metric's own unit, for a teacher with `teacher_value`."""
@@ -120,22 +185,24 @@ def _split(text: str) -> tuple[str, str]:
     return metric, text.strip().removeprefix(metric)
 
 
-def _parse(place: str, metric: str, text: Any, faults: list[Fault]) -> Constraint | None:
-    metric = _ALIASES.get(metric, metric)
+def _parse(place: str, name: str, text: Any, faults: list[Fault]) -> Constraint | None:
+    try:
+        metric, source = find_metric(name)
+    except InputError as error:
+        faults.append(((place,), str(error)))
+        return None
     match = _LIMIT.fullmatch(text.strip()) if isinstance(text, str) else None
-    constraint = None
-    if metric not in NATURE:
-        close = difflib.get_close_matches(metric, NATURE, 1)
-        nearest = f"; the nearest is {close[0]}" if close else ""
-        faults.append(((place,), f"expected one of {', '.join(NATURE)}, got {metric!r}{nearest}"))
-    elif not match:
+    try:
+        value, relative = parse_value(match[2] if match else "")
+    except AnalysisInputError:
         faults.append(((place,), f"{_FORM}, got {describe_value(text)}"))
-    else:
-        constraint = Constraint.model_validate(
-            {"metric": metric, "op": match[1], "amount": match[2].replace(" ", "")}
-        )
-        if constraint.value <= 0:
-            faults.append(((place,), f"expected a limit above 0, got {text!r}"))
-        elif metric == "val_accuracy" and not constraint.relative and constraint.value > 1:
-            faults.append(((place,), f"expected an accuracy between 0 and 1, got {text!r}"))
-    return constraint
+        return None
+    assert match is not None, "without one there is no number"
+    if value <= 0 and (relative or not source):
+        faults.append(((place,), f"expected a limit above 0, got {text!r}"))
+    elif metric.name == "val_accuracy" and not relative and value > 1:
+        faults.append(((place,), f"expected an accuracy between 0 and 1, got {text!r}"))
+    amount = match[2].replace(" ", "")
+    return Constraint.model_validate(
+        {"metric": metric.name, "op": match[1], "amount": amount, "source": source}
+    )

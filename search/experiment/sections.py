@@ -15,7 +15,9 @@ from pydantic import (
 
 from analysis.runs.study_url import check_url
 from search.experiment.method import MethodSpace
+from search.experiment.objectives import extra_cost
 from search.experiment.ranges import RangesOf, ranges_of
+from search.experiment.samplers import SAMPLERS
 from search.experiment.validation_messages import Fault, nearest, raise_faults
 from search.experiment.yaml12 import describe_value
 from trainables.config import DEFAULT_METHOD, Config, LossConfig, OptimConfig
@@ -167,10 +169,20 @@ class BudgetConfig(Config):
 class SamplerConfig(Config):
     """What proposes the trials."""
 
-    name: Literal["tpe", "nsga2", "gp", "random"] = Field("tpe", description="Optuna's sampler")
+    name: str = Field(
+        "tpe",
+        description="Optuna's tpe, nsga2, gp or random, or your own (docs/extending.md)",
+        json_schema_extra={"form": "tpe, nsga2, gp, random or your own"},
+    )
     startup_trials: PositiveInt = Field(
         10, description="random proposals before tpe or gp models the space; nsga2: size of its population"
     )
+
+    @field_validator("name", mode="after")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        SAMPLERS.check(value)
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +226,20 @@ class CostsConfig(Config):
         20.0,
         description="how long latencies are measured (less where that is plenty, longer for slow models)",
     )
+    extra: tuple[str, ...] = Field(
+        (),
+        description="costs beside params, FLOPs and latency: your own (docs/extending.md), which objectives "
+        "and constraints then name",
+        json_schema_extra={"form": "list of names"},
+    )
+
+    @field_validator("extra", mode="after")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [extra_cost(text).name for text in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected different costs, got {describe_value(names)}")
+        return value
 
 
 class StorageConfig(Config):

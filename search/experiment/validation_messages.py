@@ -72,6 +72,8 @@ def _message(kind: str, message: str, value: Any, number: bool) -> str:
 def valid_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted names of every key that `model` knows, sections included."""
     for name, field in model.model_fields.items():
+        if field.exclude:  # no key of the file
+            continue
         yield prefix + name
         for inner in _models(field.annotation):
             yield from valid_names(inner, f"{prefix}{name}.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from trainables.blocks.blocks import Block
 from trainables.config import StudentSpec
 from trainables.costs.table import Costs
-from trainables.student.spans import Span, candidate_spans
+from trainables.student.spans import Span, candidate_spans, joins
 
 # Prices are told apart to this share of the teacher's; a finer grid only costs time.
 GRID = 1 / 2000
@@ -68,7 +68,8 @@ def best_by_proxy(
             _offer(reached[position + 1], path, None, 0.0, 0.0, 1, full)
             for span, added, change in ends.get(position, ()):
                 # Under fusing, a neighbour of the same width would have joined the span before.
-                if fuse and last == span.width and _joins(blocks, position):
+                joined = position > 0 and joins(blocks[position - 1], blocks[position])
+                if fuse and last == span.width and joined:
                     continue
                 length = len(span.blocks)
                 _offer(reached[position + length], path, span.width, added, change, length, full)
@@ -91,12 +92,6 @@ def _steps(
         step = (span, proxy[span.key], price(spec) - full)
         steps.setdefault(position[span.blocks[0]], []).append(step)
     return steps
-
-
-def _joins(blocks: Sequence[Block], position: int) -> bool:
-    """Whether fusing joins the block at `position` to the one before."""
-    pair = blocks[position - 1 : position + 1]
-    return position > 0 and any(len(span.blocks) == 2 for span in candidate_spans(pair, [1.0], True))
 
 
 def _offer(

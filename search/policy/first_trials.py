@@ -8,7 +8,6 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.experiment.objectives import COSTS
 from search.policy.best_by_proxy import Candidate, best_by_proxy, price_of, spread
 from search.policy.space import LEVEL, SearchSpace
 from trainables.blocks.blocks import Block
@@ -26,7 +25,7 @@ def first_proposals(
     """
     experiment = space.experiment
     count = round(experiment.budget.first_share * experiment.budget.trials)
-    cost = next((o.metric for o in experiment.objectives if o.metric in COSTS), "flops")
+    cost = next((o.metric for o in experiment.objectives if o.metric in experiment.cost_metrics), "flops")
     found = best_by_proxy(
         blocks,
         experiment.space.widths,

@@ -13,14 +13,14 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import NSGAIISampler, RandomSampler
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.experiment.experiment import Experiment
-from search.experiment.objectives import COSTS
+from search.experiment.samplers import SAMPLERS
 from search.policy.extrapolation import Curves
 from search.policy.limits import Limit
-from search.policy.sampler import PATIENCE, make_sampler
+from search.policy.sampler import make_sampler
 from search.policy.space import LEVEL, SearchSpace
 from trainables.config import DistillConfig, StudentSpec
 from trainables.costs.table import Costs
@@ -75,8 +75,9 @@ class Proposer:
         self._experiment = experiment
         self._space = space
         self._price = price
-        self._cost_limits = [limit for limit in limits if limit.metric in COSTS]
-        self._trained_limits = [limit for limit in limits if limit.metric not in COSTS]
+        known = experiment.cost_metrics
+        self._cost_limits = [limit for limit in limits if limit.metric in known]
+        self._trained_limits = [limit for limit in limits if limit.metric not in known]
         # A resumed sampler must not draw the random numbers of the first session again.
         seed = experiment.seed + len(past)
         self._random = RandomSampler(seed=seed + 1)
@@ -86,9 +87,8 @@ class Proposer:
             directions=[o.direction for o in experiment.objectives],
             sampler=make_sampler(experiment.sampler.name, seed, experiment.sampler.startup_trials),
         )
-        # NSGA-II draws its first generation itself; the others' models need random trials to begin with.
-        models = experiment.sampler.name in ("tpe", "gp")
-        self._startup = experiment.sampler.startup_trials if models else 0
+        self._kind = SAMPLERS.get(experiment.sampler.name)
+        self._startup = experiment.sampler.startup_trials if self._kind.startup else 0
         self._ran = 0
         self._completed = 0
         self._open: dict[int, optuna.Trial] = {}
@@ -96,7 +96,7 @@ class Proposer:
         self._seen: set[str] = set()
         self._curves = Curves(
             [o.direction for o in experiment.objectives],
-            [i for i, o in enumerate(experiment.objectives) if o.metric not in COSTS],
+            [i for i, o in enumerate(experiment.objectives) if o.metric not in known],
         )
         for row in past:
             self._recall_curve(row)
@@ -127,10 +127,8 @@ class Proposer:
         elif state == TrialState.PRUNED and "curve" in row.user_attrs:
             state, values = self._lesson(row.number)
         attrs = {k: v for k, v in row.system_attrs.items() if k.startswith("constraints")}
-        if state == TrialState.COMPLETE and isinstance(self._study.sampler, NSGAIISampler):
-            # The record knows no generations; in the order of completion they were about these.
-            generation = self._completed // (self._study.sampler.population_size or 1)
-            attrs[NSGAIISampler._get_generation_key()] = generation
+        if state == TrialState.COMPLETE:
+            attrs |= self._kind.recall(self._study.sampler, self._completed)
             self._completed += 1
         copy = create_trial(
             state=state,
@@ -153,7 +151,7 @@ class Proposer:
         Raises:
             SpaceExhaustedError: the sampler only repeats itself or breaks limits, and so do random proposals.
         """
-        for _ in range(PATIENCE[self._experiment.sampler.name]):
+        for _ in range(self._kind.patience):
             proposal = self._ask(seed)
             yield proposal
             if proposal.refused is None:
@@ -230,6 +228,8 @@ class Proposer:
 
     def _judge(self, params: Mapping[str, Any], seed: int) -> Proposal:
         config = self._space.to_config(params, seed)
+        if self._experiment.scores:
+            config = config.model_copy(update={"scores": self._experiment.scores})
         costs = self._price(config.student)
         violations = {
             limit.text: limit.violation(costs.as_dict()[limit.metric]) for limit in self._cost_limits
@@ -284,12 +284,8 @@ class Proposer:
         self._study.tell(trial, values, state=state)
 
     def _lesson(self, number: int) -> tuple[TrialState, list[float] | None]:
-        """What the sampler is told of a trial that was stopped early; the record's row stays PRUNED.
-
-        NSGA-II is told nothing: its parents are the complete trials, and every expected one takes the place
-        of a real one (benchmarks/results/pruned_learning_nsga2.json: hypervolume 0.462 against 0.473).
-        """
-        if isinstance(self._study.sampler, NSGAIISampler):
+        """What the sampler is told of a trial that was stopped early; the record's row stays PRUNED."""
+        if not self._kind.hears_of_stopped:
             return TrialState.PRUNED, None
         values = self._curves.expected(number)
         return (TrialState.PRUNED, None) if values is None else (TrialState.COMPLETE, values)

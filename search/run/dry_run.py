@@ -11,7 +11,6 @@ from analysis.metrics import duration, show
 from search.cluster.connection import connected
 from search.cluster.slots import slots
 from search.experiment.experiment import Experiment
-from search.experiment.objectives import COSTS
 from search.experiment.resolved import resolved_yaml
 from search.experiment.sections import Resources
 from search.policy.space import SearchSpace
@@ -71,7 +70,7 @@ def _budget_lines(experiment: Experiment, table: CostTable, images: int, at_once
 
 
 def _cheapest(experiment: Experiment, table: CostTable) -> Costs:
-    metric = next((o.metric for o in experiment.objectives if o.metric in COSTS), "flops")
+    metric = next((o.metric for o in experiment.objectives if o.metric in experiment.cost_metrics), "flops")
     return table.cheapest(metric)[1]
 
 

@@ -13,8 +13,9 @@ from search.stages.progress import Progress
 from trainables.config import DataConfig, RuntimeConfig
 from trainables.data.image_cache import decode_split
 from trainables.data.imagefolder import class_folders, list_images
-from trainables.data.load import DEFAULT_CACHE, load_data
+from trainables.data.load import load_data
 from trainables.data.pixels import normalisation_constants, normalise
+from trainables.data.sources import cache_folder
 from trainables.data.split import AnySplit, Split, split_of
 from trainables.errors import InputError
 from trainables.finished.export import FORMATS, export_model, snippet
@@ -107,7 +108,7 @@ def _folder_images(manifest: Mapping[str, Any], root: Path, progress: Progress |
         list_images(folder, classes),
         manifest["teacher"]["image_shape"][-1],
         False,
-        Path(config.cache or DEFAULT_CACHE).expanduser(),
+        cache_folder(config),
         config.skip_unreadable,
         progress,
     )

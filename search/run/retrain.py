@@ -18,7 +18,7 @@ from analysis.runs.object_store import Store, is_remote, join, split
 from search.cluster.connection import connected
 from search.cluster.preflight import preflight
 from search.cluster.slots import slots
-from search.cluster.user_code import modules_of
+from search.cluster.user_code import imports_of, modules_of
 from search.experiment.experiment import Experiment
 from search.experiment.validation_messages import fault_lines
 from search.experiment.yaml12 import apply_overrides
@@ -93,7 +93,7 @@ def retrain_picks(
         missing = [job for place, job in jobs.items() if not (models.path / place / MANIFEST).exists()]
         _check_teacher_there(pick, experiment, folder)
         open_.enter_context(
-            connected(address, modules=modules_of(experiment.teacher.arch) if address else ())
+            connected(address, modules=modules_of(*imports_of(experiment)) if address else ())
         )
         slots(experiment.resources)
         if address is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from analysis.metrics import COST_METRICS
 from analysis.report.retrained import HEAD, NOTE, RESULTS, SCORES, cells, summary_rows, teacher_row
 from trainables.costs.table import Costs
 from trainables.files import write_text
@@ -71,12 +72,16 @@ def write_results(
             "number": model.number,
             **asdict(model.result),
             "latency_ms": model.costs.latency_ms,  # params and FLOPs were counted on the model itself
+            **model.costs.others,
             "path": f"{model.folder}/{WEIGHTS}",
         }
         for model in models
     ]
     scores = {name: getattr(teacher, name) for name in (*SCORES, "epochs", "seconds")}
-    rows = [teacher_row({**scores, **costs.as_dict()}), *summary_rows(entries)]
+    rows = [
+        teacher_row({**scores, **costs.as_dict()}),
+        *summary_rows(entries, (*COST_METRICS, *costs.others)),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / RESULTS, json.dumps(entries, indent=2) + "\n")
     with (folder / "results.csv").open("w", newline="") as file:

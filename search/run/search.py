@@ -14,7 +14,7 @@ from analysis.runs.study_url import redact, study_url, with_absolute_path
 from search.cluster.connection import connected
 from search.cluster.preflight import preflight
 from search.cluster.slots import slots
-from search.cluster.user_code import modules_of
+from search.cluster.user_code import imports_of, modules_of
 from search.experiment.experiment import Experiment
 from search.experiment.resolved import difference, dump_yaml
 from search.experiment.yaml12 import read_yaml
@@ -99,13 +99,15 @@ def search(
                 StudyRecord.check_free(url, experiment.name)
             elif _trials_done(record) >= experiment.budget.trials:
                 return Outcome(folder.place, f"all {experiment.budget.trials} trials are done already", ())
-            with connected(address, modules=modules_of(experiment.teacher.arch) if address else ()):
+            with connected(address, modules=modules_of(*imports_of(experiment)) if address else ()):
                 concurrent = slots(experiment.resources)
                 if address is not None or sum(node["Alive"] for node in ray.nodes()) > 1:
                     preflight(experiment, folder, url)
                 library = experiment.warm_start == "library"
                 setup, modules = prepared(experiment, folder, library=library, progress=progress)
-                limits = absolute_limits(experiment, setup.teacher.record, setup.costs)
+                limits = absolute_limits(
+                    experiment, setup.teacher.record, setup.costs, scores=setup.teacher_scores
+                )
                 dump_yaml(
                     _placed(experiment), folder.path / EXPERIMENT_FILE
                 )  # from now on the directory holds a run
@@ -222,6 +224,7 @@ def _run(
         max_epochs=experiment.budget.epochs,
         grace_epochs=experiment.budget.grace_epochs,
         reduction_factor=experiment.budget.reduction_factor,
+        known=experiment.cost_metrics,
     )
     scheduler.replay(past)
     space = SearchSpace.from_experiment(experiment, setup.blocks, past)

@@ -6,6 +6,7 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+from analysis.metrics import specifications
 from search.experiment.experiment import Experiment
 from search.experiment.resolved import resolved
 from search.policy.limits import Limit
@@ -36,8 +37,10 @@ def study_attrs(experiment: Experiment, setup: Setup, limits: list[Limit], comma
             "val_accuracy": record.val_accuracy,
             "val_loss": record.val_loss,
             "test_accuracy": record.test_accuracy,
+            **setup.teacher_scores,
             **table.teacher.as_dict(),
         },
+        **({"metrics": specifications(own)} if (own := experiment.own_metrics) else {}),
         "data": {
             "name": data.name,
             "classes": data.num_classes,

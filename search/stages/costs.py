@@ -12,6 +12,7 @@ from search.run_dir.files import COSTS_FILE
 from search.stages.progress import Progress
 from trainables.blocks.blocks import Block
 from trainables.config import RuntimeConfig
+from trainables.costs.extra import load_extra_costs
 from trainables.costs.load import load_costs
 from trainables.costs.measure import measure_costs
 from trainables.costs.table import CostTable
@@ -50,6 +51,7 @@ def get_costs(
             widths=experiment.space.widths,
             fuse=fuse,
             batch_size=experiment.costs.batch_size,
+            extra=tuple(load_extra_costs(experiment.costs.extra)),
             device=device_name(runtime.device),
             allow_other_device=any_device,
         )
@@ -86,4 +88,5 @@ def fresh_costs(
         experiment.costs.batch_size,
         seconds=experiment.costs.seconds if seconds is None else seconds,
         progress=report,
+        extra=load_extra_costs(experiment.costs.extra),
     )

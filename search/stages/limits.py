@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from analysis.metrics import show
+from analysis.metrics import CURVE_METRICS, show
 from search.experiment.experiment import Experiment
-from search.experiment.objectives import COSTS
 from search.policy.limits import Limit
 from trainables.costs.table import Costs, CostTable
 from trainables.errors import InputError
@@ -20,7 +19,8 @@ def absolute_limits(
     experiment: Experiment,
     teacher: TeacherRecord | None,
     costs: CostTable,
-    known: Sequence[str] = COSTS,
+    known: Sequence[str] | None = None,
+    scores: Mapping[str, float] | None = None,
 ) -> list[Limit]:
     """The experiment's constraints in the metrics' own units; an untrained teacher's scores count as NaN.
 
@@ -28,19 +28,20 @@ def absolute_limits(
         experiment: has the constraints.
         teacher: its record, None where it is not trained yet.
         costs: the teacher's cost table.
-        known: the metrics for which `costs` can tell what is possible.
+        known: the metrics for which `costs` can tell what is possible; None: all its costs.
+        scores: the teacher's values of the user's own metrics.
 
     Raises:
         InputError: no student can keep a limit on a cost; the message names the cheapest student.
     """
     reference = {
+        **{metric: getattr(teacher, metric, float("nan")) for metric in CURVE_METRICS},
+        **(scores or dict.fromkeys((metric.name for metric in experiment.own_metrics), float("nan"))),
         **costs.teacher.as_dict(),
-        "val_accuracy": teacher.val_accuracy if teacher else float("nan"),
-        "val_loss": teacher.val_loss if teacher else float("nan"),
     }
     limits = [Limit(c.metric, c.op, c.limit(reference[c.metric]), c.text) for c in experiment.constraints]
     for limit in limits:
-        if limit.metric in known:
+        if limit.metric in (costs.metrics if known is None else known):
             _check_reachable(limit, costs, experiment.space.fuse)
     return limits
 
@@ -58,7 +59,8 @@ def _check_reachable(limit: Limit, costs: CostTable, fuse: bool | Literal["searc
             f"{len(costs.structure)} blocks replaced, has {figures(cheapest)}"
         )
     raise InputError(
-        f"constraints: no student keeps {bound}: the dearest has {limit.metric} {show(limit.metric, most)}"
+        f"constraints: no student keeps {bound}: the most expensive has {limit.metric} "
+        f"{show(limit.metric, most)}"
     )
 
 

@@ -85,6 +85,7 @@ def prepared(
         made.teacher,
         made.blocks,
         made.costs,
+        made.teacher_scores,
     )
     return setup, made.library
 
@@ -113,6 +114,7 @@ class _Made:
     blocks: tuple[Block, ...]
     costs: CostTable
     library: Library | None
+    teacher_scores: Mapping[str, float]
 
 
 def _prepare(progress: Progress, experiment: Experiment, place: str, test: bool, library: bool) -> _Made:
@@ -120,7 +122,15 @@ def _prepare(progress: Progress, experiment: Experiment, place: str, test: bool,
         setup = prepare(at(experiment, folder), test=test, progress=progress)
         modules = get_library(setup, progress) if library else None
     teacher = Teacher(setup.teacher.model.cpu(), setup.teacher.record)
-    return _Made(setup.runtime, setup.data.to_arrays(), teacher, setup.blocks, setup.costs, modules)
+    return _Made(
+        setup.runtime,
+        setup.data.to_arrays(),
+        teacher,
+        setup.blocks,
+        setup.costs,
+        modules,
+        setup.teacher_scores,
+    )
 
 
 def _measure(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from search.experiment.experiment import Experiment
 from search.run_dir.files import COSTS_FILE, TEACHER_FILE
 from search.stages.costs import fresh_costs, get_costs
 from search.stages.progress import Progress
-from search.stages.teacher import get_teacher, teacher_blocks, untrained_model
+from search.stages.teacher import get_teacher, teacher_blocks, teacher_scores, untrained_model
 from trainables.blocks.blocks import Block
 from trainables.costs.table import CostTable
 from trainables.data.dataset import ImageData
@@ -33,6 +34,7 @@ class Setup:
     teacher: Teacher
     blocks: tuple[Block, ...]
     costs: CostTable
+    teacher_scores: Mapping[str, float] = field(default_factory=dict)  # the user's own metrics
 
 
 def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> Setup:
@@ -50,7 +52,8 @@ def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | 
     teacher = get_teacher(experiment, data, runtime, progress)
     blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
     costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress, any_device=test)
-    return Setup(experiment, run_dir, runtime, data, teacher, blocks, costs)
+    scores = teacher_scores(experiment, teacher.model, data, runtime)
+    return Setup(experiment, run_dir, runtime, data, teacher, blocks, costs, scores)
 
 
 def read_data(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> ImageData:

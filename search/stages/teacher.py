@@ -15,6 +15,8 @@ from search.stages.progress import Progress
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
+from trainables.network.evaluate import evaluate
+from trainables.network.scores import check_scores, load_scores
 from trainables.runtime.runtime import Runtime
 from trainables.teacher.architectures import build_model
 from trainables.teacher.teacher import Teacher, load_teacher
@@ -42,6 +44,7 @@ def get_teacher(
                 total,
             )
 
+    check_scores(load_scores(experiment.scores), data.num_classes)
     _check_before_training(experiment, data, runtime)
     run_dir.mkdir(parents=True, exist_ok=True)
     return train_teacher(experiment.teacher, data, runtime, path, seed=experiment.seed, report=report)
@@ -56,9 +59,21 @@ def _check_before_training(experiment: Experiment, data: ImageData, runtime: Run
     """
     model = untrained_model(experiment, data, runtime)
     blocks = teacher_blocks(experiment, model, data.image_shape)
-    if any(limit.metric in EXACT for limit in experiment.constraints):
+    if experiment.costs.extra or any(limit.metric in EXACT for limit in experiment.constraints):
         table = fresh_costs(experiment, model, blocks, data.image_shape, runtime, None, seconds=0.0)
-        absolute_limits(experiment, None, table, known=EXACT)
+        own = tuple(metric.name for metric in experiment.own_metrics if metric.kind == "cost")
+        absolute_limits(experiment, None, table, known=(*EXACT, *own))
+
+
+def teacher_scores(
+    experiment: Experiment, model: torch.nn.Module, data: ImageData, runtime: Runtime
+) -> dict[str, float]:
+    """The teacher's values of the user's own metrics on the validation images, by name."""
+    scores = load_scores(experiment.scores)
+    if not scores:
+        return {}
+    batches = data.eval_batches("val", runtime)
+    return dict(evaluate(model, batches, runtime, scores).scores)
 
 
 def untrained_model(experiment: Experiment, data: ImageData, runtime: Runtime) -> torch.nn.Module:

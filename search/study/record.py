@@ -18,12 +18,12 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from analysis.metrics import CURVE_METRICS, Direction
 from analysis.runs.study_url import redact
-from search.experiment.objectives import Direction
 from search.study.database import Waiting, new_token, open_storage
 from trainables.errors import InputError
 
-CURVE = ("epoch", "val_accuracy", "val_loss", "train_loss", "seconds")
+CURVE = ("epoch", *CURVE_METRICS, "train_loss", "seconds")
 _CONSTRAINT = "constraints:"  # before a constraint's name: where Optuna looks for its value
 
 

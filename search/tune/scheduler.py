@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -33,6 +33,7 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         reduction_factor: about one trial in so many passes a rung.
         costs: costs by trial number, for results that do not carry them; read as results come, so it may be
             filled while the search runs.
+        known: metrics that are costs, known before a trial trains.
 
     Attributes:
         rule: the rungs.
@@ -53,10 +54,11 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         grace_epochs: int,
         reduction_factor: float,
         costs: Mapping[int, Mapping[str, float]] | None = None,
+        known: Collection[str] = COSTS,
     ) -> None:
         super().__init__()
         self._signs = {metric: -1.0 if way == "maximize" else 1.0 for metric, way in directions.items()}
-        exact = [index for index, metric in enumerate(directions) if metric in COSTS]
+        exact = [index for index, metric in enumerate(directions) if metric in known]
         self.rule = MoAsha(max_epochs, grace_epochs, reduction_factor, len(directions), exact)
         self.costs: Mapping[int, Mapping[str, float]] = {} if costs is None else costs
         self.stopped: set[int] = set()

@@ -1,7 +1,7 @@
 import pytest
 
 from analysis.errors import InputError
-from analysis.metrics import axis_label, metric_name, parse_value, show, show_time
+from analysis.metrics import describe, metric_name, parse_value, show, show_time
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,5 @@ def test_short_times_are_in_minutes() -> None:
 
 
 def test_axes_name_their_unit() -> None:
-    assert axis_label("latency_ms") == "latency (ms)"
-    assert axis_label("flops") == "FLOPs"
+    assert describe("latency_ms").axis_label == "latency (ms)"
+    assert describe("flops").axis_label == "FLOPs"

@@ -47,13 +47,13 @@ from search.cluster.slots import slots
 from search.experiment.load import load_experiment
 from search.cluster.preflight import preflight
 from search.run_dir.folder import working_folder
-from search.cluster.user_code import modules_of
+from search.cluster.user_code import imports_of, modules_of
 from trainables.errors import InputError
 
 address, out, url, *overrides = sys.argv[1:]
 experiment = load_experiment("tiny.yaml", overrides, out)
 answers = {}
-modules = modules_of(experiment.teacher.arch)
+modules = modules_of(*imports_of(experiment))
 with connected(address, modules=modules), working_folder(out) as folder:
     if "HIDE" in os.environ:  # so that nobody finds on this machine what was to be sent
         Path("hidden").mkdir()
@@ -109,7 +109,7 @@ def test_all_faults_of_all_nodes_come_together(
     assert len(lines) == 5, answer["fault"]
     assert sum("ama-search 9.9, but the driver has 0." in line for line in lines) == 1
     assert sum("storage.study: the database at 127.0.0.1:" in line for line in lines) == 2
-    assert sum("teacher.arch: cannot import nowhere" in line for line in lines) == 2
+    assert sum("import:nowhere:make: cannot import nowhere" in line for line in lines) == 2
     assert all("(node " in line for line in lines)
 
 

@@ -41,6 +41,9 @@ def install(folder: Path, group: str, **entries: str) -> None:
 def refused(registry: Registry[int], text: str) -> str:
     with pytest.raises(InputError) as caught:
         registry.get(text)
+    with pytest.raises(InputError) as checked:
+        registry.check(text)
+    assert str(checked.value) == str(caught.value)
     return str(caught.value)
 
 
@@ -48,6 +51,7 @@ def test_a_builtin_is_imported_when_it_is_asked_for(numbers, name, tmp_path, mon
     monkeypatch.syspath_prepend(tmp_path)
     assert name not in sys.modules
     assert numbers.names() == ("five", "pi")
+    numbers.check("five")
     assert name not in sys.modules
     assert numbers.get("five") == 5
 

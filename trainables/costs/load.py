@@ -26,6 +26,7 @@ def load_costs(
     device: str | None = None,
     allow_other_device: bool = False,
     batch_size: int | None = None,
+    extra: Sequence[str] = (),
 ) -> CostTable:
     """Read a cost table, and refuse one that was not measured for this search.
 
@@ -39,6 +40,7 @@ def load_costs(
         device: name of the device that latencies should be of; None: this machine's GPU, else its CPU.
         allow_other_device: take latencies as they are; for a driver whose workers measured them.
         batch_size: that latencies should be of; None: any.
+        extra: names of the costs that the table must hold beside params, flops and latency_ms.
 
     Raises:
         InputError: the file cannot be read, or does not match; all mismatches are listed.
@@ -56,6 +58,8 @@ def load_costs(
     faults = [f"{what}: expected {expected}, got {got}" for what, expected, got in pairs if expected != got]
     if missing := sorted(set(widths) - set(table.widths)):
         faults.append(f"widths: expected {sorted(widths)}, got {sorted(table.widths)} (missing {missing})")
+    if missing_costs := sorted(set(extra) - set(table.metrics)):
+        faults.append(f"costs: expected {', '.join(missing_costs)} too, got {', '.join(table.metrics)}")
     faults += _block_faults(blocks, table.structure)
     if faults:
         raise InputError(f"{path}: the cost table was measured for something else: {'; '.join(faults)}")
@@ -80,7 +84,8 @@ def _read(path: Path) -> CostTable:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
-            f"{path}: not a cost table of format 1: {where}: {first['msg']}, got {str(first['input'])[:60]!r}"
+            f"{path}: not a cost table of format 1 or 2: {where}: {first['msg']}, "
+            f"got {str(first['input'])[:60]!r}"
         ) from None
     held = {span.key for span in table.spans}
     if held != set(table.modules) or {block.name for block in table.structure} != set(table.blocks):

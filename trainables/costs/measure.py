@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from trainables.blocks.blocks import Block
 from trainables.config import StudentSpec
+from trainables.costs.extra import Cost, measure_extra
 from trainables.costs.latency import (
     SECONDS,
     Latency,
@@ -62,6 +64,7 @@ def measure_costs(
     precision: str = "fp32",
     seconds: float = SECONDS,
     progress: Callable[[int, int], None] | None = None,
+    extra: Mapping[str, Cost] | None = None,
 ) -> CostTable:
     """Measure what a teacher, its blocks and its candidate modules cost.
 
@@ -80,20 +83,27 @@ def measure_costs(
         precision: autocast type of inference.
         seconds: how long to measure latencies, slow models longer.
         progress: called with (tenths of a second spent, all).
+        extra: further costs by metric name.
 
     Raises:
-        InputError: costs do not add up, because blocks share weights with each other or with the rest.
+        InputError: costs do not add up, because blocks share weights with each other or with the rest, or an
+            extra cost is no sum over the parts; or an extra cost failed.
     """
     if batch_size is None:
         batch_size = GPU_BATCH if runtime.device.type == "cuda" else CPU_BATCH
     images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0))
-    kinds = _kinds(candidate_spans(blocks, widths, fuse))
+    extra = extra or {}
+    kinds = _kinds(candidate_spans(blocks, widths, fuse), extra, runtime)
     specs = list(_covering(blocks, widths, kinds))
     probes = _probes(teacher, blocks, specs, kinds, runtime)
     samples = measure_probes(probes, images, runtime, precision=precision, seconds=seconds, progress=progress)
     whole, parts = _figures(probes, samples)
     teacher_flops = count_flops(probes[0].model, images[:1].to(runtime.device))
+    image = images[:1].to(runtime.device)
+    whole_others = measure_extra(extra, prepared(teacher, runtime), image, runtime)
+    others = _block_others(teacher, blocks, kinds, whole_others, extra, image, runtime)
     table = CostTable(
+        format=2 if extra else 1,
         version=code_version(),
         teacher_hash=weights_hash(teacher),
         device=device_name(runtime.device),
@@ -106,10 +116,12 @@ def measure_costs(
         widths=tuple(widths),
         fuse=fuse,
         structure=tuple(blocks),
-        teacher=Costs(count_params(teacher), teacher_flops, whole.median_ms),
-        blocks={b.name: Costs(b.params, b.flops, parts["block", b.name].median_ms) for b in blocks},
+        teacher=Costs(count_params(teacher), teacher_flops, whole.median_ms, whole_others),
+        blocks={
+            b.name: Costs(b.params, b.flops, parts["block", b.name].median_ms, others[b.name]) for b in blocks
+        },
         modules={
-            key: Costs(kind.params, kind.flops, parts["module", kind.text].median_ms)
+            key: Costs(kind.params, kind.flops, parts["module", kind.text].median_ms, kind.others)
             for key, kind in kinds.items()
         },
         spread=Spread(
@@ -119,7 +131,8 @@ def measure_costs(
         ),
     )
     for spec, probe in zip(specs, probes[2:], strict=True):
-        _check_sum(table, spec, probe.model, images[:1].to(runtime.device))
+        _check_sum(table, spec, probe.model, image)
+        _check_extra_sum(table, spec, measure_extra(extra, probe.model, image, runtime))
     return table
 
 
@@ -130,9 +143,10 @@ class _Kind:
     text: str
     params: int
     flops: int
+    others: Mapping[str, float]
 
 
-def _kinds(spans: Sequence[Span]) -> dict[str, _Kind]:
+def _kinds(spans: Sequence[Span], extra: Mapping[str, Cost], runtime: Runtime) -> dict[str, _Kind]:
     """The kind of every span's module, by the span's key."""
     known: dict[tuple[Any, ...], _Kind] = {}
     kinds = {}
@@ -140,10 +154,36 @@ def _kinds(spans: Sequence[Span]) -> dict[str, _Kind]:
         made_of = (span.in_shape, span.out_shape, span.width, span.layout, span.activation)
         if made_of not in known:
             module = build_span(span)
-            flops = count_flops(module, torch.zeros(1, *span.in_shape))
-            known[made_of] = _Kind(f"{span.in_shape} {module}", count_params(module), flops)
+            inputs = torch.zeros(1, *span.in_shape)
+            flops = count_flops(module, inputs)
+            moved = inputs.to(runtime.device)
+            others = measure_extra(extra, prepared(module, runtime), moved, runtime) if extra else {}
+            known[made_of] = _Kind(f"{span.in_shape} {module}", count_params(module), flops, others)
         kinds[span.key] = known[made_of]
     return kinds
+
+
+def _block_others(
+    teacher: nn.Module,
+    blocks: Sequence[Block],
+    kinds: Mapping[str, _Kind],
+    whole: Mapping[str, float],
+    extra: Mapping[str, Cost],
+    image: torch.Tensor,
+    runtime: Runtime,
+) -> dict[str, dict[str, float]]:
+    """The extra costs of every block: the teacher's, less those of the teacher without it (with a module)."""
+    if not extra:
+        return {block.name: {} for block in blocks}
+    singles = {key.rpartition("@")[0]: key for key in kinds}  # by the blocks of a span
+    found = {}
+    for block in blocks:
+        width = float(singles[block.name].rpartition("@")[2])
+        student = build_student(teacher, blocks, StudentSpec(widths={block.name: width}))
+        without = measure_extra(extra, prepared(student, runtime), image, runtime)
+        module = kinds[singles[block.name]].others
+        found[block.name] = {name: whole[name] - without[name] + module[name] for name in extra}
+    return found
 
 
 def _covering(
@@ -220,3 +260,13 @@ def _check_sum(table: CostTable, spec: StudentSpec, student: nn.Module, image: t
             f"and FLOPs should be {price.params} and {price.flops}, but are {counted[0]} and {counted[1]}; "
             "blocks that share weights with other parts cannot be priced: exclude them by space.blocks"
         )
+
+
+def _check_extra_sum(table: CostTable, spec: StudentSpec, measured: Mapping[str, float]) -> None:
+    priced = table.price(spec).others
+    for name, value in measured.items():
+        if not math.isclose(priced[name], value, rel_tol=1e-6, abs_tol=1e-9):
+            raise InputError(
+                f"cost {name}: it does not add up over the blocks: with {', '.join(spec.widths)} replaced it "
+                f"should be {priced[name]:g}, but is {value:g}; a cost must be a sum over a model's parts"
+            )

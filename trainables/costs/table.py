@@ -6,33 +6,59 @@ its modules. Params and FLOPs are exact; latency adds up as far as the parts do 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, model_validator
 
 from trainables.blocks.blocks import Block
 from trainables.config import Config, StudentSpec
 from trainables.errors import InputError
 from trainables.files import write_text
-from trainables.student.spans import Span, candidate_spans, merged_widths
+from trainables.student.spans import Span, candidate_spans, joins, merged_widths
 
 COST_METRICS = ("params", "flops", "latency_ms")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model or a part of one costs. FLOPs are of one image, latency of one batch."""
+    """What a model or a part of one costs. FLOPs are of one image, latency of one batch.
+
+    `others` holds the extra costs of the experiment, by metric name.
+    """
 
     params: int
     flops: int
     latency_ms: float
+    others: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
         """By metric name; params and FLOPs stay integers."""
-        return {"params": self.params, "flops": self.flops, "latency_ms": self.latency_ms}
+        named = {"params": self.params, "flops": self.flops, "latency_ms": self.latency_ms}
+        return {**named, **self.others}
+
+    def plus(self, other: Costs, sign: int = 1) -> Costs:
+        """The sum of two costs, or with `sign` -1 their difference."""
+        return Costs(
+            self.params + sign * other.params,
+            self.flops + sign * other.flops,
+            self.latency_ms + sign * other.latency_ms,
+            {name: value + sign * other.others[name] for name, value in self.others.items()},
+        )
+
+
+def _named(value: Any) -> Any:
+    """Costs as they are written, by metric name in one mapping, in the form that they are validated in."""
+    if not isinstance(value, dict):
+        return value
+    others = {name: cost for name, cost in value.items() if name not in COST_METRICS}
+    return {name: cost for name, cost in value.items() if name in COST_METRICS} | {"others": others}
+
+
+WrittenCosts = Annotated[Costs, BeforeValidator(_named), PlainSerializer(Costs.as_dict)]
 
 
 class Spread(Config):
@@ -53,7 +79,7 @@ class _Step(NamedTuple):
 class CostTable(Config):
     """Costs of a teacher, its blocks and its candidate modules, and the conditions of the measurement."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = Field(1, description="2: there are costs beside params, flops and latency_ms")
     version: str = Field(description="of the code that measured")
     teacher_hash: str
     device: str = Field(description="the processor's own name")
@@ -66,10 +92,24 @@ class CostTable(Config):
     widths: tuple[float, ...]
     fuse: bool = Field(description="whether spans of several blocks are in the table")
     structure: tuple[Block, ...]
-    teacher: Costs
-    blocks: dict[str, Costs]
-    modules: dict[str, Costs] = Field(description="by `Span.key`")
+    teacher: WrittenCosts
+    blocks: dict[str, WrittenCosts]
+    modules: dict[str, WrittenCosts] = Field(description="by `Span.key`")
     spread: Spread
+
+    @model_validator(mode="after")
+    def _same_costs(self) -> CostTable:
+        if (self.format == 2) != bool(self.teacher.others):
+            raise ValueError(f"expected format 1 for {', '.join(COST_METRICS)} alone, 2 for more costs")
+        for name, costs in {**self.blocks, **self.modules}.items():
+            if set(costs.others) != set(self.teacher.others):
+                raise ValueError(f"{name}: expected the costs {', '.join(self.metrics)}")
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the costs."""
+        return tuple(self.teacher.as_dict())
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
@@ -82,15 +122,15 @@ class CostTable(Config):
         Raises:
             InputError: a block or a width that the table does not hold.
         """
-        wanted, fuse, total = spec.widths, spec.fuse, self.teacher
+        wanted, fuse = spec.widths, spec.fuse
         runs: list[tuple[int, int, float]] = []
         found = 0
-        for index, (name, joins) in enumerate(self._steps):
+        for index, (name, joined) in enumerate(self._steps):
             width = wanted.get(name)
             if width is None:
                 continue
             found += 1
-            if fuse and joins and runs and runs[-1][1:] == (index, width):
+            if fuse and joined and runs and runs[-1][1:] == (index, width):
                 runs[-1] = (runs[-1][0], index + 1, width)
             else:
                 runs.append((index, index + 1, width))
@@ -99,7 +139,8 @@ class CostTable(Config):
             raise InputError(
                 f"student.widths: no block {unknown} in the cost table; it has {', '.join(self.blocks)}"
             )
-        params, flops, latency = total.params, total.flops, total.latency_ms
+        total = self.teacher
+        params, flops, latency, others = total.params, total.flops, total.latency_ms, dict(total.others)
         for run in runs:
             change = self._changes.get(run)
             if change is None:
@@ -107,13 +148,15 @@ class CostTable(Config):
             params += change.params
             flops += change.flops
             latency += change.latency_ms
-        return Costs(params, flops, latency)
+            for name in others:
+                others[name] += change.others[name]
+        return Costs(params, flops, latency, others)
 
     def cheapest(self, metric: str, fuse: bool | None = None) -> tuple[StudentSpec, Costs]:
         """The student that costs least, found exactly by dynamic programming over the blocks.
 
         Args:
-            metric: params, flops or latency_ms.
+            metric: params, flops, latency_ms or the name of an extra cost.
             fuse: whether adjacent replaced blocks of one width are fused; None: whichever is cheaper.
 
         Raises:
@@ -159,9 +202,10 @@ class CostTable(Config):
 
     @cached_property
     def _steps(self) -> tuple[_Step, ...]:
-        pairs = {span.blocks for span in candidate_spans(self.structure, [1.0], fuse=True)}
-        names = [block.name for block in self.structure]
-        return tuple(_Step(b, (a, b) in pairs) for a, b in zip(["", *names], names, strict=False))
+        blocks = self.structure
+        return tuple(
+            _Step(block.name, i > 0 and joins(blocks[i - 1], block)) for i, block in enumerate(blocks)
+        )
 
     @cached_property
     def _changes(self) -> dict[tuple[int, int, float], Costs]:
@@ -169,13 +213,9 @@ class CostTable(Config):
         place = {block.name: index for index, block in enumerate(self.structure)}
         changes = {}
         for span in self.spans:
-            module, blocks = self.modules[span.key], [self.blocks[name] for name in span.blocks]
+            blocks = [self.blocks[name] for name in span.blocks]
             start = place[span.blocks[0]]
-            change = Costs(
-                module.params - sum(block.params for block in blocks),
-                module.flops - sum(block.flops for block in blocks),
-                module.latency_ms - sum(block.latency_ms for block in blocks),
-            )
+            change = self.modules[span.key].plus(reduce(Costs.plus, blocks), -1)
             for width, least in merged_widths(self.structure[start], self.widths).items():
                 if least == span.width:  # a width that gives the same module has its price
                     changes[start, start + len(blocks), width] = change
@@ -189,8 +229,8 @@ class CostTable(Config):
         )
 
     def _extreme(self, metric: str, fuse: bool | None, sign: int) -> tuple[StudentSpec, Costs]:
-        if metric not in COST_METRICS:
-            raise InputError(f"expected a cost metric ({', '.join(COST_METRICS)}), got {metric!r}")
+        if metric not in self.metrics:
+            raise InputError(f"expected a cost metric ({', '.join(self.metrics)}), got {metric!r}")
         if fuse and not self.fuse:
             raise InputError("costs: the table holds no fused spans, but fused students are asked for")
         choices = [fuse] if fuse is not None else [False, True] if self.fuse else [False]

@@ -13,16 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-AUTO = {
-    "digits": "none",
-    "cifar10": "crop-flip",
-    "cifar100": "crop-flip",
-    "imagefolder": "crop-flip",
-    "fashion_mnist": "crop-flip",
-    "svhn": "crop",
-    "mnist": "crop",
-}
-
 
 @dataclass(frozen=True)
 class Augment:
@@ -32,9 +22,8 @@ class Augment:
     flip: bool = False
 
 
-def augment_for(name: str, choice: str, size: int) -> Augment:
-    """The augmentation that `data.augment` means for a data set with images of `size` pixels a side."""
-    kind = AUTO[name] if choice == "auto" else choice
+def augment_for(kind: str, size: int) -> Augment:
+    """The augmentation none, flip, crop or crop-flip for images of `size` pixels a side."""
     return Augment(max(1, size // 8) if "crop" in kind else 0, "flip" in kind)
 
 

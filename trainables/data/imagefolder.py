@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from trainables.config import DataConfig
 from trainables.data.decoding import Failure, image_size, unreadable
 from trainables.data.image_cache import Listing, decode_split
-from trainables.data.sources import Progress, Source
+from trainables.data.sets.data_set import DataSet
+from trainables.data.sources import Progress, Source, cache_folder
 from trainables.errors import InputError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -132,3 +134,13 @@ def _common_side(listing: Listing, skip_unreadable: bool) -> int:
             )
         return width
     raise InputError(f"data.root: none of the {len(listing.files)} images in {listing.folder} can be decoded")
+
+
+def _read(config: DataConfig, test: bool, progress: Progress | None) -> Source:
+    if config.root is None:
+        raise InputError("data.root: imagefolder needs the folder that holds train/ and test/ (or val/)")
+    root = Path(config.root).expanduser()
+    return read_imagefolder(root, config.size, cache_folder(config), config.skip_unreadable, test, progress)
+
+
+IMAGEFOLDER = DataSet(_read)

@@ -14,15 +14,15 @@ from trainables.config import DataConfig, Triple, hash_json
 from trainables.data.augment import augment_for
 from trainables.data.dataset import ImageData
 from trainables.data.image_cache import fresh_folder
-from trainables.data.imagefolder import read_imagefolder
-from trainables.data.pixels import NORMALISATION, channel_statistics, chunk_length, resize
+from trainables.data.pixels import channel_statistics, chunk_length, resize
 from trainables.data.row_file import RowFile
-from trainables.data.sources import Images, Progress, Source, read_digits, read_torchvision
+from trainables.data.sets.data_set import DATA_SETS, DataSet
+from trainables.data.sources import Images, Progress, Source, cache_folder
 from trainables.data.split import select
 from trainables.data.stratify import LIMIT_STREAM, VAL_STREAM, Indices, stratified_sample, stratified_split
 from trainables.errors import InputError
+from trainables.registry import IMPORT
 
-DEFAULT_CACHE = Path("~/.cache/ama-search")
 GIB = 2**30
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -43,7 +43,7 @@ def load_data(config: DataConfig, *, test: bool = False, progress: Progress | No
         InputError: the data is missing, damaged or unfit, or the config asks for what it does not have.
     """
     _check_normalisation(config)
-    source = _read(config, test, progress)
+    data_set, source = _read(config, test, progress)
     classes = source.classes
     rest, held_out = stratified_split(
         source.labels, config.val_fraction, classes, config.split_seed, VAL_STREAM
@@ -56,8 +56,8 @@ def load_data(config: DataConfig, *, test: bool = False, progress: Progress | No
     size = config.size or source.images.shape[-1]
     count = len(chosen) + len(held_out) + (len(source.test[1]) if source.test else 0)
     if streams(config, count * 3 * size**2):
-        source = _in_files(source, size, _cache(config))
-    mean, std = _normalisation(config, source.images, rest, size)
+        source = _in_files(source, size, cache_folder(config))
+    mean, std = _normalisation(config, data_set, source.images, rest, size)
     shaping = config.model_dump(include={"name", "train_limit", "val_fraction", "split_seed"})
     return ImageData(
         name=config.name,
@@ -67,7 +67,7 @@ def load_data(config: DataConfig, *, test: bool = False, progress: Progress | No
         classes=classes,
         mean=mean,
         std=std,
-        augment=augment_for(config.name, config.augment, size),
+        augment=augment_for(data_set.augmentation(config.augment), size),
         hash=hash_json(shaping | {"source": source.hash, "size": size}),
         skipped=source.skipped,
         workers=config.workers,
@@ -80,10 +80,6 @@ def _in_files(source: Source, size: int, cache: Path) -> Source:
     return replace(source, images=row_file(source.images, size, cache), test=test)
 
 
-def _cache(config: DataConfig) -> Path:
-    return Path(config.cache or DEFAULT_CACHE).expanduser()
-
-
 def _check_normalisation(config: DataConfig) -> None:
     if (config.mean is None) != (config.std is None):
         given, other = ("mean", "std") if config.mean is not None else ("std", "mean")
@@ -92,21 +88,30 @@ def _check_normalisation(config: DataConfig) -> None:
         raise InputError(f"data.std: expected values above 0, got {list(config.std)}")
 
 
-def _read(config: DataConfig, test: bool, progress: Progress | None) -> Source:
-    cache = _cache(config)
-    if config.name == "digits":
-        return read_digits(config.split_seed, test)
-    if config.name == "imagefolder":
-        if config.root is None:
-            raise InputError("data.root: imagefolder needs the folder that holds train/ and test/ (or val/)")
-        root = Path(config.root).expanduser()
-        return read_imagefolder(root, config.size, cache, config.skip_unreadable, test, progress)
-    root = Path(config.root).expanduser() if config.root else cache / "torchvision"
-    return read_torchvision(config.name, root, config.download, test)
+def _read(config: DataConfig, test: bool, progress: Progress | None) -> tuple[DataSet, Source]:
+    try:
+        data_set = DATA_SETS.get(config.name)
+    except InputError as error:
+        raise InputError(f"data.name: {error}") from error.__cause__
+    own = config.name.startswith(IMPORT)
+    try:
+        source = data_set.read(config, test, progress)
+    except Exception as error:
+        if not own:
+            raise
+        what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"data.name: {config.name}: its reader failed: {what}") from error
+    if not isinstance(source, Source):
+        raise InputError(
+            f"data.name: {config.name}: its reader must give a Source, but gave {type(source).__name__}"
+        )
+    if test and own and source.test is None:
+        raise InputError(f"data.name: {config.name}: its reader gave no test images, which were asked for")
+    return data_set, source
 
 
 def _normalisation(
-    config: DataConfig, images: Images | RowFile, training: Indices, size: int
+    config: DataConfig, data_set: DataSet, images: Images | RowFile, training: Indices, size: int
 ) -> tuple[Triple, Triple]:
     """Mean and deviation as given, as known, or computed from the training images.
 
@@ -114,8 +119,8 @@ def _normalisation(
     """
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
-    if config.name in NORMALISATION:
-        return NORMALISATION[config.name]
+    if data_set.mean is not None and data_set.std is not None:
+        return data_set.mean, data_set.std
     return channel_statistics(images, training, size)
 
 

@@ -15,16 +15,6 @@ Constants = tuple[torch.Tensor, torch.Tensor]
 
 CHUNK_BYTES = 2**20  # of uint8 images handled at once where whole splits are converted
 
-# Mean and deviation of the training images of torchvision's data sets, inputs in 0..1. Those of digits and
-# of image folders are computed.
-NORMALISATION: dict[str, tuple[Triple, Triple]] = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "fashion_mnist": ((0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530)),
-    "mnist": ((0.1307, 0.1307, 0.1307), (0.3081, 0.3081, 0.3081)),
-}
-
 
 def normalise(images: torch.Tensor, constants: Constants, memory_format: torch.memory_format) -> torch.Tensor:
     """uint8 images (B, 3, H, W) to float32 `(images / 255 - mean) / std`, a new tensor in `memory_format`."""

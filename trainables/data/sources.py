@@ -1,12 +1,12 @@
-"""Data sets that scikit-learn and torchvision know, as NumPy arrays in their native size.
+"""Decoded images as NumPy arrays in their native size: what a data set's reader gives.
 
-Importing this module is cheap: scikit-learn and torchvision are imported by the function that needs them.
+A data set is in `trainables.data.sets`, one file each.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainables.config import DataConfig
 from trainables.data.row_file import RowFile
-from trainables.data.stratify import TEST_STREAM, stratified_split
 from trainables.errors import InputError
-from trainables.files import first_line
 
 Images = NDArray[np.uint8]  # (N, 3, H, W)
 Labels = NDArray[np.int64]  # (N,)
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
-DIGITS_TEST_FRACTION = 0.2
-FASHION_CLASSES = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "boot",
-)
+DEFAULT_CACHE = Path("~/.cache/ama-search")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,48 +36,28 @@ class Source:
     hash: str  # of the training content alone, so the same with and without the test images
     skipped: int = 0
 
+    @classmethod
+    def of(
+        cls,
+        images: Images,
+        labels: Labels,
+        classes: Sequence[str],
+        test: tuple[Images, Labels] | None = None,
+    ) -> Source:
+        """The source of these arrays, hashed.
 
-def read_digits(split_seed: int, test: bool) -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8x8, of which 20 % become the test set.
+        Args:
+            images: uint8 (N, 3, H, H), or (N, H, H) in grey.
+            labels: whole numbers (N,), from 0 to one below the number of classes.
+            classes: their names.
+            test: test images and labels alike; None: not asked for, or there are none.
 
-    Args:
-        split_seed: the test images are a stratified sample drawn with it.
-        test: return the test images; without it they are left out.
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # values 0..16
-    images, labels = _grey_to_rgb(grey), digits.target.astype(np.int64)
-    classes = tuple(str(name) for name in digits.target_names)
-    rest, held_out = stratified_split(labels, DIGITS_TEST_FRACTION, classes, split_seed, TEST_STREAM)
-    return Source(
-        images[rest],
-        labels[rest],
-        (images[held_out], labels[held_out]) if test else None,
-        classes,
-        hash_arrays(images[rest], labels[rest]),
-    )
-
-
-def read_torchvision(name: str, root: Path, download: bool, test: bool) -> Source:
-    """One of torchvision's data sets with its official test split.
-
-    Args:
-        name: cifar10, cifar100, svhn, fashion_mnist or mnist.
-        root: folder in the layout that torchvision keeps.
-        download: fetch what is missing.
-        test: read the test split too; without it the test files are not opened for reading.
-
-    Raises:
-        InputError: files are missing or damaged, or cannot be downloaded.
-    """
-    images, labels, classes = _read_split(name, root, download, train=True)
-    test_pair = None
-    if test:
-        test_images, test_labels, _ = _read_split(name, root, download, train=False)
-        test_pair = (test_images, test_labels)
-    return Source(images, labels, test_pair, classes, hash_arrays(images, labels))
+        Raises:
+            InputError: arrays of other types or shapes, or labels beyond the classes.
+        """
+        images, labels = _checked("images", images, labels, len(classes))
+        again = None if test is None else _checked("test images", *test, len(classes))
+        return cls(images, labels, again, tuple(classes), hash_arrays(images, labels))
 
 
 def hash_arrays(*arrays: NDArray[Any]) -> str:
@@ -102,46 +69,31 @@ def hash_arrays(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_split(name: str, root: Path, download: bool, train: bool) -> tuple[Images, Labels, tuple[str, ...]]:
-    try:
-        data = _open_torchvision(name, root, download, train)
-    # What torchvision and its readers raise for missing or damaged files, and without a network.
-    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
-        reason = first_line(error)
-        if download:
-            raise InputError(
-                f"data.download: {name} could not be downloaded into {root}: {reason}"
-            ) from error
-        raise InputError(
-            f"data.root: {name} is missing or damaged in {root}; download it with -o data.download=true"
-            f" ({reason})"
-        ) from error
-    raw = np.asarray(data.data)
-    if name == "svhn":
-        return np.ascontiguousarray(raw), data.labels.astype(np.int64), tuple("0123456789")
-    if name.startswith("cifar"):
-        images = np.ascontiguousarray(raw.transpose(0, 3, 1, 2))
-    else:
-        images = _grey_to_rgb(raw)
-    classes = FASHION_CLASSES if name == "fashion_mnist" else tuple(str(c) for c in data.classes)
-    if name == "mnist":
-        classes = tuple("0123456789")
-    return images, np.asarray(data.targets, dtype=np.int64), classes
+def cache_folder(config: DataConfig) -> Path:
+    """Where decoded and downloaded images of this config are kept."""
+    return Path(config.cache or DEFAULT_CACHE).expanduser()
 
 
-def _open_torchvision(name: str, root: Path, download: bool, train: bool) -> Any:
-    from torchvision import datasets
-
-    if name == "svhn":
-        return datasets.SVHN(root, split="train" if train else "test", download=download)
-    kinds = {
-        "cifar10": datasets.CIFAR10,
-        "cifar100": datasets.CIFAR100,
-        "fashion_mnist": datasets.FashionMNIST,
-        "mnist": datasets.MNIST,
-    }
-    return kinds[name](root, train=train, download=download)
-
-
-def _grey_to_rgb(grey: Images) -> Images:
+def grey_to_rgb(grey: Images) -> Images:
+    """Grey images (N, H, W) with three equal channels (N, 3, H, W)."""
     return np.ascontiguousarray(np.repeat(grey[:, None], 3, axis=1))
+
+
+def _checked(what: str, images: Any, labels: Any, classes: int) -> tuple[Images, Labels]:
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim == 3:
+        images = grey_to_rgb(images)
+    square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
+    if not square or images.dtype != np.uint8:
+        raise InputError(
+            f"{what}: expected uint8 of shape (N, 3, H, H) or (N, H, H), got {images.dtype} {images.shape}"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"{what}: expected {len(images)} whole numbers as labels, got {labels.dtype} {labels.shape}"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise InputError(
+            f"{what}: expected labels from 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
+        )
+    return images, labels.astype(np.int64)

@@ -57,7 +57,7 @@ def spans_of(blocks: Sequence[Block], spec: StudentSpec) -> tuple[Span, ...]:
         width = spec.widths.get(block.name)
         if width is None:
             continue
-        if spec.fuse and runs and _joins(runs[-1][-1], block) and spec.widths[runs[-1][-1].name] == width:
+        if spec.fuse and runs and joins(runs[-1][-1], block) and spec.widths[runs[-1][-1].name] == width:
             runs[-1].append(block)
         else:
             runs.append([block])
@@ -72,7 +72,7 @@ def candidate_spans(blocks: Sequence[Block], widths: Sequence[float], fuse: bool
     spans = []
     for start in range(len(blocks)):
         stop = start + 1
-        while fuse and stop < len(blocks) and _joins(blocks[stop - 1], blocks[stop]):
+        while fuse and stop < len(blocks) and joins(blocks[stop - 1], blocks[stop]):
             stop += 1
         for end in range(start + 1, stop + 1):
             kept = dict.fromkeys(merged_widths(blocks[end - 1], widths).values())
@@ -96,7 +96,11 @@ def _hidden(block: Block, width: float) -> int:
     return hidden_channels(width, block.out_shape[0 if block.layout == "nchw" else -1])
 
 
-def _joins(before: Block, block: Block) -> bool:
+def joins(before: Block, block: Block) -> bool:
+    """Whether fusing joins `block` to `before`, if both are replaced at one width.
+
+    It does where `block` takes exactly the output of `before` and keeps its shape.
+    """
     same_layout = block.layout == before.layout
     return block.follows == before.name and block.in_shape == block.out_shape and same_layout
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from trainables.errors import InputError
+from trainables.registry import import_module
 
 ImageShape = tuple[int, int, int]
 
@@ -101,8 +99,8 @@ def build_model(
         pooling; MobileNet, EfficientNet, RegNet and MNASNet with stride 1; ConvNeXt and Swin with patches of
         2 px (1 px for sides up to 16); ViT with at least 8 x 8 patches. AlexNet, VGG, SqueezeNet, Inception
         and MaxViT keep their stem. ViT and MaxViT are built for the image's size, which they need square.
-      - `import:<package.module>:<factory>`, a callable of the user's; it gets `num_classes` where it takes
-        it. The working directory is searched too.
+      - `import:<package.module>:<factory>` or `import:<file.py>:<factory>`, a callable of the user's; it gets
+        `num_classes` where it takes it. The working directory is searched too.
 
     Args:
         arch: which network.
@@ -216,10 +214,7 @@ def _replace_conv(model: nn.Module, path: str, kernel: int, stride: int, padding
 
 
 def _imported_model(arch: str, num_classes: int) -> nn.Module:
-    match = re.fullmatch(r"import:([\w.]+):(\w+)", arch)
-    if match is None:
-        raise InputError(f"teacher.arch: expected import:<package.module>:<factory>, got {arch!r}")
-    factory = _find_factory(arch, match[1], match[2])
+    factory = _find_factory(arch)
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # some built-in callables have no signature
@@ -236,20 +231,17 @@ def _imported_model(arch: str, num_classes: int) -> nn.Module:
     return model
 
 
-def _find_factory(arch: str, module_name: str, name: str) -> Callable[..., Any]:
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # last, so that a user's folder never hides an installed package
+def _find_factory(arch: str) -> Callable[..., Any]:
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            f"teacher.arch: {arch}: cannot import {module_name}: {_first_line(error)}"
-        ) from error
+        module = import_module(arch)
+    except InputError as error:
+        raise InputError(f"teacher.arch: {error}") from error.__cause__
+    name = arch.rpartition(":")[2]
     factory = getattr(module, name, None)
     if not callable(factory):
         near = difflib.get_close_matches(name, [n for n in vars(module) if not n.startswith("_")])
         hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise InputError(f"teacher.arch: {arch}: {module_name} has no callable {name!r}{hint}")
+        raise InputError(f"teacher.arch: {arch}: {module.__name__} has no callable {name!r}{hint}")
     return factory  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,7 @@ from trainables.config import METHODS, DistillConfig, hash_json
 from trainables.errors import InputError
 from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.network.evaluate import Evaluation, evaluate
+from trainables.network.scores import load_scores
 from trainables.runtime.memory import peaks, reset_peaks
 from trainables.runtime.seeds import seeded
 from trainables.runtime.stopwatch import Stopwatch
@@ -70,6 +71,7 @@ class Distiller:
         optim = config.optim
         self._stepper = Stepper(self.method, setup.runtime, optim.lr, optim.momentum, optim.weight_decay)
         self._eval_batch = setup.runtime.eval_batch
+        self._scores = load_scores(config.scores)
         self.history: list[EpochMetrics] = []
 
     @property
@@ -126,7 +128,7 @@ class Distiller:
             gpu_mib=gpu,
             micro_batches=self._stepper.micro_batches,
             losses=losses,
-            metrics=self.method.metrics(),
+            metrics={**self.method.metrics(), **score.scores},
         )
         self.history.append(metrics)
         return metrics
@@ -136,7 +138,7 @@ class Distiller:
         while True:
             try:
                 batches = self.data.eval_batches("val", self.runtime, self._eval_batch)
-                return evaluate(self.student, batches, self.runtime)
+                return evaluate(self.student, batches, self.runtime, self._scores)
             except torch.OutOfMemoryError as fault:
                 if self._eval_batch <= LEAST_EVAL_BATCH:
                     raise TooLarge(f"scoring {self._eval_batch} images at a time: {fault}") from None

@@ -20,6 +20,10 @@ from search.experiment.validation_messages import valid_names
 from search.presets import presets
 from trainables.errors import InputError
 
+METRIC_FORMS = (
+    "val_accuracy, val_loss, latency_ms, flops, params, or your own "
+    "(import:<package.module>:<name> or import:<file.py>:<name>)"
+)
 RANGE_FORMS = "number, [low, high], {low, high, log} or {choices: [...]}"
 
 
@@ -202,11 +206,9 @@ run: 3
 """
     assert faults_of(text, "budget.trials=0", "teacher.arc=vgg") == {
         "seeds": "unknown key; the nearest valid key is seed",
-        "objectives.0.metric": "expected 'val_accuracy', 'val_loss', 'latency_ms', 'flops' or 'params', "
-        "got 'acuracy'; the nearest is val_accuracy",
+        "objectives.0.metric": f"expected one of {METRIC_FORMS}, got 'acuracy'; the nearest is val_accuracy",
         "constraints.flops": "expected a limit such as '<= 0.6x', '<= 100k' or '>= 0.9', got '0.5x'",
-        "constraints.parms": "expected one of val_accuracy, val_loss, latency_ms, flops, params, "
-        "got 'parms'; the nearest is params",
+        "constraints.parms": f"expected one of {METRIC_FORMS}, got 'parms'; the nearest is params",
         "constraints.val_accuracy": "expected an accuracy between 0 and 1, got '>= 97'",
         "constraints.latency_ms": "expected a limit above 0, got '<= 0'",
         "budget.reduction_factor": "expected greater than or equal to 2, got 1.5",

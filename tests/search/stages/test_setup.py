@@ -95,7 +95,10 @@ def test_costs_of_another_teacher_are_refused(experiment: Experiment) -> None:
     [
         ({"space.blocks": "['nope*']"}, "no block matches 'nope\\*'"),
         ({"constraints": "{flops: '<= 0.01x'}"}, r"no student keeps flops <= 0.01x .*cheapest.*flops 2"),
-        ({"constraints": "{params: '>= 100M'}"}, r"no student keeps params >= 100M .*dearest has params 78"),
+        (
+            {"constraints": "{params: '>= 100M'}"},
+            r"no student keeps params >= 100M .*most expensive has params 78",
+        ),
     ],
 )
 def test_what_needs_no_teacher_is_found_before_it_trains(
@@ -151,12 +154,12 @@ def test_a_limit_is_refused_exactly_where_the_cheapest_student_is_beyond_it(
         absolute_limits(limited(experiment, **{metric: f"<= {least * 0.999}"}), None, measured)
 
 
-def test_a_lower_limit_is_refused_above_the_dearest_student(
+def test_a_lower_limit_is_refused_above_the_most_expensive_student(
     experiment: Experiment, measured: CostTable
 ) -> None:
     most = measured.price_bounds("params", True)[1]
     assert absolute_limits(limited(experiment, params=f">= {most}"), None, measured)
-    with pytest.raises(InputError, match="the dearest has params"):
+    with pytest.raises(InputError, match="the most expensive has params"):
         absolute_limits(limited(experiment, params=f">= {most * 1.01}"), None, measured)
 
 

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from trainables.data.augment import Augment, EpochPlan, augment_for, gather_augmented, plan_epoch
+from trainables.data.sets.data_set import DATA_SETS
 
 FULL = Augment(pad=2, flip=True)
 
@@ -106,7 +107,7 @@ def test_batches_differ_by_one_at_most_and_keep_the_order(n: int, steps: int) ->
     ],
 )
 def test_which_augmentation_a_config_means(name: str, choice: str, size: int, expected: Augment) -> None:
-    assert augment_for(name, choice, size) == expected
+    assert augment_for(DATA_SETS.get(name).augmentation(choice), size) == expected
 
 
 @pytest.mark.gpu

@@ -8,7 +8,9 @@ from scipy.io import savemat
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from trainables.data.sources import hash_arrays, read_digits, read_torchvision
+from trainables.data.sets.digits import read_digits
+from trainables.data.sets.from_torchvision import read_torchvision
+from trainables.data.sources import hash_arrays
 from trainables.errors import InputError
 
 

@@ -227,7 +227,7 @@ def test_a_factory_that_is_a_builtin_without_signature_is_refused(own_models):
         ("own_models_for_test:fixd", ["no callable 'fixd'", "fixed"]),
         ("own_models_for_test:number", ["no callable 'number'"]),
         ("no_such_package.models:make", ["cannot import no_such_package.models", "ModuleNotFoundError"]),
-        ("own_models_for_test", ["import:<package.module>:<factory>"]),
+        ("own_models_for_test", ["import:<package.module>:<name>"]),
     ],
 )
 def test_a_factory_that_cannot_be_used_says_why(own_models, name, parts):

@@ -1,0 +1,1 @@
+"""One file a data set (or family): how it is read, augmented and normalised."""

@@ -1,0 +1,82 @@
+"""Users' own metrics of a student's predictions; built-in are accuracy and loss (`evaluate`).
+
+Importing this module loads no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from trainables.errors import InputError
+from trainables.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+
+@runtime_checkable
+class Score(Protocol):
+    """A metric of predictions.
+
+    Attributes:
+        metric: an `analysis.metrics.Metric` of kind quality; its name is the key of the values.
+    """
+
+    metric: Any
+
+    def score(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
+        """The value for all validation images at once.
+
+        Args:
+            logits: (N, classes), fp32, on the CPU.
+            labels: (N,), int64, on the CPU.
+        """
+
+
+SCORES: Registry[Score] = Registry("metric of predictions", "ama_search.metric", {}, expects=Score)
+
+
+def load_scores(texts: Sequence[str]) -> dict[str, Score]:
+    """The scores that `texts` name, by the names of their metrics.
+
+    Raises:
+        InputError: one is unknown or cannot be imported.
+    """
+    scores = [SCORES.get(text) for text in texts]
+    return {score.metric.name: score for score in scores}
+
+
+def score_all(scores: Mapping[str, Score], logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """The value of every score, by name; NaN without images.
+
+    Raises:
+        InputError: a score failed, or did not give a number.
+    """
+    return {name: _value(name, score, logits, labels) for name, score in scores.items()}
+
+
+def check_scores(scores: Mapping[str, Score], classes: int) -> None:
+    """Try every score on random logits, so that a broken one is found before anything trains.
+
+    Raises:
+        InputError: a score failed, or gave no finite number.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(8 * classes) % classes
+    logits = torch.randn(len(labels), classes, generator=generator)
+    for name, value in score_all(scores, logits, labels).items():
+        if not math.isfinite(value):
+            raise InputError(f"metric {name}: expected a finite number for random logits, got {value}")
+
+
+def _value(name: str, score: Score, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    if not len(labels):
+        return float("nan")
+    try:
+        return float(score.score(logits, labels))
+    except Exception as error:  # the user's own code
+        raise InputError(f"metric {name}: its score failed: {type(error).__name__}: {error}") from error
