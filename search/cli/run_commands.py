@@ -54,6 +54,11 @@ def report(
     place = out or join(run, "report")
     with console.status("drawing"), opened(run) as (study, _), working_folder(place) as folder:
         written = write_report(study, folder.path)
+        drawn = {file.name for file in written.figures}
+        for table in written.tables:  # a picture of an earlier report that this one does not have
+            for name in (f"{table.stem}.png", f"{table.stem}.svg"):
+                if name not in drawn:
+                    folder.remove(name)
     answers.print(f"report: {join(place, written.index.name)}", soft_wrap=True)
 
 
