@@ -99,7 +99,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.exhausted: str | None = None
         self.hopeless = False
         self.halted: str | None = None
-        self.board = Board(experiment.budget.trials, experiment.budget.epochs)
+        directions = [objective.direction for objective in experiment.objectives]
+        self.board = Board(experiment.budget.trials, experiment.budget.epochs, directions)
         for row in record.trials():
             self._recall(row)
 
@@ -107,10 +108,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if not ran(row):
             self.board.refused += 1
         elif row.number not in self._resumable:
-            self.board.states[row.number] = row.state.name
-            self.board.done_epochs[row.number] = row.user_attrs.get("epochs", 0)
+            self.board.reached(row.number, row.user_attrs.get("epochs", 0))
+            self.board.change(row.number, row.state.name)
             if row.state == TrialState.COMPLETE:
-                self.board.values[row.number] = tuple(row.values)
+                self.board.complete(row.number, row.values)
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles the searcher into the run directory: the study is the record, and its URL is secret.
@@ -160,7 +161,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._changed(number, "RUNNING")
 
     def _changed(self, number: int, state: str) -> None:
-        self.board.states[number] = state
+        self.board.change(number, state)
         if self._watch is not None:
             self._watch(self.board)
 
@@ -199,7 +200,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._compare(number, metrics["epoch"])
         self._record.epoch(number, metrics)
         self._proposer.reported(number, metrics["epoch"], self._values(number, metrics))
-        self.board.done_epochs[number] = metrics["epoch"]
+        self.board.reached(number, metrics["epoch"])
         self._changed(number, "RUNNING")
 
     def _compare(self, number: int, epoch: int) -> None:
@@ -241,7 +242,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         elif metrics["epoch"] >= self._experiment.budget.epochs:
             self._record.complete(number, values, violations)
             self._proposer.completed(number, values, violations)
-            self.board.values[number] = tuple(values)
+            self.board.complete(number, values)
             self._count(number, "COMPLETE")
         elif number in self._scheduler.stopped:
             reason = f"early stopping: behind at the rung of epoch {metrics['epoch']}"

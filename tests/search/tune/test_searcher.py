@@ -369,5 +369,7 @@ def test_nothing_of_the_search_is_pickled(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_board_counts_by_state() -> None:
-    board = Board(trials=4, epochs=3, states={0: "COMPLETE", 1: "FAIL", 2: "COMPLETE"})
+    board = Board(trials=4, epochs=3, directions=["maximize"])
+    for number, state in enumerate(("COMPLETE", "FAIL", "COMPLETE")):
+        board.change(number, state)
     assert board.counts() == {"COMPLETE": 2, "FAIL": 1}
