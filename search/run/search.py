@@ -38,6 +38,7 @@ from search.tune.checkpoints import checkpoints
 from search.tune.scheduler import RungScheduler
 from search.tune.searcher import StudySearcher
 from search.tune.tuner import make_tuner
+from search.tune.verdicts import Verdicts
 from trainables.config import StudentSpec
 from trainables.errors import InputError
 from trainables.library.library import Library
@@ -217,11 +218,13 @@ def _run(
     record.set_attrs({STARTED: session, **sections})
     hours = experiment.budget.hours
     deadline = None if hours is None else time.monotonic() + hours * 3600 - _spent(record)
+    verdicts = Verdicts()
     scheduler = RungScheduler(
         {o.metric: o.direction for o in experiment.objectives},
         max_epochs=experiment.budget.epochs,
         grace_epochs=experiment.budget.grace_epochs,
         reduction_factor=experiment.budget.reduction_factor,
+        verdicts=verdicts,
     )
     scheduler.replay(past)
     space = SearchSpace.from_experiment(experiment, setup.blocks)
@@ -232,7 +235,7 @@ def _run(
         Proposer(experiment, space, setup.costs.price, limits, past, first),
         setup.blocks,
         checkpoints=checkpoints(folder, [t for t in past if t.state == TrialState.WAITING]),
-        scheduler=scheduler,
+        verdicts=verdicts,
         deadline=deadline,
         watch=watch,
     )

@@ -22,8 +22,8 @@ from search.policy.space import SearchSpace
 from search.study.record import StudyRecord
 from search.tune.board import Board
 from search.tune.callback import StudyCallback, cause
-from search.tune.scheduler import RungScheduler
 from search.tune.searcher import METRICS, NODE_LOSSES, StudySearcher
+from search.tune.verdicts import Verdicts
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DistillConfig, StudentSpec
 from trainables.costs.table import Costs
@@ -61,7 +61,7 @@ class Session:
             self.record.interrupt()
         else:
             self.record = StudyRecord.create(url, "toy", list(DIRECTIONS.values()))
-        self.scheduler = RungScheduler(DIRECTIONS, max_epochs=3, grace_epochs=1, reduction_factor=2)
+        self.verdicts = Verdicts()
         self.boards: list[dict[int, str]] = []
         self.searcher = StudySearcher(
             experiment,
@@ -74,7 +74,7 @@ class Session:
                 self.record.trials(),
             ),
             blocks,
-            scheduler=self.scheduler,
+            verdicts=self.verdicts,
             watch=lambda board: self.boards.append(dict(board.states)),
             **options,
         )
@@ -147,7 +147,7 @@ def test_a_trial_of_full_length_is_complete(make: Make) -> None:
 def test_a_trial_behind_at_a_rung_is_pruned(make: Make) -> None:
     session = make()
     number = session.start("a")["number"]
-    session.scheduler.stopped.add(number)
+    session.verdicts.stopped.add(number)
     session.train("a", 1, end=True, val_accuracy=0.2)
     row = session.row(number)
     assert (row.state, row.values) == (TrialState.PRUNED, None)
