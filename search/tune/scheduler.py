@@ -24,8 +24,8 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
 
     A result's trial is the study's number (`result["number"]`, else the trial config's), its epochs are
     `result["epoch"]` (true for a trial taken up again from a checkpoint), else Ray's `training_iteration`.
-    A metric is taken from the result, else from `verdicts.costs`. A result without number or metric is logged once
-    a name and lets its trial go on.
+    A metric is taken from the result, else from `verdicts.costs`. A result without number or metric is logged
+    once a name and lets its trial go on.
 
     Args:
         directions: metric to "minimize" or "maximize", in the objectives' order.
