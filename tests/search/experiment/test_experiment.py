@@ -274,6 +274,21 @@ def test_impossible_values(faults_of, override, fault):
         assert found[key].startswith(fault)
 
 
+@pytest.mark.parametrize("text", ["warm_start: none\nspace: {train: modules}", "space: {train: modules}", ""])
+def test_frozen_parts_with_random_weights_are_refused(faults_of, text):
+    found = faults_of(text, "warm_start=none", "space.train=modules")
+    assert list(found) == ["warm_start"]
+    assert found["warm_start"].startswith("expected teacher or library, got none: with space.train: modules")
+
+
+@pytest.mark.parametrize(
+    ("start", "train"), [("none", "all"), ("teacher", "modules"), ("library", "modules")]
+)
+def test_other_starts_are_not_refused(load, start, train):
+    made = load("", f"warm_start={start}", f"space.train={train}")
+    assert (made.warm_start, made.space.train) == (start, train)
+
+
 def test_a_direction_against_the_metrics_nature_is_a_fault(faults_of):
     text = "objectives: [val_accuracy, {metric: flops, direction: maximize}]"
     assert faults_of(text) == {"objectives.1.direction": "expected minimize for flops, got maximize"}
