@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 from optuna.trial import TrialState
 
+from analysis.errors import InputError as AnalysisInputError
 from analysis.runs.study_url import redact, study_url, with_absolute_path
 from search.cluster.connection import connected
 from search.cluster.preflight import preflight
@@ -91,7 +92,7 @@ def search(
         InputError: something in the experiment, run directory, database or cluster cannot be used.
         FailedError: the database stayed away; the run can be resumed.
     """
-    url = study_url(experiment.storage.study, experiment.run.dir)
+    url = _database(experiment, resume)
     with working_folder(experiment.run.dir) as folder:
         _check_run_dir(experiment, folder, resume)
         with locked(folder, url, experiment.name), away_is_failure():
@@ -142,6 +143,14 @@ def _begun(
         record.set_attrs({**attrs, STARTED: 0})
     _check_same(record, setup)
     return record
+
+
+def _database(experiment: Experiment, resume: bool) -> str:
+    """The URL of the study's database; of a run that is resumed, a relative path may mean its own."""
+    try:
+        return study_url(experiment.storage.study, experiment.run.dir, kept=resume)
+    except AnalysisInputError as fault:
+        raise InputError(str(fault)) from None
 
 
 def _placed(experiment: Experiment) -> Experiment:
