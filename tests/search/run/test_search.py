@@ -317,6 +317,17 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 STEPS = 2  # training steps an epoch: 200 images in batches of 128
 
 
+def test_an_error_of_the_config_is_final_at_once(local_ray: None, run: Path) -> None:
+    config = experiment(run, budget={"trials": 2})
+    space = config.space.model_copy(update={"train": "modules"})
+    wrong = config.model_copy(update={"space": space, "warm_start": "none"})  # as no file can say it
+    outcome = search(wrong)
+    assert outcome.failed
+    for row in rows(run):
+        assert row.state == TrialState.FAIL and "retries" not in row.user_attrs
+        assert "warm_start: none" in row.user_attrs["reason"]
+
+
 @pytest.mark.parametrize(("how", "reason"), [("raise", "RuntimeError: out of luck"), ("kill", "died")])
 def test_a_trial_that_broke_once_goes_on_from_its_checkpoint(
     local_ray: None, tmp_path: Path, fragile: Callable[[str], dict[str, Any]], how: str, reason: str
