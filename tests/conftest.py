@@ -8,11 +8,13 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
 
+from parallel import scheduler, sort_long_first
 from temporary_home import TemporaryHome
 
 # pytest-xdist's workers inherit the environment of the main process.
@@ -29,6 +31,17 @@ for name in ("AMA_STUDY_URL", "RAY_ADDRESS"):  # of the machine's user
 def pytest_configure(config: pytest.Config) -> None:
     if HOME is not None:
         config.pluginmanager.register(HOME, "temporary_home")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        sort_long_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return scheduler(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
