@@ -11,6 +11,7 @@ import pytest
 from search.experiment.experiment import Experiment
 from search.experiment.sections import Resources
 from search.run.search import search
+from search.stages import auto_resources
 from search.stages.auto_resources import Share, choose_share, cpu_counts, fewest, gpu_counts
 from search.study.record import StudyRecord
 
@@ -100,7 +101,10 @@ def test_the_whole_section_may_be_auto() -> None:
         Experiment.model_validate(fields | {"resources": "most"})
 
 
-def test_a_search_chooses_and_profiles(local_ray: None, tmp_path: Path) -> None:
+def test_a_search_chooses_and_profiles(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto_resources, "SECONDS", 0.5)
     experiment = Experiment.model_validate(
         {
             "name": "toy",
@@ -112,8 +116,8 @@ def test_a_search_chooses_and_profiles(local_ray: None, tmp_path: Path) -> None:
             "budget": {"trials": 2, "epochs": 2, "grace_epochs": 2},
             "resources": "auto",
             "runtime": {"device": "cpu", "precision": "fp32", "layout": "contiguous"}
-            | {"optimizer": "single", "eval_batch": 512},
-            "costs": {"seconds": 1.0},
+            | {"optimizer": "single", "compile": "off", "eval_batch": 512},
+            "costs": {"seconds": 0.1},
         }
     )
     told: list[str] = []
