@@ -23,7 +23,7 @@ from ray.tune.utils import flatten_dict
 
 from benchmarks.plans import STARTS, Params
 from benchmarks.simulator import Contender, Metrics
-from benchmarks.table import Table
+from benchmarks.table import Table, recorded_space
 from search.experiment.experiment import Experiment
 from search.experiment.objectives import COSTS
 from search.policy.first_trials import first_proposals
@@ -66,7 +66,7 @@ class Ours(Contender):
     def __init__(self, table: Table, seed: int, recorded: int, policy: Policy = Policy()) -> None:
         self.start, self._policy = policy.start, policy
         experiment = _experiment(table, seed, policy)
-        space = SearchSpace.from_experiment(experiment, table.costs.structure)
+        space = recorded_space(experiment, table.costs.structure)
         self._seed = seed
         self._objectives = experiment.objectives
         self._signs = [-1.0 if o.direction == "maximize" else 1.0 for o in self._objectives]

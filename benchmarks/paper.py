@@ -34,12 +34,13 @@ from search.experiment.experiment import Experiment
 from search.experiment.load import load_experiment
 from search.stages.costs import get_costs
 from search.stages.library import get_library
-from search.stages.setup import Setup
+from search.stages.prepare import Prepared
 from search.stages.teacher import get_teacher, teacher_blocks
 from trainables.config import OptimConfig, StudentSpec, hash_json
 from trainables.finished.model_files import MANIFEST
 from trainables.finished.retrain import retrain_one
 from trainables.library.library import Library
+from trainables.methods.base import Setup
 from trainables.runtime.runtime import device_name, resolve
 from trainables.training.loop import distill
 
@@ -74,7 +75,7 @@ class Bench:
     """All that the trainings share."""
 
     plan: Plan
-    setup: Setup
+    setup: Prepared
     specs: dict[str, StudentSpec]
     library: Library | None
     folder: Path  # of this data, teacher and length: other settings never mix with these
@@ -110,7 +111,7 @@ def prepare(plan: Plan) -> Bench:
         }
         experiment = experiment.model_copy(update=update)
         costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime)
-        setup = Setup(experiment, folder, runtime, data, teacher, blocks, costs)
+        setup = Prepared(experiment, folder, runtime, data, teacher, blocks, costs)
         library = get_library(setup) if "library" in plan.arms else None
     return Bench(plan, setup, specs, library, folder)
 

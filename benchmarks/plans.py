@@ -99,7 +99,7 @@ class Plan:
 
     def points(self, blocks: Sequence[str]) -> list[Point]:
         """All runs of the table, in the order in which they are recorded: seed by seed."""
-        space = SearchSpace(Experiment.model_validate(self.experiment | _RUN), tuple(blocks))
+        space = SearchSpace(Experiment.model_validate(self.experiment | _RUN), tuple(blocks), flat=True)
         whole = list(_all(space) if self.sampled is None else random_points(space, self.sampled))
         return [
             Point(params, start, seed)

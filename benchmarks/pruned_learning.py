@@ -132,7 +132,7 @@ def experiment(sampler: str, seed: int) -> Experiment:
 def search(answer: str, sampler: str, seed: int, budget: int) -> float:
     """Hypervolume that one search reaches within `budget` epochs."""
     landscape, config = Landscape(seed), experiment(sampler, seed)
-    proposer = Proposer(config, SearchSpace(config, tuple(BLOCKS)), price, [])
+    proposer = Proposer(config, SearchSpace(config, tuple(BLOCKS), flat=True), price, [])
     rungs = MoAsha(EPOCHS, 1, 3.0, 2, [1])
     proposals: list[Any] = []
     done: list[list[float]] = []

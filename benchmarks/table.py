@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from optuna.distributions import FloatDistribution
 from benchmarks.plans import STARTS, Params
 from search.experiment.experiment import Experiment
 from search.policy.space import SearchSpace
+from trainables.blocks.blocks import Block
 from trainables.config import StudentSpec
 from trainables.costs.table import Costs, CostTable
 
@@ -35,6 +36,11 @@ Key = tuple[str, str, int]  # params as JSON, start, seed
 def params_text(params: Mapping[str, Any]) -> str:
     """Params as canonical text; levels and settings of any table."""
     return json.dumps(dict(params), sort_keys=True)
+
+
+def recorded_space(experiment: Experiment, blocks: Sequence[Block]) -> SearchSpace:
+    """The space with the parameters' names of version 0.1, by which the recorded tables name their points."""
+    return replace(SearchSpace.from_experiment(experiment, blocks), flat=True)
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class Table:
     @cached_property
     def space(self) -> SearchSpace:
         """The space that the runs are points of."""
-        return SearchSpace.from_experiment(self.experiment, self.costs.structure)
+        return recorded_space(self.experiment, self.costs.structure)
 
     @cached_property
     def costs(self) -> CostTable:

@@ -28,17 +28,18 @@ import torch
 
 from benchmarks.paper_data import table_data
 from benchmarks.plans import CIFAR, SAMPLED, Plan, Point, cifar, digits
-from benchmarks.table import Key, Run, Table, params_text, rows_to_runs, to_row
+from benchmarks.table import Key, Run, Table, params_text, recorded_space, rows_to_runs, to_row
 from search.experiment.experiment import Experiment
 from search.policy.space import SearchSpace
 from search.stages.library import make_library
-from search.stages.setup import Setup
+from search.stages.prepare import Prepared
 from search.stages.teacher import get_teacher, teacher_blocks
 from trainables.costs.measure import measure_costs
 from trainables.costs.table import CostTable
 from trainables.data.load import load_data
 from trainables.library.build import SOLO_IMAGES, sampled_students
 from trainables.library.library import Library
+from trainables.methods.base import Setup
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import device_name, resolve
 from trainables.training.loop import Distiller
@@ -50,14 +51,14 @@ COST_SECONDS = 2.0  # FLOPs and params are exact however short; latencies of the
 class Bench:
     """All that the runs share."""
 
-    setup: Setup
+    setup: Prepared
     libraries: dict[int, Library]
     library_seconds: dict[int, float]  # CPU
 
     @property
     def space(self) -> SearchSpace:
         """The space that the points are of."""
-        return SearchSpace.from_experiment(self.setup.experiment, self.setup.blocks)
+        return recorded_space(self.setup.experiment, self.setup.blocks)
 
 
 def prepare(plan: Plan, work: Path) -> Bench:
@@ -88,14 +89,14 @@ def prepare(plan: Plan, work: Path) -> Bench:
             )
             table.save(costs_file)
         costs = CostTable.model_validate_json(costs_file.read_text())
-        setup = Setup(experiment, work, runtime, data, teacher, blocks, costs)
+        setup = Prepared(experiment, work, runtime, data, teacher, blocks, costs)
         libraries, seconds = {}, {}
         for seed in plan.seeds:
             libraries[seed], seconds[seed] = _library(setup, seed)
     return Bench(setup, libraries, seconds)
 
 
-def _library(setup: Setup, seed: int) -> tuple[Library, float]:
+def _library(setup: Prepared, seed: int) -> tuple[Library, float]:
     folder = setup.run_dir / "libraries" / f"seed{seed}"
     clock = folder.with_suffix(".seconds")
     if not folder.exists():
@@ -107,7 +108,7 @@ def _library(setup: Setup, seed: int) -> tuple[Library, float]:
     return Library.load(folder), float(clock.read_text())
 
 
-def library_flops(setup: Setup, seed: int) -> float:
+def library_flops(setup: Prepared, seed: int) -> float:
     """What building the library computes, a backward pass counted as two forward ones, as for trials.
 
     Alone, a batch is the teacher's forward and every module's forward and backward; together, the teacher's

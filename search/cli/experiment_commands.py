@@ -56,7 +56,7 @@ def teacher(
     from analysis.runs.object_store import join
     from search.run_dir.files import TEACHER_FILE
     from search.run_dir.folder import at, working_folder
-    from search.stages.setup import read_data
+    from search.stages.prepare import read_data
     from search.stages.teacher import get_teacher
     from trainables.runtime.runtime import resolve
 
@@ -80,8 +80,8 @@ def profile(
 ) -> None:
     """Show the teacher's blocks and the cost table: what every block and every AMA module costs."""
     from search.run_dir.folder import at, working_folder
-    from search.stages.setup import profile as measure
-    from search.stages.setup import read_data
+    from search.stages.prepare import profile as measure
+    from search.stages.prepare import read_data
 
     loaded = load(experiment, override, out)
     with working_folder(loaded.run.dir) as folder, stages() as progress:
@@ -104,7 +104,7 @@ def library(
     """Distil every candidate AMA module once; searches with `warm_start: library` start from them."""
     from search.run_dir.folder import at, working_folder
     from search.stages.library import get_library, library_folder
-    from search.stages.setup import prepare
+    from search.stages.prepare import prepare
 
     loaded = load(experiment, override, out)
     with working_folder(loaded.run.dir) as run, stages() as progress:

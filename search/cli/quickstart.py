@@ -19,7 +19,7 @@ from search.experiment.experiment import Experiment
 from search.experiment.load import load_experiment
 from search.run.retrain import retrain_picks
 from search.run_dir.files import EXPERIMENT_FILE
-from search.stages.setup import prepare
+from search.stages.prepare import prepare
 from trainables.errors import InputError
 
 PRESET = "digits"

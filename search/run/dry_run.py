@@ -17,8 +17,8 @@ from search.policy.space import SearchSpace
 from search.run_dir.files import EXPERIMENT_FILE
 from search.run_dir.folder import at, working_folder
 from search.stages.limits import absolute_limits, figures
+from search.stages.prepare import profile, read_data
 from search.stages.progress import Progress
-from search.stages.setup import profile, read_data
 from trainables.costs.table import Costs, CostTable
 
 # Forward and backward of a student cost about three forwards, the teacher's forward one.

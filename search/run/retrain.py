@@ -28,8 +28,8 @@ from search.run_dir.files import EXPERIMENT_FILE, TEACHER_FILE
 from search.run_dir.folder import Folder, working_folder
 from search.stages.costs import trial_runtime
 from search.stages.on_worker import prepared
+from search.stages.prepare import Prepared
 from search.stages.progress import Progress
-from search.stages.setup import Setup
 from search.stages.tuned_runtime import tuned_runtime
 from trainables.config import DistillConfig
 from trainables.errors import InputError
@@ -114,7 +114,7 @@ def retrain_picks(
 
 
 def _written(
-    models: Folder, jobs: Iterable[Job], done: Mapping[str, RetrainResult], setup: Setup
+    models: Folder, jobs: Iterable[Job], done: Mapping[str, RetrainResult], setup: Prepared
 ) -> Retrained:
     order = sorted(jobs, key=lambda job: (job.number, KINDS.index(job.kind), job.config.seed))
     finished = [
@@ -217,7 +217,7 @@ def _check_teacher_there(pick: PickFile, experiment: Experiment, folder: Folder)
 
 def _setup(
     pick: PickFile, experiment: Experiment, folder: Folder, library: bool, progress: Progress | None
-) -> tuple[Setup, Library | None]:
+) -> tuple[Prepared, Library | None]:
     """Data, teacher, costs and library of the run; the teacher must be the one that the search had."""
     setup, made = prepared(experiment, folder, test=True, library=library, progress=progress)
     picked, found = pick.teacher.get("hash"), setup.teacher.record.hash
@@ -229,7 +229,7 @@ def _setup(
     return setup, made
 
 
-def _shared(setup: Setup, models: Folder, made: Mapping[str, Any], modules: Modules | None) -> Shared:
+def _shared(setup: Prepared, models: Folder, made: Mapping[str, Any], modules: Modules | None) -> Shared:
     experiment = setup.experiment
     return Shared(
         data=setup.data.to_arrays(),

@@ -30,8 +30,8 @@ from search.run_dir.lock import locked
 from search.stages.auto_resources import choose_resources
 from search.stages.limits import absolute_limits
 from search.stages.on_worker import latencies, prepared
+from search.stages.prepare import Prepared
 from search.stages.progress import Progress
-from search.stages.setup import Setup
 from search.study.database import away_is_failure
 from search.study.record import MissingStudyError, StudyRecord, now, ran
 from search.tune.board import Board
@@ -130,7 +130,7 @@ def search(
 
 def _begun(
     experiment: Experiment,
-    setup: Setup,
+    setup: Prepared,
     limits: list[Limit],
     record: StudyRecord | None,
     url: str,
@@ -197,7 +197,7 @@ def _past_record(experiment: Experiment, folder: Folder, url: str) -> StudyRecor
     return record
 
 
-def _check_same(record: StudyRecord, setup: Setup) -> None:
+def _check_same(record: StudyRecord, setup: Prepared) -> None:
     """Refuse to go on with another teacher or other data than the study's trials had."""
     for what, ours in (("teacher", setup.teacher.record.hash), ("data", setup.data.hash)):
         theirs = record.attrs[what]["hash"]
@@ -213,7 +213,7 @@ def _trials_done(record: StudyRecord) -> int:
 
 
 def _run(
-    setup: Setup,
+    setup: Prepared,
     folder: Folder,
     library: Library | None,
     record: StudyRecord,
@@ -294,7 +294,7 @@ def _outcome(
     return Outcome(folder.place, reason, waiting, failed=searcher.hopeless or searcher.halted is not None)
 
 
-def _measure_front(setup: Setup, record: StudyRecord) -> None:
+def _measure_front(setup: Prepared, record: StudyRecord) -> None:
     """Measure the front's students end to end, now that no trial loads the device."""
     specs = {
         str(row.number): StudentSpec.model_validate(row.user_attrs["config"]["student"])

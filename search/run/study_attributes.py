@@ -10,13 +10,13 @@ from analysis.metrics import specifications
 from search.experiment.experiment import Experiment
 from search.experiment.resolved import resolved
 from search.policy.limits import Limit
-from search.stages.setup import Setup
+from search.stages.prepare import Prepared
 from search.study.record import now
 
 FORMAT = 1
 
 
-def study_attrs(experiment: Experiment, setup: Setup, limits: list[Limit], command: str) -> dict[str, Any]:
+def study_attrs(experiment: Experiment, setup: Prepared, limits: list[Limit], command: str) -> dict[str, Any]:
     """Attributes of a new study.
 
     Args:

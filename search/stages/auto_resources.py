@@ -15,8 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
 from search.experiment.sections import Resources
+from search.stages.prepare import Prepared
 from search.stages.progress import Progress
-from search.stages.setup import Setup
 from search.stages.tuned_runtime import batch_size
 from trainables.config import RuntimeConfig
 from trainables.runtime.memory import peaks, private_mib, reset_peaks
@@ -40,7 +40,7 @@ class Share:
     gpu: float = 0.0
 
 
-def choose_resources(setup: Setup, progress: Progress | None = None) -> Resources:
+def choose_resources(setup: Prepared, progress: Progress | None = None) -> Resources:
     """CPUs and GPU share of a trial, with which the trials together train the most images a second.
 
     Measured on the cluster's largest node, with the teacher in the student's place, which no student exceeds
@@ -180,7 +180,7 @@ class _Trial:
         return _Load(rate, private_mib(), peaks(device)[1], total)
 
 
-def _together(setup: Setup, node: str, count: int, share: Share) -> list[_Load]:
+def _together(setup: Prepared, node: str, count: int, share: Share) -> list[_Load]:
     """So many trials at once on one node, each with its share."""
     config = setup.experiment.runtime.model_copy(
         update={"threads": setup.experiment.runtime.threads or share.cpu}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from search.stages.prepare import Prepared
 from search.stages.progress import Progress
-from search.stages.setup import Setup
 from trainables.library.build import build_library
 from trainables.library.library import Library, library_key
 
 DEFAULT_FOLDER = Path("~/.cache/ama-search/library")
 
 
-def library_folder(setup: Setup) -> Path:
+def library_folder(setup: Prepared) -> Path:
     """Where the library of this teacher, data, blocks and widths is, or will be."""
     experiment = setup.experiment
     root = Path(experiment.library.dir or DEFAULT_FOLDER).expanduser()
@@ -28,7 +28,7 @@ def library_folder(setup: Setup) -> Path:
     return root / key
 
 
-def get_library(setup: Setup, progress: Progress | None = None) -> Library:
+def get_library(setup: Prepared, progress: Progress | None = None) -> Library:
     """The module library, read where it was made before, else made now; shared by all runs that it fits."""
     folder = library_folder(setup)
     if folder.exists():
@@ -38,7 +38,7 @@ def get_library(setup: Setup, progress: Progress | None = None) -> Library:
     return library
 
 
-def make_library(setup: Setup, key: str, seed: int, progress: Progress | None = None) -> Library:
+def make_library(setup: Prepared, key: str, seed: int, progress: Progress | None = None) -> Library:
     """Distil all modules that the experiment's space can ask for; `key` is the library's name."""
     experiment = setup.experiment
     return build_library(

@@ -24,8 +24,8 @@ from search.experiment.experiment import Experiment
 from search.experiment.sections import Resources, StorageConfig
 from search.run_dir.folder import Folder, at, working_folder
 from search.stages.library import get_library
+from search.stages.prepare import Prepared, prepare
 from search.stages.progress import Progress
-from search.stages.setup import Setup, prepare
 from trainables.blocks.blocks import Block
 from trainables.config import StudentSpec
 from trainables.costs.latency import measure_many
@@ -55,7 +55,7 @@ def prepared(
     test: bool = False,
     library: bool = False,
     progress: Progress | None = None,
-) -> tuple[Setup, Library | None]:
+) -> tuple[Prepared, Library | None]:
     """`prepare`, and the module library where it is asked for. Ray must be connected.
 
     Args:
@@ -77,7 +77,7 @@ def prepared(
     place = folder.place if folder.remote else str(folder.path.absolute())
     folder.push()
     made: _Made = _on_worker(_prepare, experiment.resources, progress, bare, place, test, library)
-    setup = Setup(
+    setup = Prepared(
         at(experiment, folder),
         folder.path,
         made.runtime,
@@ -90,7 +90,7 @@ def prepared(
     return setup, made.library
 
 
-def latencies(setup: Setup, students: Mapping[str, StudentSpec]) -> dict[str, float]:
+def latencies(setup: Prepared, students: Mapping[str, StudentSpec]) -> dict[str, float]:
     """Milliseconds of whole students, by name, measured end to end. No trial may load the device.
 
     Ray must be connected.
@@ -106,7 +106,7 @@ def latencies(setup: Setup, students: Mapping[str, StudentSpec]) -> dict[str, fl
 
 @dataclass(frozen=True)
 class _Made:
-    """A `Setup` on its way from a worker, its arrays in a form that Ray's object store shares."""
+    """A `Prepared` on its way from a worker, its arrays in a form that Ray's object store shares."""
 
     runtime: Runtime
     data: Mapping[str, Any]

@@ -13,7 +13,7 @@ from search.cluster.connection import cause_of
 from search.experiment.experiment import Experiment
 from search.experiment.ranges import Choices, Range
 from search.stages.costs import trial_runtime
-from search.stages.setup import Setup
+from search.stages.prepare import Prepared
 from trainables.config import RuntimeConfig
 from trainables.errors import InputError
 from trainables.training.fastest_runtime import is_settled, tuned
@@ -21,7 +21,7 @@ from trainables.training.fastest_runtime import is_settled, tuned
 log = logging.getLogger(__name__)
 
 
-def tuned_runtime(setup: Setup, epochs: int | None = None) -> RuntimeConfig:
+def tuned_runtime(setup: Prepared, epochs: int | None = None) -> RuntimeConfig:
     """How trials compute: what the experiment leaves open, measured once where they run.
 
     Ray must be connected. Nothing else may run meanwhile: a busy device is measured wrongly. Where measuring

@@ -9,7 +9,7 @@ from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
 from search.run_dir.folder import TRIALS, Folder
-from search.stages.setup import Setup
+from search.stages.prepare import Prepared
 from search.stages.tuned_runtime import tuned_runtime
 from search.tune.callback import StudyCallback
 from search.tune.checkpoints import storage_of
@@ -25,7 +25,7 @@ SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "
 
 
 def make_tuner(
-    setup: Setup,
+    setup: Prepared,
     folder: Folder,
     library: Library | None,
     searcher: StudySearcher,

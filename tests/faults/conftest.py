@@ -17,7 +17,7 @@ from server import Postgres
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained teacher and its cost table, which every run starts from."""
-    from search.stages.setup import prepare
+    from search.stages.prepare import prepare
 
     folder = tmp_path_factory.mktemp("teacher")
     prepare(experiment(folder))

@@ -132,10 +132,10 @@ def test_no_trial_that_ran_is_beyond_the_limit_or_repeats_another(run: Path) -> 
     assert (ran["flops"] <= 0.9 * answer("status", run)["teacher"]["flops"]).all()
     searched = [name for name in ran.columns if name.startswith("level/")] + [
         "fuse",
-        "alpha",
-        "tau",
-        "beta",
-        "lr",
+        "ama/alpha",
+        "ama/tau",
+        "ama/beta",
+        "optim/lr",
     ]
     assert not ran[searched].duplicated().any()
 

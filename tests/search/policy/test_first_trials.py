@@ -13,7 +13,7 @@ from search.policy.first_trials import first_proposals
 from search.policy.space import LEVEL, SearchSpace
 from search.run.search import search
 from search.stages.library import get_library, library_folder
-from search.stages.setup import Setup, prepare
+from search.stages.prepare import Prepared, prepare
 from trainables.library.library import Library
 
 
@@ -37,16 +37,16 @@ def experiment(folder: Path, **budget: Any) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(experiment(tmp_path_factory.mktemp("warm")))
 
 
 @pytest.fixture(scope="module")
-def library(setup: Setup) -> Library:
+def library(setup: Prepared) -> Library:
     return get_library(setup)
 
 
-def test_the_library_is_made_once_and_found_by_its_content(setup: Setup, library: Library) -> None:
+def test_the_library_is_made_once_and_found_by_its_content(setup: Prepared, library: Library) -> None:
     folder = library_folder(setup)
     assert folder.name == library.key and folder.is_dir()
     written = folder.stat().st_mtime_ns
@@ -54,7 +54,7 @@ def test_the_library_is_made_once_and_found_by_its_content(setup: Setup, library
     assert folder.stat().st_mtime_ns == written
 
 
-def test_first_proposals_lie_in_the_space_along_the_cost_axis(setup: Setup, library: Library) -> None:
+def test_first_proposals_lie_in_the_space_along_the_cost_axis(setup: Prepared, library: Library) -> None:
     space = SearchSpace.from_experiment(setup.experiment, setup.blocks)
     first = first_proposals(space, setup.blocks, setup.costs, library)
     assert len(first) == 2  # half of four trials
@@ -69,7 +69,7 @@ def test_first_proposals_lie_in_the_space_along_the_cost_axis(setup: Setup, libr
 
 
 def test_a_search_tries_them_first_and_a_longer_one_does_not_repeat_them(
-    setup: Setup, library: Library, local_ray: None
+    setup: Prepared, library: Library, local_ray: None
 ) -> None:
     space = SearchSpace.from_experiment(setup.experiment, setup.blocks)
     first = first_proposals(space, setup.blocks, setup.costs, library)

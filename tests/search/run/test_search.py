@@ -25,7 +25,7 @@ from search.cli.live_search import run_search
 from search.experiment.experiment import Experiment
 from search.experiment.resolved import dump_yaml, resolved_yaml
 from search.run.search import Outcome, search
-from search.stages.setup import prepare
+from search.stages.prepare import prepare
 from search.study.record import StudyRecord, ran
 from trainables.config import StudentSpec
 from trainables.errors import InputError

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Setup:
+class Prepared:
     """Everything a search needs before it starts."""
 
     experiment: Experiment
@@ -37,7 +37,7 @@ class Setup:
     teacher_scores: Mapping[str, float] = field(default_factory=dict)  # the user's own metrics
 
 
-def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> Setup:
+def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> Prepared:
     """Run every stage up to the search; a teacher that is not there yet is trained.
 
     Args:
@@ -53,7 +53,7 @@ def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | 
     blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
     costs = get_costs(experiment, teacher, blocks, data.image_shape, runtime, progress, any_device=test)
     scores = teacher_scores(experiment, teacher.model, data, runtime)
-    return Setup(experiment, run_dir, runtime, data, teacher, blocks, costs, scores)
+    return Prepared(experiment, run_dir, runtime, data, teacher, blocks, costs, scores)
 
 
 def read_data(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> ImageData:

@@ -11,7 +11,7 @@ from search.experiment.experiment import Experiment
 from search.experiment.load import load_experiment
 from search.run_dir.files import COSTS_FILE, TEACHER_FILE
 from search.stages.limits import absolute_limits, figures
-from search.stages.setup import prepare, profile, read_data
+from search.stages.prepare import prepare, profile, read_data
 from search.stages.teacher import get_teacher
 from trainables.config import StudentSpec
 from trainables.costs.table import CostTable
