@@ -25,6 +25,7 @@ from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.data.split import AnySplit, Split
+from trainables.methods.base import Setup
 from trainables.network.evaluate import evaluate
 from trainables.network.taps import Taps
 from trainables.network.weights import load_weights
@@ -126,7 +127,7 @@ class Ours:
 
     def __init__(self, parts: Parts, student: str) -> None:
         self.distiller = Distiller(
-            parts.config(student), parts.teacher, parts.blocks, parts.data, parts.runtime
+            parts.config(student), Setup.of(parts.teacher, parts.blocks, parts.data, parts.runtime)
         )
 
     def run_epoch(self) -> float:

@@ -28,6 +28,7 @@ from search.run.search import search
 from search.run_dir.folder import TRIALS
 from search.study.record import StudyRecord
 from trainables.config import StudentSpec
+from trainables.methods.base import Setup
 from trainables.training.loop import Distiller
 
 WIDTHS = (0.25, 0.5, 1.0)
@@ -139,7 +140,7 @@ def stock_trial(config: dict[str, Any], job: Job) -> None:
             "optim": trial.optim.model_copy(update={"lr": config["lr"]}),
         }
     )
-    distiller = Distiller(trial, parts.teacher, parts.blocks, parts.data, parts.runtime)
+    distiller = Distiller(trial, Setup.of(parts.teacher, parts.blocks, parts.data, parts.runtime))
     while not distiller.finished:
         began = time.time()
         metrics = distiller.run_epoch()

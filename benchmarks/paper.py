@@ -127,7 +127,7 @@ def tune(bench: Bench, part: int, parts: int, say: Say) -> None:
         while lr := untried(_scores(bench, arm)):
             config = job.config(bench.specs[size], bench.plan.optim, bench.plan.epochs, lr)
             trained = distill(
-                config, setup.teacher.model, setup.blocks, setup.data, setup.runtime, modules=modules
+                config, Setup.of(setup.teacher.model, setup.blocks, setup.data, setup.runtime, modules)
             )
             row = {"size": size, "arm": arm, "lr": lr, "val_accuracy": trained.history[-1].val_accuracy}
             _append(bench.folder / f"tune-{part}of{parts}.jsonl", row)

@@ -134,7 +134,7 @@ def record(bench: Bench, point: Point) -> Run:
     config = bench.space.to_config(point.params, point.seed).model_copy(update={"warm_start": point.start})
     started = time.process_time()
     modules = bench.libraries[point.seed].modules
-    distiller = Distiller(config, setup.teacher.model, setup.blocks, setup.data, runtime, modules)
+    distiller = Distiller(config, Setup.of(setup.teacher.model, setup.blocks, setup.data, runtime, modules))
     assembled = time.process_time() - started
     before = evaluate(distiller.student, setup.data.eval_batches("val", runtime), runtime)
     seconds = []

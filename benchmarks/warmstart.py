@@ -32,6 +32,7 @@ from benchmarks.plans import Point
 from benchmarks.table import Key, LibraryRecord, Run, Table, params_text
 from benchmarks.table_record import Bench, cifar_options, cifar_plan, meta_of, prepare, recorded
 from search.stages.library import make_library
+from trainables.methods.base import Setup
 from trainables.runtime.runtime import device_name
 from trainables.training.loop import Distiller, distill
 
@@ -82,7 +83,8 @@ class Trials:
             config = self.bench.space.to_config(point.params, point.seed)
             config = config.model_copy(update={"warm_start": "library", "epochs": epochs})
             result = distill(
-                config, setup.teacher.model, setup.blocks, setup.data, setup.runtime, modules=library.modules
+                config,
+                Setup.of(setup.teacher.model, setup.blocks, setup.data, setup.runtime, library.modules),
             )
             self.done[key] = result.history[-1].val_accuracy
             with self.file.open("a") as out:
@@ -136,7 +138,7 @@ def _cold_seconds(bench: Bench, point: Point) -> float:
     setup = bench.setup
     config = bench.space.to_config(point.params, point.seed).model_copy(update={"warm_start": "teacher"})
     started = time.process_time()
-    distiller = Distiller(config, setup.teacher.model, setup.blocks, setup.data, setup.runtime)
+    distiller = Distiller(config, Setup.of(setup.teacher.model, setup.blocks, setup.data, setup.runtime))
     assembled = time.process_time()
     distiller.run_epoch()
     return assembled - started + config.epochs * (time.process_time() - assembled)

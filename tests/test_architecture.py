@@ -21,7 +21,8 @@ MOST_MODULES = 12  # in a room, `__init__` aside
 FLOORS = {
     "trainables": (
         {"errors", "files"},
-        {"config", "registry"},
+        {"registry"},
+        {"config"},
         {"runtime"},
         {"data", "network"},
         {"blocks"},
@@ -189,6 +190,12 @@ def test_libraries_stay_in_their_rooms() -> None:
     assert {file for file in importers("ray.tune") if not file.startswith(TUNE_FILES)} == set()
     # Run and checkpoint configurations come from `ray.tune`.
     assert importers("ray.train", "ray.air") == set()
+
+
+def test_searcher_and_scheduler_know_verdicts_and_not_each_other() -> None:
+    searcher, scheduler = "search.tune.searcher", "search.tune.scheduler"
+    assert scheduler not in arrows()[searcher] and searcher not in arrows()[scheduler]
+    assert "search.tune.verdicts" in arrows()[searcher] & arrows()[scheduler]
 
 
 def test_no_package_imports_the_tests_or_benchmarks() -> None:

@@ -12,9 +12,12 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    SerializerFunctionWrapHandler,
-    model_serializer,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
 )
+
+from trainables.registry import Registry
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Triple = tuple[float, float, float]
@@ -25,15 +28,46 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def content(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON values: equal for equal configs of any version.
+
+        A key added later does not change it where the key has its default, so digests of files made before
+        stay valid. Never change a default's meaning: give the key another name.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True)
+
     def digest(self) -> str:
-        """SHA-256 (hex, 16 characters) of the canonical JSON of this config."""
-        return hash_json(self.model_dump(mode="json"))
+        """SHA-256 (hex, 16 characters) of `content`."""
+        return hash_json(self.content())
 
 
 def hash_json(value: Any) -> str:
     """SHA-256 (hex, 16 characters) of `value` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def searched(
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    log: bool = False,
+    choices: tuple[Any, ...] = (),
+    **field: Any,
+) -> Any:
+    """A config's field with the range that a search explores unless the experiment file says otherwise.
+
+    Args:
+        default: the value outside of a search, and in one that fixes the key at its default.
+        low: smallest value searched; None with `high` None and no `choices`: not searched by default.
+        high: largest value searched.
+        log: ranges of this key are searched in orders of magnitude, those of the experiment file too.
+        choices: values searched, in place of a range.
+        **field: as for pydantic's `Field`: description and bounds.
+    """
+    space: Any = {"low": low, "high": high, "log": log, "choices": list(choices)}
+    return Field(default, json_schema_extra={"searched": space}, **field)
 
 
 class DataConfig(Config):
@@ -103,36 +137,79 @@ class StudentSpec(Config):
     fuse: bool = Field(True, description="adjacent replaced blocks of one width become one span")
 
 
-class LossConfig(Config):
-    """Weights of the named parts of the distillation loss."""
+class MethodConfig(Config):
+    """Base of the settings of a distillation method; the keys of a subclass are its search space.
 
-    alpha: Fraction = Field(0.5, description="weight of the logit term; 1 - alpha weighs cross-entropy")
-    tau: PositiveFloat = Field(4.0, description="softmax temperature of the logit term")
-    beta: float = Field(1.0, ge=0.0, description="weight of the feature term")
-    supervision: Literal["uniform", "adaptive"] = Field(
-        "uniform", description="span weights of the feature term: equal, or learned during training"
+    Every key has a default. `searched` gives a key its range in a search.
+    """
+
+    def unused(self) -> set[str]:
+        """Keys that change nothing beside the others' values: configs that differ in them are duplicates."""
+        return set()
+
+
+class LossConfig(MethodConfig):
+    """Settings of the method `ama`: weights of the named parts of its loss."""
+
+    alpha: Fraction = searched(
+        0.5, 0.1, 0.9, description="weight of the logit term; 1 - alpha weighs cross-entropy"
+    )
+    tau: PositiveFloat = searched(
+        4.0, 1.0, 8.0, log=True, description="softmax temperature of the logit term"
+    )
+    beta: float = searched(1.0, 0.1, 10.0, log=True, ge=0.0, description="weight of the feature term")
+    supervision: Literal["uniform", "adaptive"] = searched(
+        "uniform",
+        choices=("uniform", "adaptive"),
+        description="span weights of the feature term: equal, or learned during training",
     )
     entropy_weight: float = Field(
         1.0, ge=0.0, description="adaptive only: pull of the learned weights and mixes towards the prior"
     )
 
+    def unused(self) -> set[str]:
+        """Only adaptive supervision has weights to keep apart."""
+        return {"entropy_weight"} if self.supervision == "uniform" else set()
+
+
+DEFAULT_METHOD = "ama"
+METHODS: Registry[Any] = Registry(
+    "method", "ama_search.methods", {DEFAULT_METHOD: "trainables.methods.ama:Ama"}
+)
+
+
+def method_config(name: str) -> type[MethodConfig]:
+    """The settings of a distillation method; importing a method other than the default loads torch.
+
+    Raises:
+        InputError: no such method.
+    """
+    found: type[MethodConfig] = LossConfig if name == DEFAULT_METHOD else METHODS.get(name).Config
+    return found
+
 
 class OptimConfig(Config):
     """Optimiser of one distillation: SGD with Nesterov momentum, warm-up and cosine decay to zero."""
 
-    lr: PositiveFloat = Field(0.05, description="peak learning rate")
+    lr: PositiveFloat = searched(0.05, 0.01, 0.2, log=True, description="peak learning rate")
     momentum: Fraction = Field(0.9, description="momentum")
-    weight_decay: float = Field(5e-4, ge=0.0, description="weight decay (not on norms and biases)")
+    weight_decay: float = searched(
+        5e-4, log=True, ge=0.0, description="weight decay (not on norms and biases)"
+    )
     batch_size: PositiveInt = Field(128, description="images a step")
     warmup_epochs: float = Field(0.5, ge=0.0, description="epochs of linear warm-up")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="label smoothing of cross-entropy")
 
 
 class DistillConfig(Config):
-    """One trial: student spec + loss weights + optimiser settings + seed."""
+    """One trial: student spec + distillation method and its settings + optimiser settings + seed.
+
+    DistillConfig(student=StudentSpec(widths={"layer1.0": 0.25}), loss={"alpha": 0.3}, epochs=2)
+    """
 
     student: StudentSpec = StudentSpec()
-    loss: LossConfig = LossConfig()
+    method: str = DEFAULT_METHOD
+    loss: SerializeAsAny[MethodConfig] = LossConfig()  # the settings of `method`
     optim: OptimConfig = OptimConfig()
     epochs: PositiveInt = 10
     seed: int = Field(0, ge=0)
@@ -140,13 +217,17 @@ class DistillConfig(Config):
     warm_start: Literal["library", "teacher", "none"] = "teacher"
     scores: tuple[str, ...] = Field((), description="users' own metrics: entry points or `import:` texts")
 
-    @model_serializer(mode="wrap")
-    def _without_empty_scores(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A config without own metrics is written, and hashed, as before there were any."""
-        values: dict[str, Any] = write(self)
-        if not values.get("scores"):
-            values.pop("scores", None)
-        return values
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_method(cls, value: Any) -> Any:
+        """Without settings, a method has its own defaults."""
+        return {"loss": {}, **value} if isinstance(value, dict) and "method" in value else value
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _of_the_method(cls, value: Any, info: Any) -> Any:
+        kind = method_config(info.data.get("method", DEFAULT_METHOD))
+        return value if isinstance(value, kind) else kind.model_validate(value)
 
 
 class LibraryConfig(Config):

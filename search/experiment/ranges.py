@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from functools import cache
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -14,9 +15,11 @@ from pydantic import (
     StrictInt,
     Tag,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from search.experiment.validation_messages import Fault, raise_faults
 from search.experiment.yaml12 import describe_value
@@ -25,8 +28,6 @@ from trainables.config import Config
 Value = TypeVar("Value", StrictFloat, StrictInt)
 
 FORM = "number, range or choices"
-# Quantities that act by their order of magnitude.
-LOG_BY_DEFAULT = frozenset({"tau", "beta", "lr", "weight_decay"})
 
 
 class Range(Config, Generic[Value]):
@@ -103,6 +104,10 @@ class RangesOf(Config):
 
     target: ClassVar[type[BaseModel]]
 
+    def __reduce__(self) -> Any:
+        # Its class is made by `ranges_of`: no module holds it.
+        return _restored, (self.target, self.model_dump(mode="json"))
+
     @field_validator("*", mode="after")
     @classmethod
     def _within_target(cls, value: Any, info: Any) -> Any:
@@ -119,11 +124,15 @@ class RangesOf(Config):
         if (
             isinstance(value, Range)
             and "log" not in value.model_fields_set
-            and info.field_name in LOG_BY_DEFAULT
+            and search_space(cls.target.model_fields[info.field_name]).get("log")
             and value.low > 0
         ):
             return value.model_copy(update={"log": True})
         return value
+
+
+def _restored(target: type[BaseModel], values: dict[str, Any]) -> RangesOf:
+    return ranges_of(target).model_validate(values)
 
 
 def _ends(value: Any) -> list[tuple[tuple[str, ...], Any]]:
@@ -137,6 +146,69 @@ def _ends(value: Any) -> list[tuple[tuple[str, ...], Any]]:
     return [((), value)]
 
 
-def described(config: type[BaseModel], name: str) -> dict[str, Any]:
-    """Keywords for `Field`: the description that `config` gives its key `name`, and the forms it may take."""
-    return {"description": config.model_fields[name].description, "json_schema_extra": {"form": FORM}}
+@cache
+def ranges_of(config: type[BaseModel]) -> type[RangesOf]:
+    """The section of an experiment file that fixes or searches the keys of `config`.
+
+    Defaults, ranges, bounds and descriptions are those of the config's fields (`trainables.config.searched`),
+    so that no second place lists them.
+
+    Args:
+        config: a config of numbers, texts of a few choices, and booleans.
+    """
+    fields: dict[str, Any] = {key: _field(info) for key, info in config.model_fields.items()}
+    summary = f"The keys of {config.__name__}, each fixed or searched."
+    made = create_model(f"{config.__name__}Ranges", __base__=RangesOf, __doc__=summary, **fields)
+    made.target = config
+    return made
+
+
+def _field(info: FieldInfo) -> tuple[Any, Any]:
+    """Type and field of a section's key, for a config's field."""
+    space = search_space(info)
+    choices = tuple(get_args(info.annotation)) if get_origin(info.annotation) is Literal else ()
+    choices = (True, False) if info.annotation is bool else choices
+    if choices:
+        default = tuple(space.get("choices", ())) or info.default
+        form = f"{_listed(choices)} or a list of {'both' if len(choices) == 2 else 'them'}"
+        return _kinds(choices, form), Field(
+            default, description=f"{info.description}; a list is searched", json_schema_extra={"form": form}
+        )
+    whole, default = info.annotation is int, info.default
+    some: Any = Choices[StrictInt] if whole else Choices[StrictFloat]
+    span: Any = Range[StrictInt] if whole else Range[StrictFloat]
+    if space.get("choices"):
+        default = some(choices=tuple(space["choices"]))
+    elif space.get("low") is not None:
+        number = int if whole else float
+        default = span(low=number(space["low"]), high=number(space["high"]), log=bool(space["log"]))
+    return Whole if whole else Number, Field(
+        default, description=info.description, json_schema_extra={"form": FORM}
+    )
+
+
+def search_space(info: FieldInfo) -> dict[str, Any]:
+    """What `searched` says of a config's field; empty for one that says nothing."""
+    extra = info.json_schema_extra
+    found = extra.get("searched", {}) if isinstance(extra, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(choices: tuple[Any, ...]) -> str:
+    return ", ".join(choice if isinstance(choice, str) else describe_value(choice) for choice in choices)
+
+
+def _kinds(choices: tuple[Any, ...], form: str) -> Any:
+    """The type of a key that takes one of `choices` or a list of them."""
+
+    def several(value: Any) -> Any:
+        kinds = value["choices"] if isinstance(value, dict) and set(value) == {"choices"} else value
+        as_list = list(kinds) if isinstance(kinds, (list, tuple)) else [kinds]
+        if not as_list or not all(type(kind) is type(choices[0]) and kind in choices for kind in as_list):
+            raise ValueError(f"expected {form}, got {describe_value(value)}")
+        if len(set(as_list)) < len(as_list):
+            raise ValueError(f"expected distinct kinds, got {describe_value(value)}")
+        return as_list[0] if len(as_list) == 1 else tuple(as_list)
+
+    one: Any = Literal[choices]
+    return Annotated[one | tuple[one, ...], BeforeValidator(several)]

@@ -112,6 +112,11 @@ def type_text(annotation: Any) -> str:
     return _NAMES[annotation]
 
 
+def schema_markdown() -> str:
+    """Every key of the experiment file with type, default and meaning, one Markdown table per section."""
+    return tables(Experiment)
+
+
 def page() -> str:
     """The whole of docs/experiment.md: introduction, tables, and a preset as the example."""
     from search.presets import preset_text, presets
@@ -123,13 +128,6 @@ def page() -> str:
         f"The presets are {names}; each is a file in `search/presets/` to copy from.\n\n"
         f"```yaml\n{preset_text(example)}```\n"
     )
-
-
-def schema_markdown() -> str:
-    """Every key of the experiment file with type, default and meaning, one Markdown table per section."""
-    from search.experiment.reference import tables
-
-    return tables(Experiment)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import (
-    BaseModel,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -15,12 +14,13 @@ from pydantic import (
 )
 
 from analysis.runs.study_url import check_url
+from search.experiment.method import MethodSpace
 from search.experiment.objectives import extra_cost
-from search.experiment.ranges import Number, Range, RangesOf, Whole, described
+from search.experiment.ranges import RangesOf, ranges_of
 from search.experiment.samplers import SAMPLERS
 from search.experiment.validation_messages import Fault, nearest, raise_faults
 from search.experiment.yaml12 import describe_value
-from trainables.config import Config, LossConfig, OptimConfig
+from trainables.config import DEFAULT_METHOD, Config, LossConfig, OptimConfig
 
 MAX_WIDTH = 4.0
 _LISTS = ("include", "exclude")
@@ -34,45 +34,11 @@ class RunConfig(Config):
     )
 
 
-class LossSpace(RangesOf):
-    """Weights of the loss parts: fixed or searched."""
-
-    target: ClassVar[type[BaseModel]] = LossConfig
-
-    alpha: Number = Field(Range[StrictFloat](low=0.1, high=0.9), **described(LossConfig, "alpha"))
-    tau: Number = Field(Range[StrictFloat](low=1.0, high=8.0, log=True), **described(LossConfig, "tau"))
-    beta: Number = Field(Range[StrictFloat](low=0.1, high=10.0, log=True), **described(LossConfig, "beta"))
-    supervision: Literal["uniform", "adaptive"] | tuple[Literal["uniform", "adaptive"], ...] = Field(
-        ("uniform", "adaptive"),
-        description=str(LossConfig.model_fields["supervision"].description) + "; a list is searched",
-        json_schema_extra={"form": "uniform, adaptive or a list of both"},
-    )
-    entropy_weight: Number = Field(1.0, **described(LossConfig, "entropy_weight"))
-
-    @field_validator("supervision", mode="before")
-    @classmethod
-    def _kinds(cls, value: Any) -> Any:
-        kinds = value["choices"] if isinstance(value, dict) and set(value) == {"choices"} else value
-        as_list = list(kinds) if isinstance(kinds, (list, tuple)) else [kinds]
-        known = all(kind in ("uniform", "adaptive") for kind in as_list if isinstance(kind, str))
-        if not as_list or not known or not all(isinstance(kind, str) for kind in as_list):
-            raise ValueError(f"expected uniform, adaptive or a list of both, got {describe_value(value)}")
-        if len(set(as_list)) < len(as_list):
-            raise ValueError(f"expected distinct kinds, got {describe_value(value)}")
-        return as_list[0] if len(as_list) == 1 else tuple(as_list)
-
-
-class OptimSpace(RangesOf):
-    """Optimiser of a trial: each setting fixed or searched."""
-
-    target: ClassVar[type[BaseModel]] = OptimConfig
-
-    lr: Number = Field(Range[StrictFloat](low=0.01, high=0.2, log=True), **described(OptimConfig, "lr"))
-    momentum: Number = Field(0.9, **described(OptimConfig, "momentum"))
-    weight_decay: Number = Field(5e-4, **described(OptimConfig, "weight_decay"))
-    batch_size: Whole = Field(128, **described(OptimConfig, "batch_size"))
-    warmup_epochs: Number = Field(0.5, **described(OptimConfig, "warmup_epochs"))
-    label_smoothing: Number = Field(0.0, **described(OptimConfig, "label_smoothing"))
+if TYPE_CHECKING:
+    LossSpace: TypeAlias = RangesOf
+    OptimSpace: TypeAlias = RangesOf
+else:
+    LossSpace, OptimSpace = ranges_of(LossConfig), ranges_of(OptimConfig)
 
 
 class SpaceConfig(Config):
@@ -96,8 +62,19 @@ class SpaceConfig(Config):
     train: Literal["all", "modules"] = Field(
         "all", description="all: the kept parts of the teacher train too; modules: they stay frozen"
     )
-    loss: LossSpace = Field(LossSpace(), description="weights of the loss parts")
+    method: MethodSpace = Field(
+        {DEFAULT_METHOD: None},
+        description="distillation method: a name, a list of names to search over, or a mapping of names to "
+        "their keys' values and ranges; `ama`'s are in `space.loss`; your own: import:<module>:<class>",
+        json_schema_extra={"form": "name, list of names, or mapping", "default": f"`{DEFAULT_METHOD}`"},
+    )
+    loss: LossSpace = Field(LossSpace(), description="weights of the loss parts of the method `ama`")
     optim: OptimSpace = Field(OptimSpace(), description="optimiser of a trial")
+
+    @property
+    def methods(self) -> dict[str, RangesOf]:
+        """Every method that trials may use, with its keys fixed or searched."""
+        return {name: self.loss if ranges is None else ranges for name, ranges in self.method.items()}
 
     @field_validator("blocks", mode="before")
     @classmethod

@@ -34,6 +34,7 @@ def first_proposals(
         price_of(costs.price, cost),
     )
     middle = {name: _middle(dist) for name, dist in space.distributions.items()}
+    middle = {name: middle[name] for name in space.active(middle)}
     return [{**middle, **_levels(space, candidate)} for candidate in spread(found, count)]
 
 

@@ -191,6 +191,7 @@ class Proposer:
                 name: self._random.sample_independent(self._study, dummy, name, distribution)
                 for name, distribution in self._space.distributions.items()
             }
+            params = {name: params[name] for name in self._space.active(params)}
             if attempt >= RANDOM_PATIENCE:
                 params = self._repaired(params, seed)
             if self._judge(params, seed).refused is None:
@@ -238,7 +239,8 @@ class Proposer:
             refused = "infeasible"
         elif not config.student.widths or self._space.student_key(config) in self._seen:
             refused = "duplicate"  # the student without a replaced block is the teacher itself
-        return Proposal(params, self._space.distributions, config, costs, violations, refused)
+        distributions = {name: self._space.distributions[name] for name in params}
+        return Proposal(params, distributions, config, costs, violations, refused)
 
     def accepted(self, number: int) -> None:
         """The last proposal became row `number` of the record."""

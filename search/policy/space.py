@@ -1,13 +1,15 @@
 """The search space: blocks × levels × loss weights as Optuna distributions, and parameters as trial configs.
 
 A block's level is a place on an ordered scale, so that samplers can use the order: `level/<block>` is 0 for
-the narrowest module, K-1 for the widest, K for keep. Whatever the experiment fixes is no parameter.
+the narrowest module, K-1 for the widest, K for keep. Settings of a method are `<method>/<key>`, those of the
+optimiser `optim/<key>`; with several methods `method` chooses, and the others' settings are not asked for.
+Whatever the experiment fixes is no parameter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,16 +20,18 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import BaseTrial
+from optuna.trial import BaseTrial, FrozenTrial
 
 from search.experiment.experiment import Experiment
-from search.experiment.ranges import Choices, Range
+from search.experiment.ranges import Choices, Range, RangesOf
+from search.experiment.sections import SpaceConfig
 from trainables.blocks.blocks import Block
-from trainables.config import DistillConfig, LossConfig, OptimConfig, StudentSpec, hash_json
+from trainables.config import METHODS, DistillConfig, LossConfig, OptimConfig, StudentSpec, hash_json
 from trainables.errors import InputError
+from trainables.registry import IMPORT
 from trainables.student.spans import merged_widths
 
-LEVEL = "level/"
+LEVEL, OPTIM, METHOD = "level/", "optim/", "method"
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,23 @@ class SearchSpace:
     experiment: Experiment
     blocks: tuple[str, ...]
     merged: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+    flat: bool = False
 
     @classmethod
-    def from_experiment(cls, experiment: Experiment, blocks: Sequence[Block]) -> SearchSpace:
+    def from_experiment(
+        cls, experiment: Experiment, blocks: Sequence[Block], past: Iterable[FrozenTrial] = ()
+    ) -> SearchSpace:
         """The space over `blocks`: the teacher's blocks that may be replaced, in execution order.
+
+        A search of version 0.1 that is resumed keeps its parameters' names, which had no name spaces (`alpha`
+        for `ama/alpha`): its sampler would take them for others. `past` are the rows of the record.
 
         Levels of a block whose modules are the same (see `merged_widths`) mean one student: the least width
         is in its config, so that it has one price and one key, and is not trained twice.
         """
         widths = experiment.space.widths
         merged = {block.name: merged_widths(block, widths) for block in blocks}
-        return cls(experiment, tuple(merged), merged)
+        return cls(experiment, tuple(merged), merged, any(map(_is_flat, past)))
 
     @property
     def keep(self) -> int:
@@ -63,15 +73,29 @@ class SearchSpace:
         }
         if space.fuse == "search":
             found["fuse"] = CategoricalDistribution((True, False))
-        for section in (space.loss, space.optim):
-            for name in type(section).model_fields:
-                if distribution := _distribution(getattr(section, name)):
-                    found[name] = distribution
+        if len(space.methods) > 1:
+            found[METHOD] = CategoricalDistribution(tuple(space.methods))
+        for prefix, ranges in _sections(space):
+            for name in type(ranges).model_fields:
+                if distribution := _distribution(getattr(ranges, name)):
+                    found[name if self.flat else prefix + name] = distribution
         return found
 
+    def active(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the parameters that matter for the method in `params`: all but the other methods'."""
+        methods = self.experiment.space.methods
+        others = [_prefix(name) for name in methods if len(methods) > 1 and name != params.get(METHOD)]
+        return tuple(name for name in self.distributions if not name.startswith(tuple(others)))
+
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
-        """Ask `trial` for every parameter, in order."""
-        return {name: _suggest(trial, name, dist) for name, dist in self.distributions.items()}
+        """Ask `trial` for every parameter in order; with several methods, for the chosen one's settings."""
+        dists, params = self.distributions, {}
+        if METHOD in dists:
+            params[METHOD] = _suggest(trial, METHOD, dists[METHOD])
+        for name in self.active(params):
+            if name != METHOD:
+                params[name] = _suggest(trial, name, dists[name])
+        return params
 
     def to_config(self, params: Mapping[str, Any], seed: int) -> DistillConfig:
         """`to_config` of this space's experiment, of several equal modules the one of least width."""
@@ -93,7 +117,7 @@ class SearchSpace:
         Raises:
             InputError: `config` lies outside this space; the first setting that does is named.
         """
-        widths, values = self.experiment.space.widths, _settings(config)
+        widths, values = self.experiment.space.widths, _settings(config, self.flat)
         for name, width in config.student.widths.items():
             if name not in self.blocks or width not in widths:
                 raise InputError(
@@ -101,7 +125,8 @@ class SearchSpace:
                     f"at one of the widths {', '.join(format(w, 'g') for w in widths)}"
                 )
         params: dict[str, Any] = {}
-        for name, distribution in self.distributions.items():
+        for name in self.active({METHOD: config.method}):
+            distribution = self.distributions[name]
             if name.startswith(LEVEL):
                 width = config.student.widths.get(name.removeprefix(LEVEL), 0.0)
                 params[name] = widths.index(width) if width else self.keep
@@ -109,7 +134,11 @@ class SearchSpace:
                 params[name] = values[name]
                 if not _within(distribution, values[name]):
                     raise InputError(f"{name}: expected a value of {distribution}, got {values[name]!r}")
-        for name, value in _fixed(self.experiment).items():
+        if config.method not in self.experiment.space.methods:
+            raise InputError(
+                f"method: expected one of {', '.join(self.experiment.space.methods)}, got {config.method!r}"
+            )
+        for name, value in _fixed(self.experiment, config.method, self.flat).items():
             if values[name] != value:
                 raise InputError(f"{name}: the experiment fixes it at {value!r}, got {values[name]!r}")
         return params
@@ -146,14 +175,20 @@ def to_config(params: Mapping[str, Any], experiment: Experiment, seed: int) -> D
     widths = experiment.space.widths
     levels = {name.removeprefix(LEVEL): level for name, level in params.items() if name.startswith(LEVEL)}
     assert all(0 <= level <= len(widths) for level in levels.values()), f"a level outside 0..{len(widths)}"
-    values = {**_fixed(experiment), **{key: value for key, value in params.items() if LEVEL not in key}}
+    space = experiment.space
+    method = params.get(METHOD) or next(iter(space.methods))
+    values = _fixed(experiment, method) | {
+        _spaced(name, method): value for name, value in params.items() if not name.startswith(LEVEL)
+    }
+    prefix = _prefix(method)
     return DistillConfig(
         student=StudentSpec(
             widths={name: widths[level] for name, level in levels.items() if level < len(widths)},
             fuse=values["fuse"],
         ),
-        loss=LossConfig(**{name: values[name] for name in LossConfig.model_fields}),
-        optim=OptimConfig(**{name: values[name] for name in OptimConfig.model_fields}),
+        method=method,
+        loss={name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)},  # type: ignore[arg-type]
+        optim=OptimConfig(**{name: values[OPTIM + name] for name in OptimConfig.model_fields}),
         epochs=experiment.budget.epochs,
         seed=seed,
         train=experiment.space.train,
@@ -163,29 +198,61 @@ def to_config(params: Mapping[str, Any], experiment: Experiment, seed: int) -> D
 
 def student_key(config: DistillConfig) -> str:
     """Canonical text of what a trial trains: two configs with one key are duplicates. Seeds don't count."""
-    widths, loss = config.student.widths, config.loss.model_dump(mode="json")
-    if config.loss.supervision == "uniform":
-        del loss["entropy_weight"]  # only adaptive supervision has weights to keep apart
+    widths = config.student.widths
     # Without two modules of one width there is nothing to fuse.
     fuse = config.student.fuse and len(set(widths.values())) < len(widths)
-    student = {"widths": widths, "fuse": fuse}
-    return hash_json({"student": student, "loss": loss, "optim": config.optim.model_dump(mode="json")})
+    return hash_json(
+        {
+            "student": {"widths": widths, "fuse": fuse},
+            "method": config.method,
+            "loss": config.loss.model_dump(mode="json", exclude=config.loss.unused()),
+            "optim": config.optim.model_dump(mode="json"),
+        }
+    )
 
 
-def _fixed(experiment: Experiment) -> dict[str, Any]:
-    """The settings that the experiment fixes."""
+def _is_flat(row: FrozenTrial) -> bool:
+    """Whether a row's parameters are named as in version 0.1."""
+    return not OptimConfig.model_fields.keys().isdisjoint(row.params) or not (
+        LossConfig.model_fields.keys().isdisjoint(row.params)
+    )
+
+
+def _spaced(name: str, method: str) -> str:
+    """A setting's name with its name space, which names of version 0.1 lack."""
+    if "/" in name or name in ("fuse", METHOD):
+        return name
+    return (OPTIM if name in OptimConfig.model_fields else _prefix(method)) + name
+
+
+def _prefix(method: str) -> str:
+    """Before the names of a method's settings: its name; that of the class, for one that is imported."""
+    return f"{METHODS.get(method).name if method.startswith(IMPORT) else method}/"
+
+
+def _sections(space: SpaceConfig) -> list[tuple[str, RangesOf]]:
+    """The sections of settings, each with the prefix of its parameters."""
+    return [*((_prefix(name), ranges) for name, ranges in space.methods.items()), (OPTIM, space.optim)]
+
+
+def _fixed(experiment: Experiment, method: str, flat: bool = False) -> dict[str, Any]:
+    """The settings that the experiment fixes for trials of a method."""
     space = experiment.space
     fixed: dict[str, Any] = {} if space.fuse == "search" else {"fuse": space.fuse}
-    for section in (space.loss, space.optim):
-        for name in type(section).model_fields:
-            value = getattr(section, name)
+    for prefix, ranges in _sections(space):
+        for name in type(ranges).model_fields if prefix in (OPTIM, _prefix(method)) else ():
+            value = getattr(ranges, name)
             if not isinstance(value, (Range, Choices, tuple)):
-                fixed[name] = value
+                fixed[name if flat else prefix + name] = value
     return fixed
 
 
-def _settings(config: DistillConfig) -> dict[str, Any]:
-    return {"fuse": config.student.fuse, **config.loss.model_dump(), **config.optim.model_dump()}
+def _settings(config: DistillConfig, flat: bool = False) -> dict[str, Any]:
+    """All settings of a trial by parameter name."""
+    prefix = "" if flat else _prefix(config.method)
+    values: dict[str, Any] = {"fuse": config.student.fuse, METHOD: config.method}
+    values |= {prefix + name: value for name, value in config.loss.model_dump().items()}
+    return values | {("" if flat else OPTIM) + n: v for n, v in config.optim.model_dump().items()}
 
 
 def _distribution(value: Any) -> BaseDistribution | None:

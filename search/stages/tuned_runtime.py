@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -55,10 +56,10 @@ def tuned_runtime(setup: Setup, epochs: int | None = None) -> RuntimeConfig:
 
 def batch_size(experiment: Experiment) -> int:
     """Images a step of a trial; the largest of those searched."""
-    given = experiment.space.optim.batch_size
+    given: Any = getattr(experiment.space.optim, "batch_size")  # noqa: B009 - the section is made
     if isinstance(given, Range):
-        return given.high
-    return max(given.choices) if isinstance(given, Choices) else given
+        given = given.high
+    return int(max(given.choices) if isinstance(given, Choices) else given)
 
 
 @ray.remote  # type: ignore[untyped-decorator]

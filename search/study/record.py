@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import optuna
@@ -46,7 +46,7 @@ class StudyRecord:
         self._study = study
         self._storage = study._storage
         self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
-        self._curves: dict[int, dict[str, list[float]]] = {}
+        self._curves: dict[int, dict[str, list[Any]]] = {}
 
     @staticmethod
     def check_free(url: str, name: str) -> None:
@@ -94,12 +94,6 @@ class StudyRecord:
         """Write attributes of the study."""
         for key, value in attrs.items():
             self.waiting(partial(self._study.set_user_attr, key, value))
-
-    @cached_property
-    def _curve(self) -> tuple[str, ...]:
-        """What is kept of every epoch: the users' own metrics of predictions as well."""
-        own = self.attrs.get("metrics", {}).values()
-        return (*CURVE, *(metric["name"] for metric in own if metric["kind"] == "quality"))
 
     def name_objectives(self, metrics: Sequence[str]) -> None:
         """Name the objectives where optuna-dashboard and Optuna's own plots look."""
@@ -157,15 +151,22 @@ class StudyRecord:
         for key, value in attrs.items():
             self.waiting(partial(self._storage.set_trial_user_attr, self._ids[number], key, value))
 
-    def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
-        """Append an epoch's metrics to a running row; one told again after a restore replaces itself."""
+    def epoch(self, number: int, metrics: Mapping[str, Any], further: Sequence[str] = ()) -> None:
+        """Append an epoch's metrics to a running row; one told again after a restore replaces itself.
+
+        Args:
+            number: of the row.
+            metrics: of the epoch, by name; the row keeps those of the last epoch whole.
+            further: names of the metrics whose curve is kept beside those of `CURVE`.
+        """
         if number not in self._curves:
             self._curves[number] = self._stored_curve(number)
         curve = self._curves[number]
         keep = [i for i, epoch in enumerate(curve["epoch"]) if epoch < metrics["epoch"]]
-        for column in self._curve:
-            value = metrics[column]
-            kept = [curve[column][i] for i in keep]
+        missing = [None] * len(curve["epoch"])  # a column that begins later
+        for column in dict.fromkeys([*curve, *CURVE, *further]):
+            value, before = metrics.get(column), curve.get(column) or missing
+            kept = [before[i] for i in keep]
             curve[column] = [*kept, round(value, 5) if isinstance(value, float) else value]
         self.annotate(
             number,
@@ -175,10 +176,10 @@ class StudyRecord:
             seconds=round(sum(curve["seconds"]), 3),
         )
 
-    def _stored_curve(self, number: int) -> dict[str, list[float]]:
+    def _stored_curve(self, number: int) -> dict[str, list[Any]]:
         row = self.waiting(lambda: self._storage.get_trial(self._ids[number]))
         stored = row.user_attrs.get("curve", {})
-        return {column: list(stored.get(column, [])) for column in self._curve}
+        return {column: list(stored.get(column, [])) for column in dict.fromkeys([*CURVE, *stored])}
 
     def complete(
         self, number: int, values: Sequence[float], constraints: Mapping[str, float] | None = None

@@ -42,8 +42,9 @@ def make(num_classes):
 CHECK = """
 import json, os, shutil, sys
 from pathlib import Path
-from search.cluster.connection import connected, slots
-from search.experiment.experiment import load_experiment
+from search.cluster.connection import connected
+from search.cluster.slots import slots
+from search.experiment.load import load_experiment
 from search.cluster.preflight import preflight
 from search.run_dir.folder import working_folder
 from search.cluster.user_code import imports_of, modules_of

@@ -31,7 +31,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         "Use": [
             "```python",
             "from pathlib import Path",
-            "from trainables.finished.retrain import load_model",
+            "from trainables import load_model",
             "",
             'model, manifest = load_model(Path("this folder"))  # eval mode, on the CPU',
             "```",

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from trainables.blocks.blocks import Block
-from trainables.config import DataConfig, DistillConfig, LossConfig
+from trainables.config import METHODS, DataConfig, DistillConfig
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
-from trainables.files import write_text
+from trainables.files import remove, write_text
 from trainables.finished.model_card import model_card
 from trainables.finished.model_files import (
     CARD,
@@ -32,6 +32,7 @@ from trainables.finished.model_files import (
     WEIGHTS,
     _read_manifest,
 )
+from trainables.methods.base import Method, Setup
 from trainables.network.evaluate import evaluate
 from trainables.network.flops import count_flops, count_params
 from trainables.network.weights import save_weights
@@ -101,7 +102,8 @@ def retrain_one(
         return _read_back(manifest_file, origin)
     checkpoint = out_dir / CHECKPOINT
     unseen = replace(data, test=None)  # no epoch can read test images
-    trained = distill(config, teacher.model, blocks, unseen, runtime, report, checkpoint, modules)
+    setup = Setup.of(teacher.model, blocks, unseen, runtime, modules)
+    trained = distill(config, setup, report, checkpoint)
     student = trained.student
     # In full precision: the figure is the model's, not the training's way of computing.
     exact = dataclasses.replace(runtime, precision="fp32")
@@ -141,7 +143,7 @@ def retrain_one(
     write_text(out_dir / CARD, model_card(manifest))
     write_text(manifest_file, json.dumps(manifest, indent=2) + "\n")
     for leftover in (checkpoint, previous_of(checkpoint)):
-        leftover.unlink(missing_ok=True)
+        remove(leftover)
     return RetrainResult(**results, path=out_dir / WEIGHTS)
 
 
@@ -149,9 +151,10 @@ def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
     """The same student without distillation, by name.
 
     scratch: from random weights; finetune: from the teacher's weights where blocks are kept. Both are trained
-    whole, with cross-entropy alone and everything else as in `config`.
+    whole, with what the method calls its baseline (cross-entropy alone), everything else as in `config`.
     """
-    plain = {"loss": LossConfig(alpha=0.0, beta=0.0), "train": "all"}
+    method: type[Method] = METHODS.get(config.method)
+    plain = {"loss": method.baseline(config.loss), "train": "all"}
     return {
         "scratch": config.model_copy(update={**plain, "warm_start": "none"}),
         "finetune": config.model_copy(update={**plain, "warm_start": "teacher"}),

@@ -15,24 +15,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainables.blocks.blocks import Block
 from trainables.config import LibraryConfig, StudentSpec
 from trainables.data.dataset import ImageData
+from trainables.data.split import Batch
 from trainables.library.library import Library
 from trainables.methods.loss_terms import logit_loss, relative_error
 from trainables.network.evaluate import evaluate
 from trainables.network.surgery import Skip, exchanged
-from trainables.network.taps import Inputs, Taps, frozen
+from trainables.network.taps import Inputs, Taps, frozen, overwritten_inputs, overwritten_outputs
 from trainables.runtime.runtime import Runtime
 from trainables.student.build import build_span
 from trainables.student.spans import Span, candidate_spans, merged_widths, spans_of
 from trainables.training.optim import lr_at
 
+TRIED = 4  # images on which it is looked whether maps are overwritten
 TAU = 4.0  # of the logit term in the second phase
 SOLO_IMAGES = 1024  # validation images behind a module's solo loss
 SOLO_BATCH = 128  # of them at a time: large ones run out of a CPU's caches
@@ -73,7 +76,7 @@ def build_library(
     train = _Phases(teacher, blocks, spans, modules, data, runtime, config, seed, progress)
     train.alone()
     train.together()
-    errors, solo = _score(teacher, spans, modules, data, runtime)
+    errors, solo = _score(teacher, spans, modules, data, runtime, train.copied)
     states = {
         k: {n: t.detach().cpu().contiguous() for n, t in m.state_dict().items()} for k, m in modules.items()
     }
@@ -129,13 +132,15 @@ class _Phases:
         self.data, self.runtime, self.config, self.seed, self.progress = data, runtime, config, seed, progress
         self.widths = sorted({span.width for span in spans})
         self.fuses = any(len(span.blocks) > 1 for span in spans)
+        self.copied = _overwritten(teacher, spans, data, runtime)
 
     def alone(self) -> None:
         """Every module against its own block, on the teacher's activations."""
         outputs = sorted({span.last for span in self.spans})
-        with Inputs(self.teacher, sorted({span.first for span in self.spans})) as inputs:
+        with Inputs(self.teacher, sorted({span.first for span in self.spans}), self.copied) as inputs:
             for images in self._batches("distilling modules", self.config.epochs, 0):
-                with Taps(self.teacher, outputs) as maps, torch.no_grad(), self.runtime.autocast():
+                taps = Taps(self.teacher, outputs, self.copied)
+                with taps as maps, torch.no_grad(), self.runtime.autocast():
                     self.teacher(images)
                     targets = dict(maps.outputs)
                 for span in self.spans:
@@ -150,14 +155,16 @@ class _Phases:
         with frozen(self.teacher):
             for images in self._batches("training sampled students", self.config.student_epochs, 10_000):
                 spans = spans_of(self.blocks, next(students))
-                with Taps(self.teacher, [span.last for span in spans]) as maps, torch.no_grad():
+                lasts = [span.last for span in spans]
+                with Taps(self.teacher, lasts, self.copied) as maps, torch.no_grad():
                     with self.runtime.autocast():
                         target = self.teacher(images)
                     targets = dict(maps.outputs)
                 parts = {span.first: self.modules[span.key] for span in spans}
                 skips: dict[str, nn.Module] = {path: Skip() for span in spans for path in span.members[1:]}
                 with exchanged(self.teacher, {**parts, **skips}):
-                    with Taps(self.teacher, list(parts)) as shown, self.runtime.autocast():
+                    copied = [span.first for span in spans if span.last in self.copied]
+                    with Taps(self.teacher, list(parts), copied) as shown, self.runtime.autocast():
                         logits = self.teacher(images)
                         loss = logit_loss(logits, target, TAU)
                         for span in spans:
@@ -195,6 +202,7 @@ def _score(
     modules: Mapping[str, nn.Module],
     data: ImageData,
     runtime: Runtime,
+    copied: frozenset[str],
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Relative error and solo loss of every module, on up to `SOLO_IMAGES` validation images."""
     batches = _some(data, runtime)
@@ -205,7 +213,8 @@ def _score(
         for module in modules.values():
             module.eval()
         paths = sorted({span.first for span in spans}), sorted({span.last for span in spans})
-        with Inputs(teacher, paths[0]) as inputs, Taps(teacher, paths[1]) as maps, runtime.autocast():
+        taps = Taps(teacher, paths[1], copied)
+        with Inputs(teacher, paths[0], copied) as inputs, taps as maps, runtime.autocast():
             for images, _ in batches:
                 teacher(images)
                 for span in spans:
@@ -219,10 +228,21 @@ def _score(
     return errors, solo
 
 
-def _some(data: ImageData, runtime: Runtime) -> list[tuple[Tensor, Tensor]]:
-    """Validation images spread evenly over the split (which may be in class order), in batches."""
-    stride = max(1, len(data.val) // SOLO_IMAGES)
-    images, labels = zip(*data.eval_batches("val", runtime), strict=True)
-    every = slice(None, None, stride)
-    pieces = (torch.split(torch.cat(part)[every], SOLO_BATCH) for part in (images, labels))
-    return list(zip(*pieces, strict=True))
+def _overwritten(
+    teacher: nn.Module, spans: Sequence[Span], data: ImageData, runtime: Runtime
+) -> frozenset[str]:
+    """Paths of spans' inputs and outputs that the teacher's own code writes into."""
+    images, _ = next(data.eval_batches("val", runtime, TRIED))
+    with runtime.autocast():
+        firsts, lasts = {span.first for span in spans}, {span.last for span in spans}
+        inputs = overwritten_inputs(teacher, sorted(firsts), images)
+        return inputs | overwritten_outputs(teacher, sorted(lasts), images)
+
+
+def _some(data: ImageData, runtime: Runtime) -> list[Batch]:
+    """Validation images spread evenly over the split (which may be in class order), in batches.
+
+    Only these images are read, sent to the device and normalised: fp32 images (B, 3, H, W), labels (B,).
+    """
+    chosen = data.val.every(max(1, len(data.val) // SOLO_IMAGES))
+    return list(replace(data, val=chosen).eval_batches("val", runtime, SOLO_BATCH))

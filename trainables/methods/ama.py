@@ -1,4 +1,4 @@
-"""The distillation objective, in named parts.
+"""Activation-map adaptation (AMA), the default method: its loss in named parts, and the method around it.
 
 Feature supervision by the teacher's activation maps, weighed adaptively during training, follows Wu et al.
 2020, "Activation Map Adaptation for Effective Knowledge Distillation" (arXiv:2010.13500); the logit term is
@@ -8,36 +8,26 @@ that of Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.blocks.blocks import Block
-from trainables.config import LossConfig
+from trainables.config import DistillConfig, LossConfig
 from trainables.methods.adaptive import log_prior, mixed_map
+from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
 from trainables.methods.loss_terms import logit_loss, relative_error
-from trainables.student.spans import Span
+from trainables.methods.teacher_signals import NOTHING, Teach
+from trainables.network.taps import Taps
+from trainables.student.spans import Span, spans_of
+from trainables.student.start import start_student
 
 # Maps in a learned mix: each is held in fp32 at every step, and a long residual stage has dozens alike.
 MAX_CANDIDATES = 4
-
-
-class LossParts(NamedTuple):
-    """total = (1-α) ce + α kl + β (feature + regulariser); 0-d fp32 tensors but for per_span.
-
-    A part whose weight is zero is not computed and is 0. All but `total` are detached.
-    """
-
-    total: Tensor
-    ce: Tensor  # cross-entropy, nats
-    kl: Tensor  # τ² KL(teacher || student), nats
-    feature: Tensor  # sum over spans of weight x relative squared error
-    regulariser: Tensor  # what the learned weights and mixes pay for leaving the prior
-    per_span: Tensor  # (spans,) relative squared errors, unweighted
-    entropy: Tensor  # of the span weights, 0..1 of its maximum; 1 for uniform
 
 
 class DistillationLoss(nn.Module):
@@ -66,6 +56,7 @@ class DistillationLoss(nn.Module):
         self.reads_logits = config.alpha > 0
         self.reads_maps = config.beta > 0 and len(self.candidates) > 0
         self.adaptive = self.reads_maps and config.supervision == "adaptive"
+        self.register_buffer("equal", torch.ones(len(self.candidates)), persistent=False)
         if self.adaptive:
             self.weight_logits = nn.Parameter(torch.zeros(len(self.candidates)))
             # Logits are relative to the prior: zero is the prior itself.
@@ -79,15 +70,22 @@ class DistillationLoss(nn.Module):
         return 1.0 / (self.config.beta * (1.0 + self.config.entropy_weight)) if self.adaptive else 1.0
 
     def weights(self) -> Tensor:
-        """(spans,) weights of the spans in the feature term, of mean 1."""
+        """(spans,) weights of the spans in the feature term, of mean 1, on the loss's device."""
         if self.adaptive:
             return len(self.candidates) * self.weight_logits.softmax(0)
-        return torch.ones(len(self.candidates))
+        return self.get_buffer("equal")
 
     def log_mix(self, span: int) -> Tensor:
         """(candidates of the span,) logarithms of the shares of the teacher maps in the span's target."""
         logits: Tensor = self.mix_logits[span] + self.get_buffer(f"log_prior_{span}")
         return logits.log_softmax(0)
+
+    def entropy(self) -> float:
+        """Entropy of the span weights as a share of its maximum: 1 for equal weights, 0 for a single one."""
+        shares = self.weights().detach() / max(1, len(self.candidates))
+        if len(shares) < 2:
+            return 1.0
+        return float(-(shares * shares.clamp_min(1e-12).log()).sum() / math.log(len(shares)))
 
     def forward(
         self,
@@ -96,8 +94,8 @@ class DistillationLoss(nn.Module):
         labels: Tensor,
         student_maps: Sequence[Tensor] = (),
         teacher_maps: Sequence[Sequence[Tensor]] = (),
-    ) -> LossParts:
-        """The loss of one batch, computed in fp32 whatever comes; call it outside autocast.
+    ) -> dict[str, Tensor]:
+        """The parts of the loss of one batch, in fp32 whatever comes; call it outside autocast.
 
         Args:
             student_logits: (B, classes).
@@ -105,31 +103,34 @@ class DistillationLoss(nn.Module):
             labels: (B,) int64.
             student_maps: one map a span; not read when beta is 0.
             teacher_maps: for every span its candidate maps, each shaped as the student's, the own one first.
+
+        Returns:
+            0-d tensors that add up to the loss, in this order; a part whose weight is zero is left out.
+            ce: (1-α) cross-entropy; kl: α τ² KL; feature: β Σ weight x relative error; regulariser, adaptive
+            only: β times what the learned weights and mixes pay for leaving the prior.
         """
         alpha, beta = self.config.alpha, self.config.beta
         student_logits = student_logits.float()
-        zero = student_logits.new_zeros(())
-        ce = kl = feature = regulariser = zero
-        entropy = torch.ones_like(zero)
-        errors = zero.new_zeros(len(self.candidates))
+        parts: dict[str, Tensor] = {}
         if alpha < 1:
             ce = F.cross_entropy(student_logits, labels, label_smoothing=self.label_smoothing)
+            parts["ce"] = (1 - alpha) * ce
         if self.reads_logits:
             assert teacher_logits is not None
-            kl = logit_loss(student_logits, teacher_logits, self.config.tau)
-        if self.reads_maps:
-            feature, regulariser, errors, entropy = self._features(student_maps, teacher_maps)
-        total = (1 - alpha) * ce + alpha * kl + beta * (feature + regulariser)
-        parts = (ce, kl, feature, regulariser, errors, entropy)
-        return LossParts(total, *(part.detach() for part in parts))
-
-    def _features(
-        self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Sequence[Tensor]]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if not self.adaptive:
+            parts["kl"] = alpha * logit_loss(student_logits, teacher_logits, self.config.tau)
+        if self.reads_maps and not self.adaptive:
             pairs = zip(student_maps, teacher_maps, strict=True)
             errors = torch.stack([relative_error(student, own) for student, (own, *_) in pairs])
-            return errors.sum(), errors.new_zeros(()), errors, errors.new_ones(())
+            parts["feature"] = beta * errors.sum()
+        elif self.reads_maps:
+            feature, regulariser = self._adaptive(student_maps, teacher_maps)
+            parts |= {"feature": beta * feature, "regulariser": beta * regulariser}
+        return parts
+
+    def _adaptive(
+        self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The feature term and the regulariser, both without the factor beta."""
         weights = self.weights()
         kept = (weights * weights.clamp_min(1e-12).log()).sum()  # n KL(w/n || uniform) = Σ w log w
         errors_, mixes = [], []
@@ -138,12 +139,99 @@ class DistillationLoss(nn.Module):
             target = maps[0] if len(maps) == 1 else mixed_map(maps, log_mix.exp())
             errors_.append(relative_error(student, target))
             mixes.append((log_mix.exp() * (log_mix - self.get_buffer(f"log_prior_{index}"))).sum())
-        errors = torch.stack(errors_)
         # A span's mix feels its error times its weight; the same factor on its pull keeps the bound above.
         regulariser = self.config.entropy_weight * (kept + (weights.detach() * torch.stack(mixes)).sum())
-        spans = len(self.candidates)
-        entropy = 1 - kept / (spans * math.log(spans)) if spans > 1 else torch.ones_like(kept)
-        return (weights * errors).sum(), regulariser, errors, entropy
+        return (weights * torch.stack(errors_)).sum(), regulariser
+
+
+class Ama(Method):
+    """Activation-map adaptation: the teacher's spans are replaced by AMA modules, trained on its maps."""
+
+    name = "ama"
+    Config = LossConfig
+    teaching = ("alpha", "beta")
+
+    def __init__(self, setup: Setup, config: DistillConfig) -> None:
+        """Assemble student and loss on the runtime's device.
+
+        Raises:
+            InputError: unknown block names; a library start without the modules it needs; `train: modules`
+                with a student whose kept parts would be random.
+        """
+        super().__init__(setup, config)
+        assert isinstance(config.loss, LossConfig)
+        self.spans = spans_of(setup.blocks, config.student)
+        self.student = start_student(
+            config, setup.teacher, setup.blocks, self.spans, setup.data, setup.runtime, setup.modules
+        )
+        self._targets = [candidate_maps(span, setup.blocks, config.loss) for span in self.spans]
+        counts = [len(paths) for paths in self._targets]
+        self.loss = DistillationLoss(config.loss, counts, config.optim.label_smoothing)
+        self.loss.to(setup.runtime.device)
+        if not self.loss.reads_maps:
+            self._targets = []
+        self._shown = [span.first for span in self.spans] if self.loss.reads_maps else []
+        self._teach: Teach = lambda images, index: NOTHING
+        self._maps: dict[str, Tensor] = {}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Attach the hooks on student and teacher; frozen parts keep their batch-norm statistics."""
+        self.student.train(self.config.train == "all")
+        for span in self.spans:
+            self.student.get_submodule(span.first).train()
+        supervisor = self.setup.supervisor
+        read = sorted({path for paths in self._targets for path in paths})
+        overwritten = supervisor.overwritten if read else frozenset()
+        copied = [span.first for span in self.spans if span.last in overwritten]
+        if self._prefix and (read or self.loss.reads_logits):
+            teaching = supervisor.leading(self.student, self._prefix, read, self.loss.reads_logits)
+        else:
+            teaching = supervisor.teaching(read, self.loss.reads_logits)
+        with teaching as self._teach, Taps(self.student, self._shown, copied) as taps:
+            self._maps = taps.outputs
+            yield
+
+    @cached_property
+    def _prefix(self) -> tuple[str, ...]:
+        """Modules that a frozen student shares with its teacher and that run before anything trained."""
+        shared = self.config.train == "modules" and self.spans and not self.runtime.compiled
+        return self.setup.supervisor.shared_prefix(self.student, self.spans) if shared else ()
+
+    def phases(self) -> list[Phase]:
+        """One: the student's parameters, and beside them the learned weights, which are not decayed."""
+        student = Group(list(self.student.named_parameters()))
+        learned = Group(list(self.loss.named_parameters()), self.loss.lr_scale, decay=False)
+        return [Phase("student", [student, learned])]
+
+    def losses(self, batch: Batch, progress: Progress, phase: str) -> dict[str, Tensor]:
+        """ce, kl, feature and regulariser, as far as their weights are not zero."""
+        assert batch.labels is not None
+        try:
+            signals = self._teach(batch.images, batch.index)
+            parts: dict[str, Tensor] = self.loss(
+                self.logits(batch.images),
+                signals.logits,
+                batch.labels,
+                [self._maps[path] for path in self._shown],
+                [[signals.maps[path] for path in paths] for paths in self._targets],
+            )
+        finally:
+            self._maps.clear()  # a pass that ran out of memory must not hold on to its maps
+        return parts
+
+    def metrics(self) -> dict[str, float]:
+        """Entropy and learned weight of every span, and the shares of the maps in its target."""
+        found = {"entropy": self.loss.entropy()}
+        if self.loss.adaptive:
+            names = ["+".join(span.blocks) for span in self.spans]
+            found |= {
+                f"weight/{name}": w for name, w in zip(names, self.loss.weights().tolist(), strict=True)
+            }
+            for index, (name, paths) in enumerate(zip(names, self._targets, strict=True)):
+                shares = self.loss.log_mix(index).exp().tolist() if len(paths) > 1 else []
+                found |= {f"mix/{name}/{path}": share for path, share in zip(paths, shares)}
+        return found
 
 
 def candidate_maps(span: Span, blocks: Sequence[Block], loss: LossConfig) -> list[str]:

@@ -26,7 +26,7 @@ from trainables.blocks.blocks import Block
 from trainables.data.augment import Augment
 from trainables.data.dataset import ImageData
 from trainables.network.fold_batchnorm import folded
-from trainables.network.taps import Taps
+from trainables.network.taps import Taps, overwritten_outputs
 from trainables.network.trace import trace
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime
@@ -57,7 +57,7 @@ class Supervisor:
         self, teacher: nn.Module, blocks: Sequence[Block], data: ImageData, runtime: Runtime
     ) -> None:
         """Move `teacher` to the device, in eval mode; it is never trained."""
-        self.teacher = teacher.to(runtime.device, memory_format=runtime.memory_format).eval()  # type: ignore[call-overload]
+        self.teacher: nn.Module = teacher.to(runtime.device, memory_format=runtime.memory_format).eval()  # type: ignore[call-overload]
         self.data, self.runtime = data, runtime
         self._ends = {block.members[-1]: math.prod(block.out_shape) for block in blocks}
         self._kept: Signals | None = None
@@ -67,13 +67,19 @@ class Supervisor:
         """Hash of the teacher's weights."""
         return weights_hash(self.teacher)
 
+    @cached_property
+    def overwritten(self) -> frozenset[str]:
+        """Ends of blocks whose map the teacher's later code writes into: readers must copy these."""
+        with self.runtime.autocast():
+            return overwritten_outputs(self.teacher, list(self._ends), self._few)
+
     @contextmanager
     def teaching(self, paths: Sequence[str], logits: bool) -> Iterator[Teach]:
         """What gives the signals of a batch: maps at `paths`, and logits if asked for."""
         kept = self._keep(paths, logits) if paths or logits else NOTHING
         missing = [path for path in paths if path not in kept.maps]
         if missing or (logits and kept.logits is None):
-            with _Reader(self._quick, missing, logits and kept.logits is None, self.runtime) as read:
+            with self._reader(self._quick, missing, logits and kept.logits is None) as read:
                 yield partial(self._teach, kept, paths, read)
         else:
             yield partial(self._teach, kept, paths, None)
@@ -85,7 +91,7 @@ class Supervisor:
         """As `teaching`; the student's next pass takes the outputs of its `prefix` from the teacher's."""
         everything = sorted({*prefix, *paths})
         # Not in inference mode: the student is trained on what comes out of the prefix.
-        with _Reader(self.teacher, everything, logits, self.runtime, torch.no_grad) as read:
+        with self._reader(self.teacher, everything, logits, torch.no_grad) as read:
             outputs: dict[str, Tensor] = {}
 
             def teach(images: Tensor, order: Tensor) -> Signals:
@@ -128,6 +134,16 @@ class Supervisor:
         """The teacher or, where there is one that computes the same, its folded copy."""
         return folded(self.teacher, self._few, list(self._ends)) or self.teacher
 
+    def _reader(
+        self,
+        model: nn.Module,
+        paths: Sequence[str],
+        logits: bool,
+        mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+    ) -> _Reader:
+        copied = self.overwritten.intersection(paths) if paths else frozenset()
+        return _Reader(model, paths, logits, self.runtime, mode, copied)
+
     def _teach(
         self, kept: Signals, paths: Sequence[str], read: _Reader | None, images: Tensor, order: Tensor
     ) -> Signals:
@@ -153,7 +169,7 @@ class Supervisor:
 
     def _outputs(self, paths: Sequence[str]) -> Signals:
         parts: list[Signals] = []
-        with _Reader(self._quick, paths, True, self.runtime) as read:
+        with self._reader(self._quick, paths, True) as read:
             for images, _ in self.data.eval_batches("train", self.runtime, self.runtime.eval_batch):
                 parts.append(read(images))
         logits = [part.logits for part in parts if part.logits is not None]
@@ -173,9 +189,11 @@ class _Reader:
         paths: Sequence[str],
         logits: bool,
         runtime: Runtime,
-        mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+        mode: Callable[[], AbstractContextManager[Any]],
+        copied: frozenset[str],
     ) -> None:
         self.model, self.paths, self.logits, self.runtime, self.mode = model, paths, logits, runtime, mode
+        self.copied = copied
 
     def __call__(self, images: Tensor) -> Signals:
         logits = None
@@ -193,7 +211,7 @@ class _Reader:
             raise _Reached
 
     def __enter__(self) -> _Reader:
-        self._taps = Taps(self.model, self.paths)
+        self._taps = Taps(self.model, self.paths, self.copied)
         self._handles: list[RemovableHandle] = []
         if not self.logits:  # registered after the taps, so called after them
             modules = (self.model.get_submodule(path) for path in self.paths)

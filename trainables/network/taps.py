@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,17 +12,25 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Inputs:
-    """What some submodules were given in the last forward pass; a context manager."""
+    """What some submodules were given in the last forward pass; a context manager.
 
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+    Args:
+        model: whose submodules.
+        paths: of the submodules.
+        copied: paths whose input is copied, because the module itself or later code writes into it
+            (`overwritten_inputs`).
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str], copied: Collection[str] = ()) -> None:
         self.inputs: dict[str, Tensor] = {}
+        self._copied = frozenset(copied)
         self._handles = [
             model.get_submodule(path).register_forward_pre_hook(self._keep(path)) for path in paths
         ]
 
     def _keep(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self.inputs[path] = args[0]
+            self.inputs[path] = args[0].clone() if path in self._copied else args[0]
 
         return hook
 
@@ -53,11 +61,11 @@ class frozen:  # noqa: N801 - a context manager, used like a function
 class _Tap:
     """Forward hook that keeps a module's output. A deep copy of the module does not take it along."""
 
-    def __init__(self, outputs: dict[str, torch.Tensor], path: str) -> None:
-        self.outputs, self.path = outputs, path
+    def __init__(self, outputs: dict[str, torch.Tensor], path: str, copied: bool) -> None:
+        self.outputs, self.path, self.copied = outputs, path, copied
 
     def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        self.outputs[self.path] = output
+        self.outputs[self.path] = output.clone() if self.copied else output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _no_tap
@@ -71,14 +79,19 @@ class Taps:
     """The outputs of some submodules, as the last forward pass left them; a context manager.
 
     `outputs` maps each path to its tensor, with its graph. They stay alive until `clear` or the next.
+
+    Args:
+        model: whose submodules.
+        paths: of the submodules.
+        copied: paths whose output is copied, because later code writes into it (`overwritten_outputs`).
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, paths: Sequence[str], copied: Collection[str] = ()) -> None:
         self.outputs: dict[str, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []
         for path in paths:
             module = model.get_submodule(path)
-            self._handles.append(module.register_forward_hook(_Tap(self.outputs, path)))
+            self._handles.append(module.register_forward_hook(_Tap(self.outputs, path, path in copied)))
 
     def clear(self) -> None:
         """Forget the outputs."""
@@ -98,3 +111,56 @@ class Taps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def overwritten_outputs(model: nn.Module, paths: Sequence[str], images: Tensor) -> frozenset[str]:
+    """Paths whose output is written into after the submodule has returned it.
+
+    An in-place activation at the beginning of the next block does that: whoever looks at the map after the
+    pass sees the activated one. Runs the model once, without gradients; its modes are the caller's.
+
+    Args:
+        model: images (B, C, H, W) to anything.
+        paths: submodules that return one tensor.
+        images: a few, on the model's device.
+    """
+    seen: dict[str, tuple[Tensor, int]] = {}
+
+    def watch(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen[path] = output, output._version
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(watch(path)) for path in paths]
+    return _changed(model, images, seen, handles)
+
+
+def overwritten_inputs(model: nn.Module, paths: Sequence[str], images: Tensor) -> frozenset[str]:
+    """Paths whose input is written into by the submodule itself or after it; as `overwritten_outputs`."""
+    seen: dict[str, tuple[Tensor, int]] = {}
+
+    def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen[path] = args[0], args[0]._version
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_pre_hook(watch(path)) for path in paths]
+    return _changed(model, images, seen, handles)
+
+
+def _changed(
+    model: nn.Module,
+    images: Tensor,
+    seen: dict[str, tuple[Tensor, int]],
+    handles: Sequence[RemovableHandle],
+) -> frozenset[str]:
+    try:
+        # Inference tensors do not count their changes.
+        with torch.inference_mode(False), torch.no_grad():
+            model(images.clone())
+        return frozenset(path for path, (tensor, version) in seen.items() if tensor._version != version)
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,10 +1,10 @@
-"""The distillation loop: teacher, student, loss, one optimiser. No Ray in it; `report` is a callable."""
+"""The training loop of a distillation: knows methods by their interface, and nothing of Ray."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,25 +13,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables.blocks.blocks import Block
-from trainables.config import DistillConfig, hash_json
-from trainables.data.dataset import ImageData
+from trainables.config import METHODS, DistillConfig, hash_json
 from trainables.errors import InputError
-from trainables.methods.ama import DistillationLoss, candidate_maps
-from trainables.methods.teacher_signals import Supervisor
+from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.network.evaluate import Evaluation, evaluate
 from trainables.network.scores import load_scores
 from trainables.runtime.memory import peaks, reset_peaks
-from trainables.runtime.runtime import Runtime
 from trainables.runtime.seeds import seeded
 from trainables.runtime.stopwatch import Stopwatch
-from trainables.student.spans import spans_of
-from trainables.student.start import Modules, start_student
 from trainables.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from trainables.training.format_0_1 import FORMAT_0_1, from_0_1
 from trainables.training.metrics import EpochMetrics, Sums
-from trainables.training.optim import lr_at, make_optimizer, set_lr
-from trainables.training.step import Stepper, TooLarge, free_memory
+from trainables.training.optim import lr_at, set_lr
+from trainables.training.step import TOTAL, Stepper, TooLarge, free_memory
 
+FORMAT = 2  # of a distillation's state dict
 CHECK_EVERY = 50  # steps between looks at the loss
 LEAST_EVAL_BATCH = 32  # images; where not even these fit, a trial fails
 
@@ -58,52 +54,30 @@ class Distiller:
     (seed, epoch), and so does the random state under which the student's own dropout runs.
     """
 
-    def __init__(
-        self,
-        config: DistillConfig,
-        teacher: nn.Module,
-        blocks: Sequence[Block],
-        data: ImageData,
-        runtime: Runtime,
-        modules: Modules | None = None,
-        supervisor: Supervisor | None = None,
-    ) -> None:
-        """Assemble student, loss and optimiser on the runtime's device.
+    def __init__(self, config: DistillConfig, setup: Setup) -> None:
+        """Make the method, its student and its optimisers on the runtime's device.
 
         Args:
             config: the trial.
-            teacher: images (B, 3, H, W) to logits; moved to the device, set to eval mode, never trained.
-            blocks: the teacher's blocks.
-            data: training and validation images.
-            runtime: device, precision, layout.
-            modules: pre-distilled AMA modules by span key; read with `warm_start: library` alone.
-            supervisor: of this teacher and data, where several distillations share one; None: its own.
+            setup: teacher, blocks, data, runtime and modules; one setup serves many distillations.
 
         Raises:
-            InputError: unknown block names; a library start without the modules it needs; `train: modules`
-                with a student whose kept parts would be random.
+            InputError: no such method, unknown block names, or the setup does not have what the method needs.
         """
-        reset_peaks(runtime.device)
-        self.config, self.data, self.runtime = config, data, runtime
-        self.spans = spans_of(blocks, config.student)
-        self._supervisor = supervisor or Supervisor(teacher, blocks, data, runtime)
-        teacher = self._supervisor.teacher
-        self.student = start_student(config, teacher, blocks, self.spans, data, runtime, modules)
-        targets = [candidate_maps(span, blocks, config.loss) for span in self.spans]
-        self.loss = DistillationLoss(
-            config.loss, [len(paths) for paths in targets], config.optim.label_smoothing
-        ).to(runtime.device)
+        reset_peaks(setup.runtime.device)
+        self.config, self.setup = config, setup
+        self.data, self.runtime = setup.data, setup.runtime
+        self.method: Method = METHODS.get(config.method)(setup, config)
         optim = config.optim
-        self.optimizer = make_optimizer(
-            self.student, optim.lr, optim.momentum, optim.weight_decay, runtime.optimizer
-        )
-        self.optimizer.add_param_group(
-            {"params": list(self.loss.parameters()), "weight_decay": 0.0, "lr_scale": self.loss.lr_scale}
-        )
-        self._stepper = Stepper(self.student, self.loss, self.optimizer, self.spans, targets, runtime)
-        self._eval_batch = runtime.eval_batch
+        self._stepper = Stepper(self.method, setup.runtime, optim.lr, optim.momentum, optim.weight_decay)
+        self._eval_batch = setup.runtime.eval_batch
         self._scores = load_scores(config.scores)
         self.history: list[EpochMetrics] = []
+
+    @property
+    def student(self) -> nn.Module:
+        """What the method trains."""
+        return self.method.student
 
     @property
     def epoch(self) -> int:
@@ -130,7 +104,7 @@ class Distiller:
         watch = Stopwatch(self.runtime.device)
         # A random state of its own for each epoch: dropout is the same whatever ran before, resumed or not.
         with seeded(int(hash_json(["dropout", self.config.seed, self.epoch]), 16) % 2**63):
-            means = self._train_epoch(watch, after_step)
+            losses = self._train_epoch(watch, after_step)
         trained = time.perf_counter() - started
         watch.start()
         score = self._evaluate()
@@ -143,11 +117,7 @@ class Distiller:
             epoch=self.epoch + 1,
             val_accuracy=score.accuracy,
             val_loss=score.loss,
-            train_loss=means["total"],
-            ce=means["ce"],
-            kl=means["kl"],
-            feature=means["feature"],
-            entropy=means["entropy"],
+            train_loss=losses.pop(TOTAL),
             lr=self._lr((self.epoch + 1) * self._steps - 1),
             seconds=time.perf_counter() - started,
             images_per_second=len(self.data.train) / trained,
@@ -157,7 +127,8 @@ class Distiller:
             host_mib=host,
             gpu_mib=gpu,
             micro_batches=self._stepper.micro_batches,
-            metrics=dict(score.scores),
+            losses=losses,
+            metrics={**self.method.metrics(), **score.scores},
         )
         self.history.append(metrics)
         return metrics
@@ -177,32 +148,35 @@ class Distiller:
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact resume needs, tensors and plain values alone."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "origin": self._origin,
-            "student": self.student.state_dict(),
-            "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizers": {name: each.state_dict() for name, each in self._stepper.optimizers.items()},
             "scaler": self._stepper.scaler.state_dict(),
             "micro_batches": self._stepper.micro_batches,
             "history": [metrics.as_dict() for metrics in self.history],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` gave.
+        """Continue from what `state_dict` of this version or of 0.1 gave.
 
         Raises:
             InputError: it belongs to another config, teacher or data set, or is no such state at all.
         """
-        if state.get("format") != 1:
-            raise InputError(f"checkpoint: expected a distillation of format 1, got {state.get('format')!r}")
+        if state.get("format") not in (FORMAT_0_1, FORMAT):
+            raise InputError(
+                f"checkpoint: expected a distillation of format {FORMAT}, got {state.get('format')!r}"
+            )
+        if state["format"] == FORMAT_0_1:
+            state = from_0_1(state, self.config)
         for what, value in self._origin.items():
             if state["origin"][what] != value:
                 raise InputError(
                     f"checkpoint: made with another {what}: expected {value}, got {state['origin'][what]}"
                 )
-        self.student.load_state_dict(state["student"])
-        self.loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.method.load_state_dict(state["method"])
+        for name, optimizer in self._stepper.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
         self._stepper.scaler.load_state_dict(state["scaler"])
         self._stepper.micro_batches = state.get("micro_batches", 1)
         self.history = [EpochMetrics.from_dict(metrics) for metrics in state["history"]]
@@ -212,7 +186,7 @@ class Distiller:
         return {
             "config": self.config.digest(),
             "data": self.data.hash,
-            "teacher": self._supervisor.hash,
+            "teacher": self.setup.teacher_hash,
         }
 
     @cached_property
@@ -226,19 +200,19 @@ class Distiller:
         )
 
     def _train_epoch(self, watch: Stopwatch, after_step: Callable[[int], None] | None) -> dict[str, float]:
-        """One pass over the training images; means of the loss parts. The device is not waited for."""
-        self.student.train(self.config.train == "all")  # frozen parts keep their batch-norm statistics
-        for span in self.spans:
-            self.student.get_submodule(span.first).train()
+        """One pass over the training images; means of the loss's parts. The device is not waited for."""
         steps = self.data.train_steps(
             self.config.optim.batch_size, self.config.seed, self.epoch, self.runtime
         )
         sums = Sums(self.runtime.device)
-        with self._stepper.supervised(self._supervisor, self._prefix):
+        first, total = self.epoch * self._steps, self.config.epochs * self._steps
+        with self.method.reading():
             for index, (images, labels, order) in enumerate(steps):
                 watch.mark("data")
-                set_lr(self.optimizer, self._lr(self.epoch * self._steps + index))
-                sums.add(self._stepper.step(images, labels, order), len(labels))
+                for optimizer in self._stepper.optimizers.values():
+                    set_lr(optimizer, self._lr(first + index))
+                progress = Progress(first + index, total, self._steps)
+                sums.add(self._stepper.step(Batch(images, labels, order), progress), len(labels))
                 if (index + 1) % CHECK_EVERY == 0 and (seen := sums.look(index + 1)):
                     self._check(*seen)
                 watch.mark("step")
@@ -248,16 +222,10 @@ class Distiller:
         self._check(totals, self._steps)
         return {name: value / len(self.data.train) for name, value in totals.items()}
 
-    @cached_property
-    def _prefix(self) -> tuple[str, ...]:
-        """Modules that a frozen student shares with its teacher and that run before anything trained."""
-        shared = self.config.train == "modules" and self.spans and not self.runtime.compiled
-        return self._supervisor.shared_prefix(self.student, self.spans) if shared else ()
-
     def _check(self, values: Mapping[str, float], step: int) -> None:
         faults = [name for name, value in values.items() if not math.isfinite(value)]
         if faults:
-            named = [name for name in faults if name != "total"] or ["total"]
+            named = [name for name in faults if name != TOTAL] or [TOTAL]
             raise TrainingDiverged(
                 f"epoch {self.epoch + 1}, by step {step} of {self._steps}: not finite: {', '.join(named)} "
                 f"(learning rate {self._lr(self.epoch * self._steps + step - 1):.3g})"
@@ -265,19 +233,16 @@ class Distiller:
 
 
 def distill(
-    config: DistillConfig,
-    teacher: nn.Module,
-    blocks: Sequence[Block],
-    data: ImageData,
-    runtime: Runtime,
-    report: Report | None = None,
-    checkpoint: Path | None = None,
-    modules: Modules | None = None,
+    config: DistillConfig, setup: Setup, report: Report | None = None, checkpoint: Path | None = None
 ) -> DistillResult:
     """Train the student of `config` to its last epoch.
 
+        setup = Setup.of(teacher, blocks, data, runtime)
+        result = distill(DistillConfig(student=StudentSpec(widths={"layer1.0": 0.25}), epochs=2), setup)
+
     Args:
-        config: the trial; `teacher`, `blocks`, `data`, `runtime` and `modules` as for `Distiller`.
+        config: the trial.
+        setup: teacher, blocks, data, runtime and modules.
         report: called after every epoch; returning True ends the training there.
         checkpoint: file written after every epoch, and resumed from where it exists.
 
@@ -289,7 +254,7 @@ def distill(
         TrainingDiverged: the loss became NaN or infinite.
         TooLarge: it does not fit into the GPU's memory.
     """
-    distiller = Distiller(config, teacher, blocks, data, runtime, modules)
+    distiller = Distiller(config, setup)
     if checkpoint is not None and has_checkpoint(checkpoint):
         distiller.load_state_dict(load_checkpoint(checkpoint))
     while not distiller.finished:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainables.methods.ama import LossParts
-
-LOGGED = ("total", "ce", "kl", "feature", "regulariser", "entropy")
+LOSS = "loss/"  # before a part's name in a row
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch of distillation; losses are means over the training images, as they were while training."""
+    """One epoch of distillation; losses are means over the training images, as they were while training.
+
+    Attributes:
+        losses: the parts that the method names, weighted; they add up to `train_loss`.
+        metrics: what else the method, or a metric of the user's own, recorded at the end of the epoch.
+    """
 
     epoch: int  # epochs done, from 1
     val_accuracy: float  # 0..1
     val_loss: float  # cross-entropy, nats
     train_loss: float
-    ce: float
-    kl: float
-    feature: float
-    entropy: float  # of the adaptive span weights, 0..1 of its maximum; 1 for uniform
     lr: float  # of the last step
     seconds: float  # training and validation
     images_per_second: float  # training alone
@@ -36,45 +34,56 @@ class EpochMetrics:
     host_mib: float = 0.0  # most resident memory of the process since the trial began, in MiB
     gpu_mib: float = 0.0  # most GPU memory allocated since then; 0 without a GPU
     micro_batches: int = 1  # parts that a step's batch is computed in; 2 once it did not fit in one
+    losses: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Field names to values; `metrics` by their own names."""
-        values = dataclasses.asdict(self)
-        own: dict[str, float] = values.pop("metrics")
-        return {**values, **own}
+        """Names to numbers, flat: fields and metrics by their names, losses as `loss/<part>`."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("losses", "metrics")}
+        return flat | {f"{LOSS}{name}": value for name, value in self.losses.items()} | self.metrics
+
+    @property
+    def further(self) -> list[str]:
+        """Names in `as_dict` of the losses and metrics, which differ from method to method."""
+        return [*(f"{LOSS}{name}" for name in self.losses), *self.metrics]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EpochMetrics:
-        """The epoch that `as_dict` wrote."""
-        names = {each.name for each in dataclasses.fields(cls)}
-        own = {name: value for name, value in values.items() if name not in names}
-        return cls(**{name: value for name, value in values.items() if name in names}, metrics=own)
+        """What `as_dict` of this or an older version gave."""
+        names = {f.name for f in fields(cls)}
+        known = {name: value for name, value in values.items() if name in names}
+        losses = {name.removeprefix(LOSS): v for name, v in values.items() if name.startswith(LOSS)}
+        metrics = {n: v for n, v in values.items() if n not in names and not n.startswith(LOSS)}
+        return cls(**known, losses=losses, metrics=metrics)
 
 
 class Sums:
-    """Sums of the loss parts over an epoch, on the device; looking at them does not wait for a GPU."""
+    """Sums of the loss's parts over an epoch, on the device; looking at them does not wait for a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(LOGGED), device=device)
+        self._device = device
+        self._names: tuple[str, ...] = ()
+        self._sums = torch.zeros(0, device=device)
         self._copy: tuple[Tensor, Any, int] | None = None  # on its way to the host
 
-    def add(self, parts: LossParts, images: int) -> None:
-        """Count the parts of a batch of so many images."""
-        self._sums += torch.stack([getattr(parts, name) for name in LOGGED]) * images
+    def add(self, parts: Mapping[str, Tensor], images: int) -> None:
+        """Count the parts of a batch of `images` images; the same names at every call."""
+        if not self._names:
+            self._names, self._sums = tuple(parts), torch.zeros(len(parts), device=self._device)
+        self._sums += torch.stack([parts[name] for name in self._names]) * images
 
     def look(self, step: int) -> tuple[dict[str, float], int] | None:
         """The sums by name and the step they are of: this one on a CPU, that of an earlier look on a GPU."""
         if self._sums.device.type != "cuda":
-            return _named(self._sums), step
+            return self._named(self._sums), step
         before, self._copy = self._copy, self._send(step)
         if before is None or not before[1].query():
             return None
-        return _named(before[0]), before[2]
+        return self._named(before[0]), before[2]
 
     def wait(self) -> dict[str, float]:
         """The sums by name, after the device has finished."""
-        return _named(self._sums)
+        return self._named(self._sums)
 
     def _send(self, step: int) -> tuple[Tensor, Any, int]:
         copied = torch.empty_like(self._sums, device="cpu", pin_memory=True)
@@ -83,6 +92,5 @@ class Sums:
         event.record()  # type: ignore[no-untyped-call]
         return copied, event, step
 
-
-def _named(sums: Tensor) -> dict[str, float]:
-    return dict(zip(LOGGED, sums.tolist(), strict=True))
+    def _named(self, sums: Tensor) -> dict[str, float]:
+        return dict(zip(self._names, sums.tolist(), strict=True))

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from trainables.methods.base import Phase
+
 NamedParams = Iterable[tuple[str, nn.Parameter]]
+Ways = tuple[bool | None, bool | None]  # SGD's arguments foreach and fused
+
+WAYS: dict[str, Ways] = {
+    "auto": (None, None),
+    "single": (False, False),
+    "foreach": (True, False),
+    "fused": (False, True),
+}
 
 
 def make_optimizer(
@@ -25,13 +36,35 @@ def make_optimizer(
         walk: how the parameters are walked, as `runtime.optimizer`: auto, single, foreach or fused.
     """
     named = model.named_parameters() if isinstance(model, nn.Module) else model
+    return _sgd(_groups(named, weight_decay), lr, momentum, walk)
+
+
+def phase_optimizer(
+    phase: Phase, lr: float, momentum: float, weight_decay: float, walk: str = "auto"
+) -> torch.optim.SGD:
+    """The optimiser of a method's phase, its groups in their order; else as `make_optimizer`."""
+    groups: list[dict[str, Any]] = []
+    for group in phase.groups:
+        if group.decay:
+            groups += [
+                {**each, "lr_scale": group.lr_scale} for each in _groups(group.parameters, weight_decay)
+            ]
+        else:
+            params = [param for _, param in group.parameters if param.requires_grad]
+            groups.append({"params": params, "weight_decay": 0.0, "lr_scale": group.lr_scale})
+    return _sgd(groups, lr, momentum, walk)
+
+
+def _groups(named: NamedParams, weight_decay: float) -> list[dict[str, Any]]:
     params = [param for _, param in named if param.requires_grad]
-    groups = [
+    return [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
-    ways = {"auto": (None, None), "single": (False, False), "foreach": (True, False), "fused": (False, True)}
-    foreach, fused = ways[walk]
+
+
+def _sgd(groups: list[dict[str, Any]], lr: float, momentum: float, walk: str) -> torch.optim.SGD:
+    foreach, fused = WAYS[walk]
     return torch.optim.SGD(
         groups, lr=lr, momentum=momentum, nesterov=momentum > 0, foreach=foreach, fused=fused
     )

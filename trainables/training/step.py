@@ -1,20 +1,18 @@
-"""One optimiser step of a distillation, in one piece or, where the memory is short, in two."""
+"""One step of a training: losses, gradients, optimisers; in one piece or, where memory is short, in two."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainables.methods.ama import DistillationLoss, LossParts
-from trainables.methods.teacher_signals import NOTHING, Supervisor, Teach
-from trainables.network.taps import Taps
+from trainables.methods.base import Batch, Method, Phase, Progress
 from trainables.runtime.runtime import Runtime
-from trainables.student.spans import Span
+from trainables.training.optim import phase_optimizer
+
+TOTAL = "total"  # the name of the sum among the logged parts
 
 
 class TooLarge(RuntimeError):  # noqa: N818 - a result of the trial, not a fault of the code
@@ -22,109 +20,124 @@ class TooLarge(RuntimeError):  # noqa: N818 - a result of the trial, not a fault
 
 
 class Stepper:
-    """Student, loss and optimiser, a batch at a time.
+    """A method and its optimisers, one a phase, a batch at a time.
 
     A batch that does not fit into the device's memory is computed in two halves whose gradients add up, and
-    so is every later one. Batch norms and relative errors are then those of a half.
+    so is every later one. Batch norms and terms that couple images are then those of a half.
+
+    Attributes:
+        optimizers: by the phase's name.
+        micro_batches: parts that a batch is computed in.
+        scaler: of fp16's gradients.
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        loss: DistillationLoss,
-        optimizer: torch.optim.Optimizer,
-        spans: Sequence[Span],
-        targets: Sequence[Sequence[str]],
-        runtime: Runtime,
+        self, method: Method, runtime: Runtime, lr: float, momentum: float, weight_decay: float
     ) -> None:
-        """Take what a distillation assembled.
-
-        Args:
-            targets: for every span the paths of the teacher's maps that its loss reads, its own first.
-        """
-        self.student, self.loss, self.optimizer, self.runtime = student, loss, optimizer, runtime
+        """Make the optimisers of the method's phases."""
+        self.method, self.runtime = method, runtime
+        self.phases = method.phases()
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            phase.name: phase_optimizer(phase, lr, momentum, weight_decay, runtime.optimizer)
+            for phase in self.phases
+        }
         self.micro_batches = 1
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")  # type: ignore[attr-defined]
-        self._targets = targets if loss.reads_maps else []
-        self._shown = [span.first for span in spans] if loss.reads_maps else []
-        self._called: Any = student
-        if runtime.compiled:
-            torch._dynamo.reset()  # the last trial's student fills the same caches
-            self._called = torch.compile(student)
-        self._teach: Teach = lambda images, order: NOTHING
-        self._maps: dict[str, Tensor] = {}
 
-    @contextmanager
-    def supervised(self, supervisor: Supervisor, prefix: Sequence[str]) -> Iterator[None]:
-        """The body can `step`; afterwards neither network keeps a hook.
-
-        Args:
-            prefix: modules whose outputs the student takes from the teacher's pass, if there is one.
-        """
-        read = sorted({path for paths in self._targets for path in paths})
-        needed = bool(read) or self.loss.reads_logits
-        teaching = (
-            supervisor.leading(self.student, prefix, read, self.loss.reads_logits)
-            if prefix and needed
-            else supervisor.teaching(read, self.loss.reads_logits)
-        )
-        with teaching as self._teach, Taps(self.student, self._shown) as taps:
-            self._maps = taps.outputs
-            yield
-
-    def step(self, images: Tensor, labels: Tensor, order: Tensor) -> LossParts:
-        """Train on one batch; the parts of its loss, detached.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-            labels: (B,).
-            order: (B,) indices of the images.
+    def step(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Train on one batch in every phase; the loss's parts and their `total`, detached, 0-d.
 
         Raises:
             TooLarge: half of the batch does not fit into the device's memory either.
         """
+        logged: dict[str, Tensor] = {}
+        trained = False
+        for phase in self.phases:
+            parts, trains = self._phase(phase, batch, progress)
+            total = _sum(parts)
+            logged |= parts
+            logged[TOTAL] = logged[TOTAL] + total if TOTAL in logged else total
+            trained |= trains
+        if trained:
+            self.scaler.update()
+        self.method.after_step(batch, progress)
+        return logged
+
+    def _phase(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], bool]:
+        """The detached parts of a phase's loss, and whether anything was trained by it."""
+        optimizer = self.optimizers[phase.name]
         while True:
             try:
-                parts = self._backward(images, labels, order)
+                parts, trains = self._backward(phase, batch, progress)
                 break
             except torch.OutOfMemoryError as fault:
-                if self.micro_batches > 1 or len(images) < 2:
-                    raise TooLarge(f"half a batch of {len(images)} images does not fit: {fault}") from None
-            self.micro_batches = 2
-            self._maps.clear()
-            free_memory(self.runtime.device)
-        if parts.total.requires_grad:  # `train: modules` of a student that keeps every block trains nothing
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        return LossParts(*(part.detach() for part in parts))
+                if self.micro_batches > 1 or len(batch) < 2:
+                    raise TooLarge(f"half a batch of {len(batch)} images does not fit: {fault}") from None
+            self._halve()
+        if trains:  # `train: modules` of a student that keeps every block trains nothing
+            self._apply(optimizer, len(batch))
+        return parts, trains
 
-    def _backward(self, images: Tensor, labels: Tensor, order: Tensor) -> LossParts:
-        self.optimizer.zero_grad(set_to_none=True)
+    def _halve(self) -> None:
+        self.micro_batches = 2
+        self.method.zero_grad(set_to_none=True)
+        free_memory(self.runtime.device)
+
+    def _backward(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], bool]:
+        self.method.zero_grad(set_to_none=True)
         if self.micro_batches == 1:
-            return self._part(images, labels, order)
-        pieces = (tensor.tensor_split(self.micro_batches) for tensor in (images, labels, order))
-        parts = [self._part(i, y, o, len(y) / len(labels)) for i, y, o in zip(*pieces, strict=True)]
-        return LossParts(*(torch.stack(each).sum(0) for each in zip(*parts, strict=True)))
+            parts, trains = self._part(phase, batch, progress)
+        else:
+            pieces = batch.split(self.micro_batches)
+            found = [self._part(phase, piece, progress, len(piece) / len(batch)) for piece in pieces]
+            parts = {name: torch.stack([each[name] for each, _ in found]).sum(0) for name in found[0][0]}
+            trains = found[0][1]
+        if len(self.phases) > 1:  # a loss may depend on parameters that this phase does not train
+            ours = {id(p) for group in self.optimizers[phase.name].param_groups for p in group["params"]}
+            for parameter in self.method.parameters():
+                if id(parameter) not in ours:
+                    parameter.grad = None
+        return parts, trains
 
-    def _part(self, images: Tensor, labels: Tensor, order: Tensor, share: float = 1.0) -> LossParts:
-        """The loss parts of some images, and their gradients; both times their share of the batch."""
-        signals = self._teach(images, order)
-        with self.runtime.autocast():
-            logits = self._called(images)
-        parts: LossParts = self.loss(
-            logits,
-            signals.logits,
-            labels,
-            [self._maps[path] for path in self._shown],
-            [[signals.maps[path] for path in paths] for paths in self._targets],
-        )
-        del signals, logits
-        self._maps.clear()
+    def _part(
+        self, phase: Phase, batch: Batch, progress: Progress, share: float = 1.0
+    ) -> tuple[dict[str, Tensor], bool]:
+        """The loss's parts on some images, and their gradients; both times their share of the batch."""
+        parts = self.method.losses(batch, progress, phase.name)
         if share != 1.0:
-            parts = LossParts(*(part * share for part in parts))
-        if parts.total.requires_grad:
-            self.scaler.scale(parts.total).backward()  # type: ignore[no-untyped-call]
-        return parts
+            parts = {name: part * share for name, part in parts.items()}
+        total = _sum(parts)
+        trains = total.requires_grad
+        if trains:
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        return {name: part.detach() for name, part in parts.items()}, trains
+
+    def _apply(self, optimizer: torch.optim.Optimizer, images: int) -> None:
+        """Step an optimiser; where it runs out of memory, once more for what it did not update yet."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        versions = [p._version for p in parameters]
+        try:
+            self.scaler.step(optimizer)
+            return
+        except torch.OutOfMemoryError:
+            self.micro_batches = 2
+        for parameter, version in zip(parameters, versions, strict=True):
+            if parameter._version != version:
+                parameter.grad = None
+        free_memory(self.runtime.device)
+        try:
+            self.scaler.step(optimizer)
+        except torch.OutOfMemoryError as fault:
+            raise TooLarge(
+                f"the optimiser's step after a batch of {images} images does not fit: {fault}"
+            ) from None
+
+
+def _sum(parts: Mapping[str, Tensor]) -> Tensor:
+    first, *rest = parts.values()
+    for part in rest:
+        first = first + part
+    return first
 
 
 def free_memory(device: torch.device) -> None:

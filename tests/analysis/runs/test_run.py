@@ -159,8 +159,8 @@ def test_a_study_that_nobody_searched() -> None:
 def test_analysis_loads_neither_torch_nor_ray() -> None:
     code = (
         "import pkgutil, sys, analysis\n"
-        "names = [m.name for m in pkgutil.iter_modules(analysis.__path__)]\n"
-        "[__import__(f'analysis.{name}') for name in names]\n"
+        "names = [m.name for m in pkgutil.walk_packages(analysis.__path__, 'analysis.')]\n"
+        "[__import__(name) for name in names]\n"
         "print(len(names), [m for m in ('torch', 'ray', 'search', 'trainables') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -48,7 +48,7 @@ def price(spec: StudentSpec, blocks: Iterable[str] = BLOCKS) -> Costs:
 def accuracy(params: Mapping[str, Any]) -> float:
     """Grows with every level, and with a learning rate close to 0.05."""
     levels = sum(level for name, level in params.items() if name.startswith(LEVEL))
-    return 0.5 + 0.05 * levels - abs(params.get("lr", 0.05) - 0.05)
+    return 0.5 + 0.05 * levels - abs(params.get("optim/lr", 0.05) - 0.05)
 
 
 def flops_limit(limit: float) -> Limit:

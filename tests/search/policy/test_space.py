@@ -44,11 +44,11 @@ def test_levels_come_first_in_block_order_then_what_is_searched(wide):
         ("level/layer1.1", IntDistribution(0, 2)),
         ("level/layer2.0", IntDistribution(0, 2)),
         ("fuse", CategoricalDistribution((True, False))),
-        ("alpha", FloatDistribution(0.2, 0.8)),
-        ("tau", FloatDistribution(1.0, 8.0, log=True)),
-        ("supervision", CategoricalDistribution(("uniform", "adaptive"))),
-        ("lr", CategoricalDistribution((0.1, 0.01))),
-        ("batch_size", IntDistribution(32, 64)),
+        ("ama/alpha", FloatDistribution(0.2, 0.8)),
+        ("ama/tau", FloatDistribution(1.0, 8.0, log=True)),
+        ("ama/supervision", CategoricalDistribution(("uniform", "adaptive"))),
+        ("optim/lr", CategoricalDistribution((0.1, 0.01))),
+        ("optim/batch_size", IntDistribution(32, 64)),
     ]
 
 
@@ -81,14 +81,14 @@ def test_train_warm_start_and_epochs_come_from_the_experiment():
     experiment = Experiment.model_validate(
         {
             "name": "x",
-            "warm_start": "none",
+            "warm_start": "library",
             "budget": {"epochs": 3},
             "space": {"train": "modules", "fuse": True},
         }
     )
     params = {"alpha": 0.5, "tau": 1.0, "beta": 1.0, "supervision": "uniform", "lr": 0.1}
     config = to_config(params, experiment, seed=0)
-    assert (config.train, config.warm_start, config.epochs) == ("modules", "none", 3)
+    assert (config.train, config.warm_start, config.epochs) == ("modules", "library", 3)
     assert config.student.widths == {}
 
 
@@ -112,9 +112,9 @@ def test_params_survive_the_way_to_a_config_and_back(seed):
             "layer9 at width 0.25: expected one of the blocks layer1.0,",
         ),
         ({"student": {"widths": {"layer1.0": 0.3}}}, "layer1.0 at width 0.3: expected"),
-        ({"loss": {"tau": 9.0}}, "tau: expected a value of FloatDistribution"),
-        ({"loss": {"beta": 2.0}}, "beta: the experiment fixes it at 1.0, got 2.0"),
-        ({"optim": {"lr": 0.05, "batch_size": 32}}, "lr: expected a value of CategoricalDistribution"),
+        ({"loss": {"tau": 9.0}}, "ama/tau: expected a value of FloatDistribution"),
+        ({"loss": {"beta": 2.0}}, "ama/beta: the experiment fixes it at 1.0, got 2.0"),
+        ({"optim": {"lr": 0.05, "batch_size": 32}}, "optim/lr: expected a value of CategoricalDistribution"),
     ],
 )
 def test_a_config_outside_the_space_is_named(wide, change, message):
@@ -129,10 +129,8 @@ def test_a_config_outside_the_space_is_named(wide, change, message):
 
 
 def test_the_size_counts_students_and_names_the_rest(wide):
-    expected = (
-        "3^3 = 27 students × 2 (fuse) × 2 (supervision) × 2 (lr) × 33 (batch_size) × 2 continuous ranges"
-    )
-    assert wide.size() == expected
+    students = "3^3 = 27 students × 2 (fuse) × 2 (ama/supervision) × 2 (optim/lr) × 33 (optim/batch_size)"
+    assert wide.size() == f"{students} × 2 continuous ranges"
     nine = tuple(f"b{i}" for i in range(9))
     four = experiment_with(widths=[0.25, 0.5, 1], loss={"alpha": [0, 1]})
     assert SearchSpace(four, nine).size() == "4^9 = 262,144 students × 1 continuous range"

@@ -291,7 +291,7 @@ def test_pickling_leaves_device_copies_behind(digits: ImageData) -> None:
 
 
 def test_the_hash_is_the_same_in_every_process(digits: ImageData) -> None:
-    code = "from trainables.data.dataset import *; print(load_data(DataConfig(name='digits')).hash)"
+    code = "from trainables.data.load import *; print(load_data(DataConfig(name='digits')).hash)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == digits.hash
 

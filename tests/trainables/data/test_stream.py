@@ -22,6 +22,7 @@ from trainables.data.load import default_limit, load_data, streams
 from trainables.data.row_file import RowFile
 from trainables.data.split import Split, StreamedSplit
 from trainables.errors import InputError
+from trainables.methods.base import Setup
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.teacher.architectures import build_model
@@ -69,8 +70,10 @@ def test_a_folder_beyond_the_limit_is_streamed_and_trains_to_the_same_numbers(
     )
     curves = []
     for data in (kept, streamed):
-        result = distill(config, teacher, blocks, data, runtime)
-        curves.append([(m.train_loss, m.feature, m.val_loss, m.val_accuracy) for m in result.history])
+        result = distill(config, Setup.of(teacher, blocks, data, runtime))
+        curves.append(
+            [(m.train_loss, m.losses["feature"], m.val_loss, m.val_accuracy) for m in result.history]
+        )
     assert curves[0] == curves[1]
     assert all(
         torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
@@ -136,9 +139,10 @@ LIVES = """
 import json, sys, torch
 from trainables.blocks.blocks import find_blocks
 from trainables.config import *
-from trainables.data.dataset import load_data
+from trainables.methods.base import Setup
+from trainables.data.load import load_data
 from trainables.training.loop import Distiller
-from trainables.runtime.stopwatch import peaks, reset_peaks
+from trainables.runtime.memory import peaks, reset_peaks
 from trainables.teacher.architectures import build_model
 from trainables.runtime.runtime import resolve
 
@@ -156,7 +160,7 @@ def train(data, runtime):
     blocks = find_blocks(teacher, torch.zeros(1, *data.image_shape))
     config = DistillConfig(student=StudentSpec(widths={blocks[0].name: 0.5}), epochs=1,
                            optim=OptimConfig(batch_size=16))
-    return Distiller(config, teacher, blocks, data, runtime).run_epoch()
+    return Distiller(config, Setup.of(teacher, blocks, data, runtime)).run_epoch()
 
 root, cache, storage = sys.argv[1:]
 runtime = resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1, eval_batch=16))

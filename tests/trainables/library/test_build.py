@@ -19,6 +19,7 @@ from trainables.data.load import load_data
 from trainables.errors import InputError
 from trainables.library.build import build_library
 from trainables.library.library import META, WEIGHTS, Library, library_key
+from trainables.methods.base import Setup
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import resolve
 from trainables.student.spans import candidate_spans, merged_widths
@@ -73,7 +74,7 @@ def test_a_student_from_the_library_starts_better_than_one_with_fresh_modules(ma
     scores = {}
     for start in ("library", "teacher"):
         config = DistillConfig(student=spec, epochs=1, warm_start=start, optim=OptimConfig(batch_size=64))
-        student = Distiller(config, teacher.model, blocks, data, runtime, library.modules).student
+        student = Distiller(config, Setup.of(teacher.model, blocks, data, runtime, library.modules)).student
         scores[start] = evaluate(student, data.eval_batches("val", runtime), runtime).accuracy
     assert scores["library"] > scores["teacher"] + 0.2
 

@@ -14,6 +14,7 @@ from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig
 from trainables.data.augment import Augment
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
+from trainables.methods.base import Setup
 from trainables.methods.teacher_signals import Supervisor
 from trainables.network.fold_batchnorm import folded
 from trainables.network.reset import recalibrate_batchnorm
@@ -111,15 +112,13 @@ def test_the_teacher_stops_after_the_last_map_that_is_read(
 def test_outputs_for_images_that_never_change_are_computed_once(
     teacher: nn.Module, blocks: tuple[Block, ...], fixed: ImageData, runtime: Runtime
 ) -> None:
-    supervisor = Supervisor(teacher, blocks, fixed, runtime)
-    counts = calls_of(supervisor._quick)
+    setup = Setup.of(teacher, blocks, fixed, runtime)
+    counts = calls_of(setup.supervisor._quick)
     config = DistillConfig(
         student=StudentSpec(widths={"layer3.0": 0.5}), epochs=2, optim=OptimConfig(batch_size=20)
     )
     for seed in range(2):  # two trials of one actor
-        distiller = Distiller(
-            config.model_copy(update={"seed": seed}), teacher, blocks, fixed, runtime, None, supervisor
-        )
+        distiller = Distiller(config.model_copy(update={"seed": seed}), setup)
         distiller.run_epoch()
         distiller.run_epoch()
     assert counts[""] == 1  # 100 images are one batch of evaluation
@@ -169,16 +168,16 @@ def frozen(width: float = 0.5, **loss: Any) -> DistillConfig:
 def test_a_frozen_prefix_is_computed_once_for_both(
     teacher: nn.Module, blocks: tuple[Block, ...], changing: ImageData, runtime: Runtime
 ) -> None:
-    shared = Distiller(frozen(), teacher, blocks, changing, runtime)
-    assert set(shared._prefix) == {"conv1", "bn1", "relu", "layer1"}
+    shared = Distiller(frozen(), Setup.of(teacher, blocks, changing, runtime))
+    assert set(shared.method._prefix) == {"conv1", "bn1", "relu", "layer1"}
     counts = calls_of(shared.student.get_submodule("layer1.0"))
-    alone = Distiller(frozen(), teacher, blocks, changing, runtime)
-    alone.__dict__["_prefix"] = ()
+    alone = Distiller(frozen(), Setup.of(teacher, blocks, changing, runtime))
+    alone.method.__dict__["_prefix"] = ()
     # The same but for the teacher, who is folded where nothing is shared.
-    alone._supervisor.__dict__["_quick"] = alone._supervisor.teacher
+    alone.setup.supervisor.__dict__["_quick"] = alone.setup.teacher
     for _ in range(2):
         ours, theirs = shared.run_epoch(), alone.run_epoch()
-        assert (ours.train_loss, ours.kl, ours.feature) == (theirs.train_loss, theirs.kl, theirs.feature)
+        assert (ours.train_loss, ours.losses) == (theirs.train_loss, theirs.losses)
         assert (ours.val_loss, ours.val_accuracy) == (theirs.val_loss, theirs.val_accuracy)
     # One pass to trace, one to check, and validation: none of the steps.
     validations = 2 * -(-len(changing.val) // runtime.eval_batch)

@@ -18,6 +18,7 @@ from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.errors import InputError
 from trainables.methods.ama import MAX_CANDIDATES, candidate_maps
+from trainables.methods.base import Setup
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
@@ -104,12 +105,13 @@ def test_student_comes_near_its_teacher(
     teacher: nn.Module, blocks: tuple[Block, ...], data: ImageData, runtime: Runtime
 ) -> None:
     config = config_of(blocks, epochs=8, loss=LossConfig(alpha=0.5, beta=1.0))
-    result = distill(config, teacher, blocks, data, runtime)
+    result = distill(config, Setup.of(teacher, blocks, data, runtime))
     first, last = result.history[0], result.history[-1]
     target = evaluate(teacher, data.eval_batches("val", runtime), runtime)
     assert target.accuracy > 0.9
     assert last.val_accuracy > target.accuracy - 0.05
-    assert last.feature < first.feature and last.kl < first.kl and last.train_loss < first.train_loss
+    assert last.train_loss < first.train_loss
+    assert all(last.losses[name] < first.losses[name] for name in ("feature", "kl"))
     assert not result.student.training
     assert [metrics.epoch for metrics in result.history] == list(range(1, 9))
     scored = evaluate(result.student, data.eval_batches("val", runtime), runtime)
@@ -120,20 +122,25 @@ def test_teacher_is_left_as_it_was(
     teacher: nn.Module, blocks: tuple[Block, ...], data: ImageData, runtime: Runtime
 ) -> None:
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    Distiller(config_of(blocks, epochs=1), teacher, blocks, data, runtime).run_epoch()
+    Distiller(config_of(blocks, epochs=1), Setup.of(teacher, blocks, data, runtime)).run_epoch()
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert not teacher.training and all(param.grad is None for param in teacher.parameters())
     assert not any(module._forward_hooks for module in teacher.modules())
 
 
-def test_metrics_add_up(
-    teacher: nn.Module, blocks: tuple[Block, ...], data: ImageData, runtime: Runtime
+@pytest.mark.parametrize("supervision", ["uniform", "adaptive"])
+def test_the_parts_of_the_loss_add_up(
+    supervision: str, teacher: nn.Module, blocks: tuple[Block, ...], data: ImageData, runtime: Runtime
 ) -> None:
-    config = config_of(blocks, epochs=1, loss=LossConfig(alpha=0.3, beta=0.5))
-    metrics = Distiller(config, teacher, blocks, data, runtime).run_epoch()
-    expected = 0.7 * metrics.ce + 0.3 * metrics.kl + 0.5 * metrics.feature
-    assert metrics.train_loss == pytest.approx(expected, rel=1e-5)
-    assert metrics.entropy == pytest.approx(1.0)
+    loss = LossConfig.model_validate({"alpha": 0.3, "beta": 0.5, "supervision": supervision})
+    config = config_of(blocks, epochs=1, loss=loss)
+    metrics = Distiller(config, Setup.of(teacher, blocks, data, runtime)).run_epoch()
+    parts = {"ce", "kl", "feature"} | ({"regulariser"} if supervision == "adaptive" else set())
+    assert metrics.losses.keys() == parts and all(value > 0 for value in metrics.losses.values())
+    assert metrics.train_loss == pytest.approx(sum(metrics.losses.values()), rel=1e-5)
+    row = metrics.as_dict()
+    assert row["loss/ce"] == metrics.losses["ce"] and row["entropy"] == metrics.metrics["entropy"]
+    assert EpochMetrics.from_dict(row) == metrics
     assert 0 < metrics.lr < config.optim.lr  # warmed up, and on its way down the cosine
     assert metrics.seconds > 0 and metrics.images_per_second > 0
 
@@ -145,13 +152,13 @@ def test_terms_without_weight_do_not_run_the_teacher(
     handle = teacher.register_forward_hook(lambda *_: calls.append(1))
     try:
         config = config_of(blocks, epochs=1, loss=LossConfig(alpha=0.0, beta=0.0))
-        metrics = Distiller(config, teacher, blocks, data, runtime).run_epoch()
+        metrics = Distiller(config, Setup.of(teacher, blocks, data, runtime)).run_epoch()
     finally:
         handle.remove()
     # The student is a deep copy, its hook included: only its own passes were counted.
     batches = data.steps_per_epoch(50) + sum(1 for _ in data.eval_batches("val", runtime))
     assert len(calls) == batches
-    assert metrics.kl == metrics.feature == 0.0
+    assert metrics.losses.keys() == {"ce"}
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -161,7 +168,7 @@ def test_resume_is_exact(adaptive: bool, data: ImageData, runtime: Runtime, tmp_
     blocks = find_blocks(teacher, torch.zeros(1, *data.image_shape))
     loss = LossConfig(supervision="adaptive" if adaptive else "uniform")
     config = config_of(blocks, loss=loss, epochs=4)
-    whole = distill(config, teacher, blocks, data, runtime)
+    whole = distill(config, Setup.of(teacher, blocks, data, runtime))
     path = tmp_path / "checkpoint.pt"
     seen: list[int] = []
 
@@ -169,17 +176,27 @@ def test_resume_is_exact(adaptive: bool, data: ImageData, runtime: Runtime, tmp_
         seen.append(metrics.epoch)
         return metrics.epoch == 2
 
-    broken = distill(config, teacher, blocks, data, runtime, stop_after_two, path)
+    broken = distill(config, Setup.of(teacher, blocks, data, runtime), report=stop_after_two, checkpoint=path)
     assert seen == [1, 2] and len(broken.history) == 2
     torch.rand(7)  # whatever ran in between
-    resumed = distill(config, teacher, blocks, data, runtime, lambda m: seen.append(m.epoch), path)
+    resumed = distill(
+        config,
+        Setup.of(teacher, blocks, data, runtime),
+        report=lambda m: seen.append(m.epoch),
+        checkpoint=path,
+    )
     assert seen == [1, 2, 3, 4]
     assert numbers(resumed.history) == numbers(whole.history)
     assert same_weights(resumed.student, whole.student)
     if adaptive:
-        assert whole.history[-1].entropy < 1.0
+        assert whole.history[-1].metrics["entropy"] < 1.0
     # Finished: read back, nothing trained.
-    again = distill(config, teacher, blocks, data, runtime, lambda m: seen.append(m.epoch), path)
+    again = distill(
+        config,
+        Setup.of(teacher, blocks, data, runtime),
+        report=lambda m: seen.append(m.epoch),
+        checkpoint=path,
+    )
     assert seen == [1, 2, 3, 4] and same_weights(again.student, whole.student)
 
 
@@ -187,7 +204,9 @@ def test_same_seed_same_numbers_other_seed_others(
     teacher: nn.Module, blocks: tuple[Block, ...], data: ImageData, runtime: Runtime
 ) -> None:
     runs = [
-        numbers(distill(config_of(blocks, epochs=1, seed=seed), teacher, blocks, data, runtime).history)
+        numbers(
+            distill(config_of(blocks, epochs=1, seed=seed), Setup.of(teacher, blocks, data, runtime)).history
+        )
         for seed in (0, 0, 1)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -202,12 +221,17 @@ def test_damaged_checkpoint_falls_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config, path = config_of(blocks), tmp_path / "checkpoint.pt"
-    whole = distill(config, teacher, blocks, data, runtime, checkpoint=path)
+    whole = distill(config, Setup.of(teacher, blocks, data, runtime), checkpoint=path)
     assert len(load_checkpoint(previous_of(path))["history"]) == 2
     path.write_bytes(path.read_bytes()[:5000])
     seen: list[int] = []
     with caplog.at_level(logging.WARNING):
-        again = distill(config, teacher, blocks, data, runtime, lambda m: seen.append(m.epoch), path)
+        again = distill(
+            config,
+            Setup.of(teacher, blocks, data, runtime),
+            report=lambda m: seen.append(m.epoch),
+            checkpoint=path,
+        )
     assert seen == [3] and "previous one" in caplog.text
     assert same_weights(again.student, whole.student)
 
@@ -215,17 +239,17 @@ def test_damaged_checkpoint_falls_back(
 def test_checkpoint_of_another_run_is_refused(
     teacher: nn.Module, blocks: tuple[Block, ...], data: ImageData, runtime: Runtime
 ) -> None:
-    state = Distiller(config_of(blocks), teacher, blocks, data, runtime).state_dict()
+    state = Distiller(config_of(blocks), Setup.of(teacher, blocks, data, runtime)).state_dict()
     with pytest.raises(InputError, match="made with another config"):
-        Distiller(config_of(blocks, seed=5), teacher, blocks, data, runtime).load_state_dict(state)
+        Distiller(config_of(blocks, seed=5), Setup.of(teacher, blocks, data, runtime)).load_state_dict(state)
     with pytest.raises(InputError, match="made with another data"):
         other = dataclasses.replace(data, hash="0" * 16)
-        Distiller(config_of(blocks), teacher, blocks, other, runtime).load_state_dict(state)
+        Distiller(config_of(blocks), Setup.of(teacher, blocks, other, runtime)).load_state_dict(state)
     with pytest.raises(InputError, match="made with another teacher"):
         fresh = build_model("cifar_resnet8", 10, data.image_shape).eval()
-        Distiller(config_of(blocks), fresh, blocks, data, runtime).load_state_dict(state)
-    with pytest.raises(InputError, match="format 1, got None"):
-        Distiller(config_of(blocks), teacher, blocks, data, runtime).load_state_dict({"epoch": 1})
+        Distiller(config_of(blocks), Setup.of(fresh, blocks, data, runtime)).load_state_dict(state)
+    with pytest.raises(InputError, match="format 2, got None"):
+        Distiller(config_of(blocks), Setup.of(teacher, blocks, data, runtime)).load_state_dict({"epoch": 1})
 
 
 def test_divergence_names_epoch_step_and_part(
@@ -234,14 +258,14 @@ def test_divergence_names_epoch_step_and_part(
     config = config_of(blocks, optim=OptimConfig(lr=1e30, batch_size=2, warmup_epochs=0))
     seen: list[EpochMetrics] = []
     with pytest.raises(TrainingDiverged, match=r"epoch 1, by step 50 of 125: not finite: .*ce") as caught:
-        distill(config, teacher, blocks, data, runtime, seen.append)
+        distill(config, Setup.of(teacher, blocks, data, runtime), report=seen.append)
     assert "total" not in str(caught.value) and not seen
 
 
 def test_divergence_of_the_last_step_shows_in_validation(
     teacher: nn.Module, blocks: tuple[Block, ...], data: ImageData, runtime: Runtime
 ) -> None:
-    distiller = Distiller(config_of(blocks, epochs=2), teacher, blocks, data, runtime)
+    distiller = Distiller(config_of(blocks, epochs=2), Setup.of(teacher, blocks, data, runtime))
     fc = distiller.student.get_submodule("fc")
     # Only the backward pass of the last step is spoilt: its loss was still finite.
     steps: list[int] = []
@@ -260,9 +284,9 @@ def test_modules_alone_are_trained(
     teacher: nn.Module, blocks: tuple[Block, ...], data: ImageData, runtime: Runtime
 ) -> None:
     config = config_of(blocks, replaced=1, epochs=1, train="modules")
-    distiller = Distiller(config, teacher, blocks, data, runtime)
+    distiller = Distiller(config, Setup.of(teacher, blocks, data, runtime))
     distiller.run_epoch()
-    (span,) = distiller.spans
+    (span,) = distiller.method.spans
     start = build_student(teacher, blocks, config.student, config.seed).state_dict()
     changed = {
         key for key, value in distiller.student.state_dict().items() if not torch.equal(value, start[key])
@@ -277,10 +301,10 @@ def test_nothing_replaced_trains_and_starts_as_the_teacher(
 ) -> None:
     score = evaluate(teacher, data.eval_batches("val", runtime), runtime)
     frozen = config_of(blocks, replaced=0, epochs=1, train="modules")
-    metrics = Distiller(frozen, teacher, blocks, data, runtime).run_epoch()
+    metrics = Distiller(frozen, Setup.of(teacher, blocks, data, runtime)).run_epoch()
     assert (metrics.val_accuracy, metrics.val_loss) == (score.accuracy, score.loss)
-    assert metrics.feature == 0.0
-    trained = Distiller(config_of(blocks, replaced=0, epochs=1), teacher, blocks, data, runtime)
+    assert "feature" not in metrics.losses
+    trained = Distiller(config_of(blocks, replaced=0, epochs=1), Setup.of(teacher, blocks, data, runtime))
     assert trained.run_epoch().val_loss != score.loss
 
 
@@ -291,7 +315,9 @@ def test_warm_starts(
 
     def start(**kwargs: Any) -> nn.Module:
         modules = kwargs.pop("modules", None)
-        return Distiller(config_of(blocks, **kwargs), teacher, blocks, data, runtime, modules).student
+        return Distiller(
+            config_of(blocks, **kwargs), Setup.of(teacher, blocks, data, runtime, modules)
+        ).student
 
     assert torch.equal(start(warm_start="teacher").state_dict()["conv1.weight"], stem)
     assert not torch.equal(start(warm_start="none").state_dict()["conv1.weight"], stem)
@@ -315,11 +341,13 @@ def test_warm_starts_that_cannot_be(
 ) -> None:
     config = config_of(blocks, warm_start="library")
     with pytest.raises(InputError, match="needs a module library"):
-        Distiller(config, teacher, blocks, data, runtime)
+        Distiller(config, Setup.of(teacher, blocks, data, runtime))
     with pytest.raises(InputError, match=r"lacks layer.*@0\.5"):
-        Distiller(config, teacher, blocks, data, runtime, modules={})
+        Distiller(config, Setup.of(teacher, blocks, data, runtime, {}))
     with pytest.raises(InputError, match="freezes the kept parts"):
-        Distiller(config_of(blocks, warm_start="none", train="modules"), teacher, blocks, data, runtime)
+        Distiller(
+            config_of(blocks, warm_start="none", train="modules"), Setup.of(teacher, blocks, data, runtime)
+        )
 
 
 def test_candidate_maps_are_the_nearest_of_the_same_shape() -> None:
@@ -337,6 +365,6 @@ def test_mixed_precision_trains_and_keeps_fp32_weights(
 ) -> None:
     runtime = resolve(RuntimeConfig(device="cpu", precision="bf16", layout="channels_last", threads=1))
     config = config_of(blocks, epochs=2, loss=LossConfig(supervision="adaptive"))
-    result = distill(config, teacher, blocks, data, runtime)
+    result = distill(config, Setup.of(teacher, blocks, data, runtime))
     assert {param.dtype for param in result.student.parameters()} == {torch.float32}
     assert result.history[1].train_loss < result.history[0].train_loss

@@ -12,6 +12,7 @@ from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
+from trainables.methods.base import Batch, Progress, Setup
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.teacher.architectures import build_model
@@ -54,7 +55,7 @@ def distiller(most: int, data: ImageData, runtime: Runtime, **fields: Any) -> Di
         epochs=2,
         **fields,
     )
-    made = Distiller(config, model, blocks, data, runtime)
+    made = Distiller(config, Setup.of(model, blocks, data, runtime))
     model.most = made.student.most = most
     return made
 
@@ -79,10 +80,10 @@ def test_gradients_of_two_halves_add_up_to_those_of_the_batch(data: ImageData, r
     gradients = []
     for micro in (1, 2):
         made = distiller(100, data, runtime, loss={"alpha": 0.5, "beta": 0.0})
-        made.student.eval()
         made._stepper.micro_batches = micro
-        with made._stepper.supervised(made._supervisor, ()):
-            made._stepper.step(images, labels, order)
+        with made.method.reading():
+            made.student.eval()
+            made._stepper.step(Batch(images, labels, order), Progress(0, 4, 2))
         gradients.append(
             torch.cat([p.grad.flatten() for p in made.student.parameters() if p.grad is not None])
         )
