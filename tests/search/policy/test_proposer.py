@@ -136,7 +136,9 @@ def test_tpe_finds_what_random_proposals_do_not(search: Callable[..., Search]) -
 
 
 def test_an_unknown_sampler_is_refused() -> None:
-    with pytest.raises(InputError, match="expected tpe, nsga2, gp or random, got 'grid'"):
+    with pytest.raises(
+        InputError, match="unknown sampler 'grid': expected one of tpe, nsga2, gp, random; or your own"
+    ):
         make_sampler("grid", 0, 10)
 
 
