@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +14,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.metrics import describe
-from analysis.report import importance, plots, tables
+from analysis.report import importance, loss_parts, plots, tables
+from analysis.report import loss_plots as loss_draw
 from analysis.report.style import DPI, RC, standalone_svg, svg_text
+from analysis.runs.parameters import METHOD, method_of
 from analysis.runs.run import Run
 
 MAX_STUDENTS = 24
+_NOT_SLUG = re.compile(r"[^\w.-]+")
 BARS = (
     "Bars: 95 % intervals, of the front's students by the number of validation images, of retrained ones "
     "over seeds."
@@ -77,7 +81,33 @@ def _plots(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
     yield _unless_empty(
         plot, lambda: plots.draw_curves(curves, run.teacher.get("val_accuracy")), "no epoch has ended yet"
     )
+    yield from _loss(run, picks)
     yield from _what_matters(run)
+
+
+def _loss(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
+    """Parts of the training loss, and the weights that students learned."""
+    names = plots.row_names(run.frame(), run.metrics)
+    numbers = loss_parts.shown_students(run, picks)
+    parts = loss_parts.loss_parts(run, numbers)
+    if len(run.methods) > 1:
+        methods = {n: run.methods[method_of(run.trial(n))] for n in numbers}
+        titles = {n: f"{names[n]}\n{methods[n]}" for n in numbers}
+    else:
+        titles = names
+    whose = "the picked students" if set(numbers) <= set(picks) else "students of the front"
+    note = f"Weighted parts, stacked by epoch; their sum is the training loss. Shown: {whose}."
+    plot = Plot("loss-parts", "loss", "Parts of the loss", note, parts)
+    yield _unless_empty(plot, lambda: loss_draw.draw_loss_parts(parts, titles), loss_parts.why_no_parts(run))
+    cells = loss_parts.span_weights(run, MAX_STUDENTS)
+    note = (
+        "Weight of each span of blocks in the feature term after the last epoch, of mean 1 over a student's "
+        "spans. Students of the front with adaptive supervision."
+    )
+    plot = Plot("span-weights", "loss", "Learned weights of the spans", note, cells)
+    yield _unless_empty(
+        plot, lambda: loss_draw.draw_span_weights(cells, names), loss_parts.why_no_weights(run)
+    )
 
 
 def _scatters(run: Run, points: pd.DataFrame) -> Iterator[Drawn]:
@@ -100,12 +130,13 @@ def _scatters(run: Run, points: pd.DataFrame) -> Iterator[Drawn]:
 
 def _what_matters(run: Run) -> Iterator[Drawn]:
     table = tables.importance(run)
-    for metric, part in table.groupby("metric", sort=False):
+    for (metric, method), part in table.groupby(["metric", "method"], sort=False):
         rows = part[part["parameter"] != ""]
+        rows = rows.assign(parameter=rows["parameter"].map(run.labels))
         note = str(part["note"].iloc[0])
-        plot = Plot(
-            f"importance-{metric}", "matters", f"What matters for {describe(str(metric)).label}", note, part
-        )
+        slug = f"importance-{metric}" + (f"-{_NOT_SLUG.sub('-', str(method))}" if method else "")
+        title = f"What matters for {describe(str(metric)).label}" + (f" with {method}" if method else "")
+        plot = Plot(slug, "matters", title, note, part)
         yield _unless_empty(plot, partial(plots.draw_importance, rows), note, rows)
     complete = int((run.frame()["state"] == "COMPLETE").sum())
     effects = importance.block_effects(run)
@@ -120,10 +151,13 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
     yield _unless_empty(plot, lambda: plots.draw_effects(effects, costs), few)
     settings = tables.settings(run)
     settings = settings if complete >= importance.MIN_TRIALS else settings.iloc[:0]
-    plot = Plot("settings", "matters", "Loss weights and optimiser against accuracy", "", settings)
+    if METHOD in settings:
+        settings = settings.assign(**{METHOD: settings[METHOD].map(run.methods)})
+    plot = Plot("settings", "matters", "Settings of method and optimiser against accuracy", "", settings)
     empty = settings if settings.shape[1] > 3 else settings.iloc[:0]
     few = few if complete < importance.MIN_TRIALS else "nothing but the blocks' levels was searched"
-    yield _unless_empty(plot, lambda: plots.draw_settings(settings, tables.log_parameters(run)), few, empty)
+    log = tables.log_parameters(run)
+    yield _unless_empty(plot, lambda: plots.draw_settings(settings, log, run.labels), few, empty)
 
 
 def _unless_empty(

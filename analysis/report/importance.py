@@ -3,10 +3,14 @@
 Importance is Optuna's fANOVA (Hutter, Hoos and Leyton-Brown 2014): the share of an objective's variance over
 the searched space that a parameter explains by itself. A cost is known of every proposal, trained or not, and
 depends on the student alone: it is explained from all of them, by levels and fusing.
+
+fANOVA needs every parameter in every trial. Where several methods were searched, all trials together explain
+what they share, the choice of the method included, and each method's trials explain its own settings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +19,7 @@ import pandas as pd
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from analysis.runs.parameters import METHOD, method_of
 from analysis.runs.run import Run
 
 MIN_TRIALS = 10
@@ -25,33 +30,58 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Importance:
-    """Importance of every parameter for one metric, largest first, summing to 1; empty with a reason."""
+    """Importance of every parameter for one metric, largest first, summing to 1; empty with a reason.
+
+    `method` is the label of the method whose trials alone count; "": all trials count.
+    """
 
     metric: str
     values: dict[str, float]
     note: str
+    method: str = ""
 
 
 def importances(run: Run) -> tuple[Importance, ...]:
     """Importance of every searched parameter for every objective.
 
-    Of accuracy and loss from the fully trained trials; of costs from all priced proposals, and only for what
-    they can depend on. fANOVA's cost grows with the square of the trials: of more than MAX_TRIALS an even
-    sample is used. Deterministic. With too few trials, or an objective that is the same in all, `values` is
-    empty and `note` says why; otherwise `note` says what it was computed from.
+    Of accuracy and loss from the fully trained trials, then from those of each method where several were
+    searched; of costs from all priced proposals, and only for what they can depend on. fANOVA's cost grows
+    with the square of the trials: of more than MAX_TRIALS an even sample is used. Deterministic. With too few
+    trials, or an objective that is the same in all, `values` is empty and `note` says why; otherwise `note`
+    says what it was computed from.
     """
     found = []
+    methods = run.methods if METHOD in run.parameters else {}
     for i, metric in enumerate(run.metrics):
         cost = metric in run.costs
         kind = "priced proposals" if cost else "fully trained trials"
         values = [_price(trial, metric) if cost else _result(trial, i) for trial in run.trials]
         known = [(trial, v) for trial, v in zip(run.trials, values, strict=True) if v is not None]
-        places = {round(x) for x in np.linspace(0, max(len(known) - 1, 0), MAX_TRIALS)} if known else ()
-        chosen = [_bare(*known[place], student=cost) for place in sorted(places)]
-        reason = _too_little([v for _, v in known], chosen, kind)
-        note = reason or f"fANOVA over {len(chosen)} of {len(known)} {kind}"
-        found.append(Importance(metric, {} if reason else _fanova(chosen), note))
+        found.append(_of(metric, known, kind, student=cost))
+        for name, label in {} if cost else methods.items():
+            own = [(trial, v) for trial, v in known if method_of(trial) == name]
+            found.append(_of(metric, own, f"{kind} of {label}", method=label))
     return tuple(found)
+
+
+def _of(
+    metric: str,
+    known: Sequence[tuple[FrozenTrial, float]],
+    kind: str,
+    *,
+    student: bool = False,
+    method: str = "",
+) -> Importance:
+    """Importance for one metric of the parameters that all these trials have; `kind` describes the trials."""
+    places = {round(x) for x in np.linspace(0, max(len(known) - 1, 0), MAX_TRIALS)} if known else ()
+    chosen = [known[place] for place in sorted(places)]
+    shared = set.intersection(*(set(trial.params) for trial, _ in chosen)) if chosen else set()
+    if student:
+        shared = {name for name in shared if name.startswith("level/") or name == "fuse"}
+    bare = [_bare(trial, value, shared) for trial, value in chosen]
+    reason = _too_little([v for _, v in known], bare, kind)
+    note = reason or f"fANOVA over {len(bare)} of {len(known)} {kind}"
+    return Importance(metric, {} if reason else _fanova(bare), note, method)
 
 
 def _result(trial: FrozenTrial, objective: int) -> float | None:
@@ -67,13 +97,9 @@ def _price(trial: FrozenTrial, metric: str) -> float | None:
     return None if price is None or not np.isfinite(price) else float(price)
 
 
-def _bare(trial: FrozenTrial, value: float, *, student: bool) -> FrozenTrial:
-    """A trial with this value and its parameters alone, or only with those that make the student."""
-    params = {
-        name: chosen
-        for name, chosen in trial.params.items()
-        if not student or name.startswith("level/") or name == "fuse"
-    }
+def _bare(trial: FrozenTrial, value: float, names: set[str]) -> FrozenTrial:
+    """A trial with this value and these of its parameters alone."""
+    params = {name: chosen for name, chosen in trial.params.items() if name in names}
     return create_trial(
         params=params, distributions={name: trial.distributions[name] for name in params}, value=value
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from analysis.report.style import (
     width_colours,
 )
 
+SMALL = 12  # a map of more blocks has no room for numbers in its cells
 _CLOUD = 400  # from so many points on, dots are drawn as a bitmap inside the SVG
 _ROLES: dict[str, dict[str, Any]] = {
     "stopped early": {"marker": "x", "s": 12, "color": GREY, "alpha": 0.6, "linewidths": 0.8, "zorder": 1},
@@ -167,7 +168,7 @@ def draw_block_map(cells: pd.DataFrame, names: dict[int, str], widths: Sequence[
     blocks = list(dict.fromkeys(cells["block"]))
     ranks = sorted(set(cells["rank"]))
     figure, (axes,) = new_figure(1.3 + 0.26 * len(ranks))
-    colours, small = width_colours(widths), len(blocks) > 12
+    colours, small = width_colours(widths), len(blocks) > SMALL
     place = {block: i for i, block in enumerate(blocks)}
     row_of = {rank: i for i, rank in enumerate(ranks)}
     joined: dict[tuple[int, int], list[int]] = {}
@@ -186,6 +187,17 @@ def draw_block_map(cells: pd.DataFrame, names: dict[int, str], widths: Sequence[
     for (y, _), xs in joined.items():
         if len(xs) > 1:
             axes.plot([min(xs) - 0.4, max(xs) + 0.4], [y + 0.36] * 2, color=INK, lw=1.6)
+    block_axes(axes, cells, names)
+    entries = [Patch(color=colour, label=f"width {width:g}") for width, colour in colours.items()]
+    entries.append(Patch(color=GRID, label="kept"))
+    figure.legend(handles=entries, loc="outside upper left", ncols=4, columnspacing=1, handlelength=1)
+    return figure
+
+
+def block_axes(axes: Axes, cells: pd.DataFrame, names: dict[int, str]) -> None:
+    """Label axes whose columns are blocks and whose rows are students, as `draw_block_map` has them."""
+    blocks, ranks = list(dict.fromkeys(cells["block"])), sorted(set(cells["rank"]))
+    small = len(blocks) > SMALL
     axes.set(xlim=(-0.6, len(blocks) - 0.4), ylim=(len(ranks) - 0.4, -0.6))
     axes.set_xticks(
         range(len(blocks)), blocks, rotation=90 if small else 45, ha="center" if small else "right"
@@ -194,10 +206,6 @@ def draw_block_map(cells: pd.DataFrame, names: dict[int, str], widths: Sequence[
     axes.tick_params(length=0, labelsize=7.5 if small else 8.5)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    entries = [Patch(color=colour, label=f"width {width:g}") for width, colour in colours.items()]
-    entries.append(Patch(color=GRID, label="kept"))
-    figure.legend(handles=entries, loc="outside upper left", ncols=4, columnspacing=1, handlelength=1)
-    return figure
 
 
 def _number(cells: pd.DataFrame, rank: int) -> int:
@@ -263,8 +271,13 @@ def draw_effects(effects: pd.DataFrame, costs: Sequence[str]) -> Figure:
     return figure
 
 
-def draw_settings(table: pd.DataFrame, log: set[str]) -> Figure:
-    """Accuracy against every searched parameter that is no level, from `tables.settings`."""
+def draw_settings(table: pd.DataFrame, log: set[str], labels: Mapping[str, str]) -> Figure:
+    """Accuracy against every searched parameter that is no level, from `tables.settings`.
+
+    Args:
+        log: parameters on a logarithmic scale.
+        labels: of the parameters.
+    """
     names = [name for name in table.columns if name not in ("number", "on_front", "val_accuracy")]
     rows = (len(names) + 1) // 2
     figure, panels = new_figure(0.5 + 1.75 * rows, rows=rows, columns=2, sharey=True)
@@ -296,7 +309,7 @@ def draw_settings(table: pd.DataFrame, log: set[str]) -> Figure:
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=5))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(name)
+        axes.set_xlabel(labels.get(name, name))
         label_axis(axes, "y", "val_accuracy")
         axes.set_ylabel("accuracy (%)" if i % 2 == 0 else "")
     low, high = float(table["val_accuracy"].quantile(0.02)), float(table["val_accuracy"].max())

@@ -24,6 +24,8 @@ from analysis.metrics import describe
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 BLUE, RED, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
+# Of things that stand side by side in one figure; red is the teacher's.
+PART_COLOURS = (BLUE, "#e69f00", GREEN, "#cc79a7", "#56b4e9", "#8c6d31", GREY)
 CSS_NAMES = {
     **{INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"},
     **{BLUE: "blue", RED: "red", GREEN: "green", GREY: "grey"},

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.pareto import Box, Floats, hypervolume_history
 from analysis.report.importance import importances
 from analysis.report.retrained import GAINS, RESULTS, STUDENT, TABLE, read_results, summary_rows
+from analysis.runs.parameters import METHOD
 from analysis.runs.run import Run
 
 MAX_CURVES = 300
@@ -48,6 +49,13 @@ def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
     found["val_accuracy_low"], found["val_accuracy_high"] = accuracy_interval(found["val_accuracy"], images)
     again = _retrained_points(run)
     return pd.concat([found, again.astype({"number": found["number"].dtype})]) if len(again) else found
+
+
+def thin(numbers: list[int], limit: int) -> list[int]:
+    """At most `limit` of the numbers, evenly spaced from the first to the last."""
+    if len(numbers) <= limit:
+        return numbers
+    return [numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, limit)]
 
 
 def accuracy_interval(accuracy: pd.Series, images: int) -> tuple[Floats, Floats]:
@@ -103,35 +111,39 @@ def history(run: Run, within: Box | None = None) -> pd.DataFrame:
 
 
 def importance(run: Run) -> pd.DataFrame:
-    """Importances, one row an objective and parameter: metric, parameter, importance (0..1), note.
+    """Importances, one row an objective and parameter.
 
-    An objective without importances has one row, with parameter "" and the reason as its note.
+    Returns:
+        metric, method (its label where only its trials count, else ""), parameter, importance (0..1), note.
+        Where there are no importances, one row with parameter "" and the reason as its note.
     """
     rows: list[dict[str, Any]] = []
     for found in importances(run):
-        rows += [
-            {"metric": found.metric, "parameter": name, "importance": value, "note": found.note}
-            for name, value in (found.values or {"": float("nan")}).items()
-        ]
-    return pd.DataFrame(rows, columns=["metric", "parameter", "importance", "note"])
+        row = {"metric": found.metric, "method": found.method, "note": found.note}
+        values = found.values or {"": float("nan")}
+        rows += [{**row, "parameter": name, "importance": value} for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["metric", "method", "parameter", "importance", "note"])
 
 
-def block_map(run: Run, limit: int | None = None) -> pd.DataFrame:
-    """Which blocks the front's students replace: one row a student and block, in order of the front.
+def front_numbers(run: Run) -> list[int]:
+    """Numbers of the front's trials, best first objective first; none while the front is empty."""
+    return [int(n) for n in run.front()["number"]] if run.frame()["on_front"].any() else []
+
+
+def block_map(run: Run, limit: int | None = None, numbers: Sequence[int] | None = None) -> pd.DataFrame:
+    """Which blocks students replace: one row a student and block, in order of the students.
 
     Args:
-        limit: at most that many students, evenly spaced along the front.
+        limit: at most that many students, evenly spaced among them.
+        numbers: of the students; None: the front's, in its order.
 
     Returns:
         rank (0 for the best first objective), number, block, width (NaN for kept) and span: blocks of one
         student with the same span are replaced by one module together; -1 for kept.
     """
-    table = run.frame()
-    numbers = run.front()["number"].tolist() if table["on_front"].any() else []
-    if limit is not None and len(numbers) > limit:
-        numbers = [numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, limit)]
+    chosen = front_numbers(run) if numbers is None else list(numbers)
     rows = []
-    for rank, number in enumerate(numbers):
+    for rank, number in enumerate(chosen if limit is None else thin(chosen, limit)):
         spans = run.trial(number).user_attrs.get("replaced") or []
         placed = {block: (span["width"], i) for i, span in enumerate(spans) for block in span["span"]}
         for block in run.blocks:
@@ -144,11 +156,9 @@ def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
     """`run.curves()` of the front and of at most `limit` others, evenly chosen, with their role."""
     table = run.frame()
     front = table.loc[table["on_front"], "number"].tolist()
-    found = run.curves()
-    others = sorted(set(found["number"]) - set(front))
-    if len(others) > limit:
-        others = [others[round(i)] for i in np.linspace(0, len(others) - 1, limit)]
-    found = found[found["number"].isin([*front, *others])].reset_index(drop=True)
+    trained = {t.number for t in run.trials if (t.user_attrs.get("curve") or {}).get("epoch")}
+    others = thin(sorted(trained - set(front)), limit)
+    found = run.curves({*front, *others})
     roles = {"PRUNED": "stopped early", "COMPLETE": "dominated", "FAIL": "failed"}
     found["role"] = found["state"].map(roles).fillna("running")
     found.loc[found["number"].isin(front), "role"] = "front"
@@ -159,7 +169,7 @@ def settings(run: Run) -> pd.DataFrame:
     """Parameters other than levels, of the fully trained: number, on_front, val_accuracy, the parameters."""
     table = run.frame()
     table = table[table["state"] == "COMPLETE"]
-    names = [n for n in parameters(run) if not n.startswith("level/") and table[n].nunique() > 1]
+    names = [n for n in run.parameters if not n.startswith("level/") and table[n].nunique() > 1]
     return table[["number", "on_front", "val_accuracy", *names]].reset_index(drop=True)
 
 
@@ -169,10 +179,32 @@ def log_parameters(run: Run) -> set[str]:
     return {name for name, distribution in spread if getattr(distribution, "log", False)}
 
 
-def parameters(run: Run) -> list[str]:
-    """Names of what was searched, in the order of the frame."""
-    searched = {name for trial in run.trials for name in trial.params}
-    return [name for name in run.frame().columns if name in searched]
+def methods(run: Run) -> pd.DataFrame:
+    """Results by method, in the order of the experiment; no rows where one method alone was searched.
+
+    Returns:
+        method (its label), trials (that started), complete, front (on it), then for each objective, of the
+        fully trained alone, `<metric>_best`, `_mean` and `_std` (NaN below two trials), and
+        seconds_per_epoch (of all that were trained).
+    """
+    if METHOD not in run.parameters:
+        return pd.DataFrame(columns=["method"])
+    table = ran(run.frame())
+    table = table[table["state"] != "WAITING"]
+    rows = []
+    for name, label in run.methods.items():
+        part = table[table[METHOD] == name]
+        done = part[part["state"] == "COMPLETE"]
+        row: dict[str, Any] = {"method": label, "trials": len(part), "complete": len(done)}
+        row["front"] = int(part["on_front"].sum())
+        for o in run.objectives:
+            values = done[o.metric]
+            row[f"{o.metric}_best"] = values.max() if o.direction == "maximize" else values.min()
+            row |= {f"{o.metric}_mean": values.mean(), f"{o.metric}_std": values.std()}
+        epochs = int(part["epochs"].fillna(0).sum())
+        row["seconds_per_epoch"] = float(part["seconds"].sum()) / epochs if epochs else float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def states(run: Run) -> pd.DataFrame:

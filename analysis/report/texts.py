@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import InputError
+from analysis.metrics import decimals, show, show_time
 from analysis.metrics import describe as metric_of
-from analysis.metrics import show, show_time
 from analysis.picks.pick import Pick, pick
 from analysis.report import tables
 from analysis.report.catalogue import Plot
@@ -95,7 +95,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
     shape = "×".join(map(str, data.get("image_shape") or []))
     budget = {key: value for key, value in (attrs.get("budget") or {}).items() if value is not None}
     widths = ", ".join(f"{width:g}" for width in run.widths)
-    other = [name for name in tables.parameters(run) if not name.startswith("level/")]
+    other = [run.labels[name] for name in run.parameters if not name.startswith("level/")]
     return [
         ("Command", str(attrs.get("command", ""))),
         ("Run", run.label),
@@ -108,6 +108,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
             f"{data.get('name')}: {images}, {data.get('classes')} classes, {shape} (hash {data.get('hash')})",
         ),
         ("Space", f"{len(run.blocks)} blocks, each kept or replaced at width {widths}"),
+        ("Method" if len(run.methods) == 1 else "Methods", ", ".join(run.methods.values())),
         ("Also searched", ", ".join(other)),
         ("Budget", ", ".join(f"{key} {value}" for key, value in budget.items())),
         ("Device", str(attrs.get("device", ""))),
@@ -164,6 +165,36 @@ def _retested(row: pd.Series) -> str:
     return f"{100 * row['retrained_test_accuracy']:.2f}{tail} % (n = {row['retrained_n']:.0f})"
 
 
+def method_rows(run: Run, methods: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headers and texts of the results by method, from `tables.methods`."""
+    headers = ["method", "trials", "fully trained", "on the front"]
+    for metric in run.metrics:
+        label = metric_of(metric).label
+        headers += [f"best {label}", f"{label}, mean ± sd"]
+    rows = []
+    for _, row in methods.iterrows():
+        cells = [str(row["method"]), *(f"{row[n]:.0f}" for n in ("trials", "complete", "front"))]
+        for metric in run.metrics:
+            cells += [show(metric, row[f"{metric}_best"]), _mean(row, metric)]
+        rows.append([*cells, show_seconds(row["seconds_per_epoch"])])
+    return [*headers, "seconds an epoch"], rows
+
+
+def _mean(row: pd.Series, metric: str) -> str:
+    """Mean ± standard deviation of a metric over the trials of a method."""
+    mean, spread = row[f"{metric}_mean"], row[f"{metric}_std"]
+    if pd.isna(spread):
+        return show(metric, mean)
+    if metric_of(metric).share:
+        return f"{100 * mean:.2f} ± {100 * spread:.2f} %"
+    return f"{show(metric, mean)} ± {show(metric, spread)}"
+
+
+def show_seconds(value: float) -> str:
+    """Seconds with three significant digits; "–" for NaN."""
+    return "–" if pd.isna(value) else f"{value:.{decimals(value)}f}"
+
+
 def latency_line(front: pd.DataFrame) -> str:
     """What to think of latencies that came out far above their predictions; empty where they did not."""
     error = front["latency_error"].median()
@@ -208,6 +239,10 @@ def markdown(
     lines += [f"- {name}: {value}" for name, value in headline(run, facts)]
     lines += ["", "## Front", "", *pipe_table(*front_rows(run)), ""]
     lines += [f"![{p.title}]({p.slug}.png)" for p in plots if p.svg and p.section == "front"]
+    if not frames["methods"].empty:
+        lines += ["", "## Results by method", "", *pipe_table(*method_rows(run, frames["methods"]))]
+    if drawn := [f"![{p.title}]({p.slug}.png)" for p in plots if p.svg and p.section == "loss"]:
+        lines += ["", "## Parts of the loss", "", *drawn]
     if not frames["retrained"].empty:
         lines += ["", "## Retrained (test data)", "", *pipe_table(*retrained_rows(run, frames["retrained"]))]
     if suggestions:

@@ -20,7 +20,7 @@ from analysis.errors import InputError
 from analysis.metrics import show, show_time
 from analysis.picks.pick import Pick
 from analysis.picks.pick_file import read_pick
-from analysis.report import html, tables, texts
+from analysis.report import html, loss_parts, tables, texts
 from analysis.report.catalogue import Plot, save_plots
 from analysis.report.retrained import NOTE
 from analysis.report.style import themed_svg
@@ -68,6 +68,8 @@ def write_report(
         "losses": tables.losses(opened),
         "failures": tables.failures(opened),
         "retrained": tables.retrained(opened),
+        "methods": tables.methods(opened),
+        "mixes": loss_parts.mixes(opened),
         "teacher": pd.DataFrame([opened.teacher | tables.teacher_tests(opened)]),
     }
     facts, suggestions = status(opened), texts.suggest(opened)
@@ -117,6 +119,7 @@ def _sections(
         ),
         html.section("next", "What next", *_next_steps(run, suggestions)),
         _retrained(run, frames["retrained"]),
+        _methods(run, frames["methods"]),
         html.section(
             "progress",
             "How it went",
@@ -124,6 +127,7 @@ def _sections(
             html.noted(f"{texts.losses_line(frames['losses'])} Numbers: ", "states.csv", "losses.csv"),
             figures("progress"),
         ),
+        html.section("loss", "Parts of the loss", figures("loss"), _mixes(frames["mixes"])),
         html.section("matters", "What matters", figures("matters")),
         html.section("costs", "Accuracy against the other costs", figures("costs")),
         _failures(frames["failures"]),
@@ -139,10 +143,11 @@ def _sections(
 def _header(run: Run, facts: dict[str, Any], frames: dict[str, pd.DataFrame]) -> str:
     going = not facts["ended"]
     badge = '<span class="badge open">not ended</span>' if going else '<span class="badge">ended</span>'
-    names = {"front": "Front", "next": "What next", "retrained": "Retrained", "progress": "How it went"}
+    names = {"front": "Front", "next": "What next", "retrained": "Retrained", "methods": "Methods"}
+    names |= {"progress": "How it went", "loss": "Loss"}
     names |= {"matters": "What matters", "costs": "Costs", "failures": "Failures"}
     names |= {"searched": "What was searched"}
-    absent = {name for name in ("retrained", "failures") if frames[name].empty}
+    absent = {name for name in ("retrained", "methods", "failures") if frames[name].empty}
     links = " ".join(f'<a href="#{key}">{name}</a>' for key, name in names.items() if key not in absent)
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     teacher = f"Students of {run.teacher.get('arch', 'the teacher')} on {run.data.get('name', 'its data')}"
@@ -175,6 +180,26 @@ def _next_steps(run: Run, suggestions: Sequence[texts.Suggestion]) -> list[str]:
         parts.append(f"<h3>{escape(s.title)}: trial {s.pick.number} ({escape(values)})</h3>")
         parts += [html.paragraph(f"Why: {s.pick.reason}.", "note muted"), html.code(texts.commands(run, s))]
     return [*parts, html.noted("Numbers: ", "suggestions.csv")]
+
+
+def _methods(run: Run, methods: pd.DataFrame) -> str:
+    if methods.empty:
+        return ""
+    headers, rows = texts.method_rows(run, methods)
+    note = html.noted(
+        "Objectives of the fully trained trials of each method, which differ in their students and settings "
+        "too; seconds of all that were trained. All: ",
+        "methods.csv",
+    )
+    return html.section("methods", "Results by method", note, html.table(headers, rows))
+
+
+def _mixes(mixes: pd.DataFrame) -> str:
+    if mixes.empty:
+        return ""
+    headers, rows = loss_parts.mix_rows(mixes, texts.MAX_ROWS)
+    note = html.noted("Students of the front, after the last epoch. All: ", "mixes.csv")
+    return f"<h3>Learned targets</h3>{note}{html.table(headers, rows, text=(0, 1, 2))}"
 
 
 def _states(states: pd.DataFrame) -> str:

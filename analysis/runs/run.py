@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from analysis.runs import study_source as source
 from analysis.errors import InputError
 from analysis.metrics import COST_METRICS, CURVE_METRICS, METRICS, Metric, objective_names, own_metrics
 from analysis.pareto import Box, Floats, Objective, box, front_mask, minimised
+from analysis.runs.parameters import method_labels, parameter_labels
 
 FORMAT = 1
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
@@ -100,8 +101,30 @@ class Run:
 
     @property
     def curve_columns(self) -> tuple[str, ...]:
-        """What a learning curve holds beside the epoch."""
+        """What the learning curve of every trial holds beside the epoch."""
         return (*CURVES, *(m.name for m in self.own_metrics.values() if m.kind == "quality"))
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what was searched: levels in the order of the blocks, then the others by name."""
+        return tuple(sorted({name for t in self.trials for name in t.params}, key=self._param_order))
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Parameters to their labels for people (see `parameter_labels`)."""
+        return parameter_labels(self.parameters)
+
+    @cached_property
+    def methods(self) -> dict[str, str]:
+        """Methods as the experiment names them to their labels for people (see `method_labels`)."""
+        return method_labels(self.experiment, self.trials)
+
+    @cached_property
+    def recorded(self) -> tuple[str, ...]:
+        """What the methods recorded at every epoch: parts of the loss as `loss/<part>`, learned weights, …"""
+        known = {"epoch", *self.curve_columns, *_fixed_columns(self), *_TIMES, *self.parameters}
+        curves = (trial.user_attrs.get("curve") or {} for trial in self.trials)
+        return tuple(name for name in dict.fromkeys(name for c in curves for name in c) if name not in known)
 
     @property
     def teacher(self) -> dict[str, Any]:
@@ -148,11 +171,10 @@ class Run:
         measured = self.attrs.get("measured", {})
         rows = [self._row(trial, measured.get(str(trial.number), {})) for trial in self.trials]
         table = pd.DataFrame(rows)
-        front = ["number", "state", "refused", "on_front"]
-        numbers = (*_NUMBERS, *self.own_metrics)
-        fixed = list(dict.fromkeys([*front, *self.metrics, *numbers, *_COUNTS, *_TEXTS, *_TIMES]))
-        searched = sorted(set(table.columns) - set(fixed), key=self._param_order)
-        table = table.reindex(columns=[*fixed[:-2], *searched, *_TIMES])
+        numbers = (*_NUMBERS, *self.own_metrics, *self.recorded)
+        fixed = _fixed_columns(self)
+        searched = [name for name in self.parameters if name not in fixed]
+        table = table.reindex(columns=[*fixed, *searched, *self.recorded, *_TIMES])
         for name in numbers:
             table[name] = pd.to_numeric(table[name]).astype("float64")
         for name in (*_COUNTS, *(name for name in searched if name.startswith("level/"))):
@@ -171,6 +193,7 @@ class Run:
         attrs = trial.user_attrs
         last, costs = attrs.get("metrics") or {}, attrs.get("costs") or {}
         row = {
+            **{name: last.get(name) for name in self.recorded if name in last},
             **trial.params,
             "number": trial.number,
             "state": trial.state.name,
@@ -210,11 +233,18 @@ class Run:
         order = np.lexsort((rows["number"].to_numpy(), self.points(rows)[:, 0]))
         return rows.iloc[order].reset_index(drop=True)
 
-    def curves(self) -> pd.DataFrame:
-        """Learning curves, one row a trial and epoch: number, state, epoch, then `curve_columns`."""
-        columns = self.curve_columns
+    def curves(self, numbers: Container[int] | None = None) -> pd.DataFrame:
+        """Learning curves, one row a trial and epoch.
+
+        Args:
+            numbers: of the trials; None: of all.
+
+        Returns:
+            number, state, epoch, then `curve_columns` and `recorded`, NaN where a trial has no such value.
+        """
+        columns = (*self.curve_columns, *self.recorded)
         parts: dict[str, list[Any]] = {name: [] for name in ("number", "state", "epoch", *columns)}
-        for trial in self.trials:
+        for trial in self.trials if numbers is None else [t for t in self.trials if t.number in numbers]:
             curve = trial.user_attrs.get("curve") or {}
             epochs = curve.get("epoch") or []
             parts["number"] += [trial.number] * len(epochs)
@@ -256,7 +286,10 @@ def load(run: str | Path | optuna.Study | Run, study: str | None = None) -> pd.D
         - seconds (of training), replaced (number of blocks replaced), epochs (trained), seed, retries
         - ray_id, reason (of stopping early or failing), checkpoint (relative to the run)
         - level/<block> for every block (0 narrowest … K-1 widest, K kept), then every other searched
-          parameter by its own name (alpha, beta, lr, supervision, …)
+          parameter by its own name: ama/alpha, optim/lr, fuse, … (alpha, lr, … in runs of version 0.1); where
+          several methods were searched `method`, and the parameters of the other methods are missing
+        - what its method recorded in the last epoch: loss/<part>, the weighted parts of the training loss;
+          of `ama` also entropy, weight/<blocks of a span> and mix/<blocks of a span>/<teacher's map>
         - started, ended (local time)
 
     Raises:
@@ -276,6 +309,12 @@ def describe_unfinished(table: pd.DataFrame) -> str:
     parts = [f"{counts[state]} {word}" for state, word in words.items() if counts.get(state)]
     parts += [f"{int(refused.sum())} refused before training"] if refused.any() else []
     return f"no trial has finished yet: {', '.join(parts) or 'none was started'}"
+
+
+def _fixed_columns(run: Run) -> list[str]:
+    """Columns of every run's frame but the times, which come last."""
+    front = ("number", "state", "refused", "on_front")
+    return list(dict.fromkeys([*front, *run.metrics, *_NUMBERS, *run.own_metrics, *_COUNTS, *_TEXTS]))
 
 
 def _replaced(attrs: Mapping[str, Any]) -> int | None:

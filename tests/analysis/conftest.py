@@ -1,11 +1,16 @@
-"""Synthetic studies in the form that the search writes: nothing trains, everything else is real Optuna."""
+"""Synthetic studies in the form that the search writes: nothing trains, everything else is real Optuna.
+
+`names` says in which form. "0.1": the flat parameters of that version and no parts of the loss. "one":
+today's, with the method ama alone. "two": with ama and a method of the user's, `toy`; the trials of one
+method do not have the parameters of the other.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -18,6 +23,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 BLOCKS = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1, 2)]
 WIDTHS = [0.125, 0.25, 0.5]
 EPOCHS = 8
+Names = Literal["0.1", "one", "two"]
+TOY = "import:mine.py:Toy"
 START = dt.datetime(2026, 3, 1, 12, 0, 0)
 OBJECTIVES = [
     {"metric": "val_accuracy", "direction": "maximize"},
@@ -117,6 +124,58 @@ def params_of(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def spaced(name: str) -> str:
+    """Today's name of a parameter of version 0.1."""
+    return name if name.startswith("level/") else f"optim/{name}" if name == "lr" else f"ama/{name}"
+
+
+def todays(
+    number: int, names: Names, params: dict[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, BaseDistribution]]:
+    """The method of a trial, and its parameters and their distributions by today's names."""
+    space = {spaced(name): distribution for name, distribution in distributions().items()}
+    found = {spaced(name): value for name, value in params.items()}
+    if names == "one":
+        return "ama", found, space
+    space["method"] = CategoricalDistribution(("ama", TOY))
+    space["toy/alpha"] = FloatDistribution(0.0, 1.0)
+    space["toy/temperature"] = FloatDistribution(1.0, 8.0, log=True)
+    space["toy/layers"] = IntDistribution(1, 4)
+    space["toy/kind"] = CategoricalDistribution(("pairs", "triples"))
+    rng = np.random.default_rng(number)
+    found |= {"method": ["ama", TOY][int(rng.integers(2))], "toy/alpha": float(rng.random())}
+    found |= {"toy/temperature": float(8 ** rng.random()), "toy/layers": int(rng.integers(1, 5))}
+    found["toy/kind"] = ["pairs", "triples"][int(rng.integers(2))]
+    other = "toy/" if found["method"] == "ama" else "ama/"
+    found = {name: value for name, value in found.items() if not name.startswith(other)}
+    return found["method"], found, {name: space[name] for name in found}
+
+
+def recorded_of(
+    method: str, params: dict[str, Any], widths: dict[str, float], curve: dict[str, list[float]]
+) -> dict[str, list[float]]:
+    """What a method records at every epoch: the weighted parts of the training loss, and what it learns."""
+    total = np.array(curve["train_loss"])
+    if method != "ama":
+        return {
+            "loss/ce": (1.25 * total).tolist(),
+            "loss/pull": (-0.25 * total).tolist(),
+            "queue": [64.0] * EPOCHS,
+        }
+    shares = {"loss/ce": 0.5, "loss/kl": 0.3, "loss/feature": 0.2}
+    found = {name: (share * total).tolist() for name, share in shares.items()}
+    if params["ama/supervision"] == "uniform":
+        return {**found, "entropy": [1.0] * EPOCHS}
+    found["loss/feature"] = (0.15 * total).tolist()
+    found |= {"loss/regulariser": (0.05 * total).tolist(), "entropy": [0.9] * EPOCHS}
+    weights = np.linspace(1.5, 0.5, len(widths)) if len(widths) > 1 else np.ones(len(widths))
+    found |= {f"weight/{name}": [float(w)] * EPOCHS for name, w in zip(widths, weights, strict=True)}
+    for name in widths:
+        other = f"{name[:-1]}{(int(name[-1]) + 1) % 3}"
+        found |= {f"mix/{name}/{name}.act": [0.75] * EPOCHS, f"mix/{name}/{other}.act": [0.25] * EPOCHS}
+    return found
+
+
 def curve_of(levels: list[int], params: dict[str, Any], rng: np.random.Generator) -> dict[str, list[float]]:
     damage = sum((3 - level) * (0.004 + 0.003 * (i // 3)) for i, level in enumerate(levels))
     final = 0.925 - damage - 0.03 * abs(np.log10(params["lr"] / 0.05)) - 0.02 * (params["alpha"] - 0.6) ** 2
@@ -141,6 +200,7 @@ def trial_of(
     objectives: list[dict[str, str]],
     rng: np.random.Generator,
     refused: str | None = None,
+    names: Names = "0.1",
     **changes: Any,
 ) -> FrozenTrial:
     """One trial as the search records it; `changes` overrides single user attributes (None removes one)."""
@@ -164,6 +224,13 @@ def trial_of(
         "epochs": done,
         "seed": number,
     }
+    space = distributions()
+    if names != "0.1":
+        method, params, space = todays(number, names, params)
+        curve |= recorded_of(method, params, widths, curve)
+        own = [name for name in params if name.startswith(("ama/", "toy/"))]
+        loss = {name.partition("/")[2]: params[name] for name in own}
+        attrs["config"] |= {"method": method, "loss": loss}
     if refused:
         attrs["refused"] = refused
     if done:
@@ -180,9 +247,7 @@ def trial_of(
     if state is TrialState.COMPLETE:
         found = {**costs, "val_accuracy": curve["val_accuracy"][-1], "val_loss": curve["val_loss"][-1]}
         values = [float(found[o["metric"]]) for o in objectives]
-    trial = create_trial(
-        state=state, params=params, distributions=distributions(), values=values, user_attrs=attrs
-    )
+    trial = create_trial(state=state, params=params, distributions=space, values=values, user_attrs=attrs)
     if state is not TrialState.WAITING:
         trial.datetime_start = START + dt.timedelta(seconds=30 * number)
     if state.is_finished():
@@ -211,13 +276,18 @@ def fill(
     running: int = 2,
     waiting: int = 1,
     refused: int = 4,
+    names: Names = "0.1",
 ) -> optuna.Study:
     """Write the study's attributes and its trials."""
-    for key, value in study_attrs(objectives, study.study_name).items():
+    attrs = study_attrs(objectives, study.study_name)
+    if names != "0.1":
+        method = "ama" if names == "one" else {"ama": None, TOY: {"alpha": {"low": 0.0, "high": 1.0}}}
+        attrs["experiment"] |= {"space": {"method": method}}
+    for key, value in attrs.items():
         study.set_user_attr(key, value)
     rng = np.random.default_rng(seed)
     for number, (state, why) in enumerate(states_of(complete, pruned, failed, running, waiting, refused)):
-        study.add_trial(trial_of(number, state, objectives, rng, why))
+        study.add_trial(trial_of(number, state, objectives, rng, why, names))
     return study
 
 
@@ -225,7 +295,7 @@ def fill(
 def make_study() -> Callable[..., optuna.Study]:
     """`make_study(objectives=..., complete=30, ...)`: a study in memory."""
 
-    def make(objectives: list[dict[str, str]] | None = None, **counts: int) -> optuna.Study:
+    def make(objectives: list[dict[str, str]] | None = None, **counts: Any) -> optuna.Study:
         chosen = objectives or OBJECTIVES
         study = optuna.create_study(study_name="demo", directions=[o["direction"] for o in chosen])
         return fill(study, chosen, **counts)
@@ -237,7 +307,7 @@ def make_study() -> Callable[..., optuna.Study]:
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`make_run(name="run", ...)`: a run directory with experiment.yaml and study.db."""
 
-    def make(name: str = "run", objectives: list[dict[str, str]] | None = None, **counts: int) -> Path:
+    def make(name: str = "run", objectives: list[dict[str, str]] | None = None, **counts: Any) -> Path:
         chosen = objectives or OBJECTIVES
         folder = tmp_path_factory.mktemp("runs") / name
         folder.mkdir()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trainables.config import DEFAULT_METHOD
+
 START = {
     "teacher": "the teacher's weights where blocks are kept",
     "library": "the teacher's weights and modules distilled before",
@@ -68,20 +70,40 @@ def _architecture(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _training(config: Mapping[str, Any], data: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
-    loss, optim, images = config["loss"], config["optim"], data["images"]
+    optim, images = config["optim"], data["images"]
+    return [
+        f"- Data: {data['name']}, {images['train']:,} training and {images['val']:,} validation images "
+        f"(hash `{manifest['data_hash']}`)",
+        f"- Start: {START[config['warm_start']]}; trained: {config['train']}",
+        *_method(config),
+        f"- SGD, peak learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, batches of "
+        f"{optim['batch_size']}, {config['epochs']} epochs, seed {config['seed']}",
+    ]
+
+
+def _method(config: Mapping[str, Any]) -> list[str]:
+    """The method with its settings, and the loss in words where the method is `ama`."""
+    name, settings = config.get("method", DEFAULT_METHOD), config["loss"]  # version 0.1 names no method
+    listed = ", ".join(f"{key} {_setting(value)}" for key, value in settings.items())
+    lines = [f"- Method: {name}" + (f" ({listed})" if listed else "")]
+    return [*lines, f"- Loss: {_ama_loss(settings)}"] if name == DEFAULT_METHOD else lines
+
+
+def _ama_loss(loss: Mapping[str, Any]) -> str:
     terms = [f"{1 - loss['alpha']:g} × cross-entropy"]
     if loss["alpha"]:
         terms.append(f"{loss['alpha']:g} × logits of the teacher (temperature {loss['tau']:g})")
     if loss["beta"]:
         terms.append(f"{loss['beta']:g} × activation maps of the teacher ({loss['supervision']})")
-    return [
-        f"- Data: {data['name']}, {images['train']:,} training and {images['val']:,} validation images "
-        f"(hash `{manifest['data_hash']}`)",
-        f"- Start: {START[config['warm_start']]}; trained: {config['train']}",
-        f"- Loss: {' + '.join(terms)}",
-        f"- SGD, peak learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, batches of "
-        f"{optim['batch_size']}, {config['epochs']} epochs, seed {config['seed']}",
-    ]
+    return " + ".join(terms)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_setting(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_setting, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _results(results: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
