@@ -14,6 +14,7 @@ from analysis.errors import InputError
 from analysis.metrics import describe, show
 from analysis.pareto import Floats, front_mask, knee, scale_to_front, spread
 from analysis.picks.limits import Limit, Limits, parse_limits
+from analysis.runs.load import load
 from analysis.runs.run import Run, describe_unfinished
 
 
@@ -56,11 +57,9 @@ def pick(
         raise InputError("knee and top exclude each other: ask for one of them")
     if top is not None and top < 1:
         raise InputError(f"top must be at least 1, got {top}")
-    opened = Run.open(run)
-    if not opened.trials:
-        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    opened = load(run)
     limits = parse_limits(max, min, opened.teacher, opened.known)
-    table = opened.frame()
+    table = opened.trials
     complete = table[table["state"] == "COMPLETE"]
     if complete.empty:
         raise InputError(f"{opened.label}: {describe_unfinished(table)}")

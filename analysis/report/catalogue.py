@@ -107,7 +107,7 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
             f"importance-{metric}", "matters", f"What matters for {describe(str(metric)).label}", note, part
         )
         yield _unless_empty(plot, partial(plots.draw_importance, rows), note, rows)
-    complete = int((run.frame()["state"] == "COMPLETE").sum())
+    complete = int((run.trials["state"] == "COMPLETE").sum())
     effects = importance.block_effects(run)
     effects = effects if complete >= importance.MIN_TRIALS else effects.iloc[:0]
     cost = next((m for m in run.metrics if m in run.costs), run.costs[0])

@@ -44,8 +44,8 @@ def importances(run: Run) -> tuple[Importance, ...]:
     for i, metric in enumerate(run.metrics):
         cost = metric in run.costs
         kind = "priced proposals" if cost else "fully trained trials"
-        values = [_price(trial, metric) if cost else _result(trial, i) for trial in run.trials]
-        known = [(trial, v) for trial, v in zip(run.trials, values, strict=True) if v is not None]
+        values = [_price(trial, metric) if cost else _result(trial, i) for trial in run.rows]
+        known = [(trial, v) for trial, v in zip(run.rows, values, strict=True) if v is not None]
         places = {round(x) for x in np.linspace(0, max(len(known) - 1, 0), MAX_TRIALS)} if known else ()
         chosen = [_bare(*known[place], student=cost) for place in sorted(places)]
         reason = _too_little([v for _, v in known], chosen, kind)
@@ -113,7 +113,7 @@ def block_effects(run: Run) -> pd.DataFrame:
         Means mislead where the search preferred some combinations; effects do not, as far as blocks add up.
         NaN where nothing has the level.
     """
-    table = run.frame()
+    table = run.trials
     complete = (table["state"] == "COMPLETE").to_numpy()
     blocks = [b["name"] for b in run.blocks if f"level/{b['name']}" in table]
     keep = len(run.widths)

@@ -33,7 +33,7 @@ def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
         were refused are left out.
     """
     metrics = list(run.known)
-    table = ran(run.frame())
+    table = ran(run.trials)
     table = table[table["state"].isin(["COMPLETE", "PRUNED"]) & table["val_accuracy"].notna()]
     roles = np.where(table["state"] == "PRUNED", "stopped early", "dominated")
     roles = np.where(table["on_front"], "front", roles)
@@ -82,7 +82,7 @@ def history(run: Run, within: Box | None = None) -> pd.DataFrame:
         trials (ended so far), number, state, hours (since the first trial started), epochs and train_hours
         (of all ended so far, early-stopped and failed ones included), hypervolume (0..1), front (its size).
     """
-    table = ran(run.frame())
+    table = ran(run.trials)
     start = table["started"].min()
     table = table[table["ended"].notna()].sort_values(["ended", "number"], kind="stable")
     values = run.points(table)
@@ -126,7 +126,7 @@ def block_map(run: Run, limit: int | None = None) -> pd.DataFrame:
         rank (0 for the best first objective), number, block, width (NaN for kept) and span: blocks of one
         student with the same span are replaced by one module together; -1 for kept.
     """
-    table = run.frame()
+    table = run.trials
     numbers = run.front()["number"].tolist() if table["on_front"].any() else []
     if limit is not None and len(numbers) > limit:
         numbers = [numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, limit)]
@@ -142,7 +142,7 @@ def block_map(run: Run, limit: int | None = None) -> pd.DataFrame:
 
 def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
     """`run.curves()` of the front and of at most `limit` others, evenly chosen, with their role."""
-    table = run.frame()
+    table = run.trials
     front = table.loc[table["on_front"], "number"].tolist()
     found = run.curves()
     others = sorted(set(found["number"]) - set(front))
@@ -157,7 +157,7 @@ def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
 
 def settings(run: Run) -> pd.DataFrame:
     """Parameters other than levels, of the fully trained: number, on_front, val_accuracy, the parameters."""
-    table = run.frame()
+    table = run.trials
     table = table[table["state"] == "COMPLETE"]
     names = [n for n in parameters(run) if not n.startswith("level/") and table[n].nunique() > 1]
     return table[["number", "on_front", "val_accuracy", *names]].reset_index(drop=True)
@@ -165,19 +165,19 @@ def settings(run: Run) -> pd.DataFrame:
 
 def log_parameters(run: Run) -> set[str]:
     """Parameters that are searched on a logarithmic scale."""
-    spread = (item for trial in run.trials for item in trial.distributions.items())
+    spread = (item for trial in run.rows for item in trial.distributions.items())
     return {name for name, distribution in spread if getattr(distribution, "log", False)}
 
 
 def parameters(run: Run) -> list[str]:
     """Names of what was searched, in the order of the frame."""
-    searched = {name for trial in run.trials for name in trial.params}
-    return [name for name in run.frame().columns if name in searched]
+    searched = {name for trial in run.rows for name in trial.params}
+    return [name for name in run.trials.columns if name in searched]
 
 
 def states(run: Run) -> pd.DataFrame:
     """Trials, epochs and training hours by state: state, trials, epochs, train_hours; refused ones apart."""
-    table = run.frame()
+    table = run.trials
     state = table["state"].where(table["refused"] == "", "refused")
     grouped = table.assign(state=state).groupby("state")
     out = grouped.agg(trials=("number", "size"), epochs=("epochs", "sum"), train_hours=("seconds", "sum"))
@@ -188,7 +188,7 @@ def states(run: Run) -> pd.DataFrame:
 
 def failures(run: Run) -> pd.DataFrame:
     """Failed trials by reason, whatever numbers that holds: reason, trials, numbers, train_hours."""
-    table = run.frame()
+    table = run.trials
     table = table[table["state"] == "FAIL"].copy()
     table["reason"] = table["reason"].replace("", "no reason recorded").str.split("\n").str[0]
     table["kind"] = [re.sub(r"\d+(\.\d+)?", "#", text) for text in table["reason"]]
@@ -209,7 +209,7 @@ def losses(run: Run) -> pd.DataFrame:
     checkpoint, and `broken off` those during which a trial's process ended, before it went on from a
     checkpoint; both at the trial's mean seconds an epoch. A broken-off epoch counts whole: an upper bound.
     """
-    table = ran(run.frame())
+    table = ran(run.trials)
     total = float(table["seconds"].sum()) / 3600
     failed = table[table["state"] == "FAIL"]
     epoch = table["seconds"] / table["epochs"].astype("float64").where(table["epochs"] > 0)
@@ -225,13 +225,13 @@ def losses(run: Run) -> pd.DataFrame:
 
 
 def front(run: Run) -> pd.DataFrame:
-    """The front's rows of `run.frame()`, with the uncertainty of their accuracy.
+    """The front's rows of `run.trials`, with the uncertainty of their accuracy.
 
     Adds val_accuracy_low and _high (see `accuracy_interval`), `<cost>_share` (of the teacher's),
     latency_error (measured over predicted, less one) and, where the student was retrained, test_accuracy and
     val_accuracy over seeds as `retrained_<name>`, with `_std`, and `retrained_n`.
     """
-    table = run.frame()
+    table = run.trials
     rows = run.front() if table["on_front"].any() else table.iloc[:0]
     low, high = accuracy_interval(rows["val_accuracy"], int(run.data.get("val") or 0))
     rows = rows.assign(val_accuracy_low=low, val_accuracy_high=high)

@@ -16,7 +16,6 @@ from typing import Any
 import optuna
 import pandas as pd
 
-from analysis.errors import InputError
 from analysis.metrics import show, show_time
 from analysis.picks.pick import Pick
 from analysis.picks.pick_file import read_pick
@@ -24,6 +23,7 @@ from analysis.report import html, tables, texts
 from analysis.report.catalogue import Plot, save_plots
 from analysis.report.retrained import NOTE
 from analysis.report.style import themed_svg
+from analysis.runs.load import load
 from analysis.runs.run import Run, describe_unfinished
 from analysis.runs.status import status
 
@@ -52,15 +52,13 @@ def write_report(
     Raises:
         InputError: no run there, a study without trials, or a pick or retraining file that cannot be read.
     """
-    opened, out = Run.open(run), Path(out)
-    if not opened.trials:
-        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    opened, out = load(run), Path(out)
     if picks is None:
         written = opened.path / "pick.yaml" if opened.path else None
         picks = read_pick(written).picks if written and written.is_file() else ()
     out.mkdir(parents=True, exist_ok=True)
     plots = save_plots(opened, out, [p.number for p in picks])
-    table = opened.frame()
+    table = opened.trials
     frames: dict[str, pd.DataFrame] = {
         "trials": table,
         "front": tables.front(opened),
