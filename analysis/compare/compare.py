@@ -52,6 +52,10 @@ class Comparison:
         reference: metric to the box's worst value.
         common_epochs: epochs that every run has trained.
         notes: what to bear in mind.
+
+    Example:
+        found = compare_runs(["runs/digits", "runs/other"])
+        print(found.runs[["run", "hypervolume", "epochs"]], found.notes)
     """
 
     objectives: tuple[str, ...]
@@ -86,8 +90,15 @@ def compare_runs(places: Sequence[str | Path | optuna.Study | Run]) -> Compariso
     Args:
         places: run directories, storage URLs, Optuna studies, or open runs.
 
+    Returns:
+        Fronts and hypervolumes on one box; runs that differ in seed, name and places alone make one group.
+
     Raises:
         InputError: fewer than two, the same one twice, or runs that cannot be compared.
+
+    Example:
+        found = compare_runs(["runs/digits", load("runs/other")])
+        print(found.groups[["group", "n", "hypervolume"]])
     """
     if len(places) < 2:
         raise InputError(f"compare needs two runs or more, got {len(places)}")

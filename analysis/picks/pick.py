@@ -20,7 +20,13 @@ from analysis.runs.run import Run, describe_unfinished
 
 @dataclass(frozen=True)
 class Pick:
-    """A chosen trial: its metrics, its costs, the full distillation config, and why it was chosen."""
+    """A chosen trial: its metrics, its costs, the full distillation config, and why it was chosen.
+
+    Example:
+        (chosen,) = pick("runs/digits", knee=True)
+        print(chosen.number, chosen.values["val_accuracy"], chosen.costs["flops"], chosen.reason)
+        print(chosen.config["student"]["widths"])
+    """
 
     number: int
     values: dict[str, float]
@@ -52,6 +58,12 @@ def pick(
     Raises:
         InputError: both `knee` and `top`, `top` < 1, a limit that cannot be read, no finished trial, or none
             within the limits; the message then names the nearest miss.
+
+    Example:
+        (knee,) = pick("runs/digits", knee=True)
+        (small,) = pick("runs/digits", max={"flops": "1x"}, min={"val_accuracy": 0.05})
+        print(knee.number, small.number, [p.number for p in pick("runs/digits", top=2)])
+        print(small.reason)
     """
     if knee and top is not None:
         raise InputError("knee and top exclude each other: ask for one of them")

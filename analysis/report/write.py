@@ -30,7 +30,12 @@ from analysis.runs.status import status
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and where."""
+    """What was written, and where.
+
+    Example:
+        report = write_report("runs/digits", "runs/digits/report")
+        print(report.index, len(report.figures), len(report.tables))
+    """
 
     out: Path
     index: Path
@@ -49,8 +54,15 @@ def write_report(
         out: folder, made where it is missing.
         picks: marked in the figures and tables; by default those of the run's `pick.yaml`, if there is one.
 
+    Returns:
+        Where the page, the summary, the figures and their numbers are.
+
     Raises:
         InputError: no run there, a study without trials, or a pick or retraining file that cannot be read.
+
+    Example:
+        report = write_report("runs/digits", "report", pick("runs/digits", top=2))
+        print(report.summary.read_text()[:300])
     """
     opened, out = load(run), Path(out)
     if picks is None:
