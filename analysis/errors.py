@@ -1,4 +1,4 @@
-"""The one exception of the analysis that is the user's to mend."""
+"""Errors that the user can fix."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,10 @@ class InputError(ValueError):
 
     The message names the file, key or trial, what was expected and what came. The command line prints it
     without a traceback and exits with code 2.
+
+    Example:
+        try:
+            load("runs/digitz")
+        except InputError as error:
+            print(error)
     """

@@ -43,6 +43,10 @@ class Metric:
         count: values are counts, written with k, M and G.
         curve: it has a value for every epoch.
         alias: another name that people may type.
+
+    Example:
+        kappa = Metric("kappa", "Cohen's kappa", worst=0.0, best=1.0, curve=True)
+        print(kappa.name, kappa.direction, kappa.kind, list(METRICS))
     """
 
     name: str

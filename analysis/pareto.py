@@ -99,7 +99,16 @@ def normalise(points: Floats, within: Box) -> Floats:
 
 
 def hypervolume(points: Floats, within: Box) -> float:
-    """The share of the box, 0..1, that `points` (n, d) dominate. Points outside it are clipped out."""
+    """The share of the box, 0..1, that `points` (n, d) dominate. Points outside it are clipped out.
+
+    Args:
+        points: (n, d), every column minimised, as `Run.points` gives them; rows with NaN count for nothing.
+        within: the box, as `Run.box` gives it: from ideal 0 to the teacher's costs and a chance accuracy.
+
+    Example:
+        run = load("runs/digits")
+        print(hypervolume(run.points(run.front()), run.box))
+    """
     return _unit_hypervolume(normalise(points, within))
 
 

@@ -8,4 +8,10 @@ class FailedError(Exception):
 
     The message says what failed, why, and what remains. The command line prints it without a traceback and
     exits with code 1.
+
+    Example:
+        try:
+            retrain_picks("runs/digits", seeds=1, epochs=1)
+        except FailedError as error:
+            print(error)
     """

@@ -65,13 +65,27 @@ def searched(
         log: ranges of this key are searched in orders of magnitude, those of the experiment file too.
         choices: values searched, in place of a range.
         **field: as for pydantic's `Field`: description and bounds.
+
+    Returns:
+        A pydantic field, for the body of a `MethodConfig`.
+
+    Example:
+        class Margin(MethodConfig):
+            margin: float = searched(1.0, 0.1, 10.0, log=True, gt=0.0, description="least distance")
+
+        print(Margin().margin, Margin.model_fields["margin"].json_schema_extra)
     """
     space: Any = {"low": low, "high": high, "log": log, "choices": list(choices)}
     return Field(default, json_schema_extra={"searched": space}, **field)
 
 
 class DataConfig(Config):
-    """Which images, in which size, split how."""
+    """Which images, in which size, split how.
+
+    Example:
+        config = DataConfig(name="digits", train_limit=200, val_fraction=0.2)
+        print(len(load_data(config).train))
+    """
 
     name: str = Field(
         "digits",
@@ -110,7 +124,13 @@ class DataConfig(Config):
 
 
 class TeacherConfig(Config):
-    """The network to distil, where its weights are, or how to train it."""
+    """The network to distil, where its weights are, or how to train it.
+
+    Example:
+        trained = TeacherConfig(arch="cifar_resnet20", epochs=30, lr=0.1)
+        given = TeacherConfig(arch="torchvision:resnet50", checkpoint="resnet50.safetensors")
+        print(trained.digest(), given.content())
+    """
 
     arch: str = Field(
         "cifar_resnet20",
@@ -129,7 +149,12 @@ class TeacherConfig(Config):
 
 
 class StudentSpec(Config):
-    """The chosen level of every block: with the teacher it determines the student's architecture."""
+    """The chosen level of every block: with the teacher it determines the student's architecture.
+
+    Example:
+        narrow = StudentSpec(widths={block.name: 0.25 for block in blocks}, fuse=False)
+        print(costs.price(narrow).flops < costs.teacher.flops)
+    """
 
     widths: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="block name to AMA module width; a block not named is kept"
@@ -141,6 +166,13 @@ class MethodConfig(Config):
     """Base of the settings of a distillation method; the keys of a subclass are its search space.
 
     Every key has a default. `searched` gives a key its range in a search.
+
+    Example:
+        class HintonConfig(MethodConfig):
+            alpha: float = searched(0.5, 0.1, 0.9, description="weight of the logit term")
+            tau: float = searched(4.0, 1.0, 8.0, log=True, description="softmax temperature")
+
+        print(HintonConfig(tau=2.0).content())
     """
 
     def unused(self) -> set[str]:
@@ -149,7 +181,12 @@ class MethodConfig(Config):
 
 
 class LossConfig(MethodConfig):
-    """Settings of the method `ama`: weights of the named parts of its loss."""
+    """Settings of the method `ama`: weights of the named parts of its loss.
+
+    Example:
+        loss = LossConfig(alpha=0.3, tau=2.0, beta=2.0, supervision="adaptive")
+        print(DistillConfig(loss=loss).content())
+    """
 
     alpha: Fraction = searched(
         0.5, 0.1, 0.9, description="weight of the logit term; 1 - alpha weighs cross-entropy"
@@ -189,7 +226,12 @@ def method_config(name: str) -> type[MethodConfig]:
 
 
 class OptimConfig(Config):
-    """Optimiser of one distillation: SGD with Nesterov momentum, warm-up and cosine decay to zero."""
+    """Optimiser of one distillation: SGD with Nesterov momentum, warm-up and cosine decay to zero.
+
+    Example:
+        optim = OptimConfig(lr=0.02, batch_size=64, label_smoothing=0.1)
+        print(DistillConfig(optim=optim).content())
+    """
 
     lr: PositiveFloat = searched(0.05, 0.01, 0.2, log=True, description="peak learning rate")
     momentum: Fraction = Field(0.9, description="momentum")
@@ -204,7 +246,10 @@ class OptimConfig(Config):
 class DistillConfig(Config):
     """One trial: student spec + distillation method and its settings + optimiser settings + seed.
 
-    DistillConfig(student=StudentSpec(widths={"layer1.0": 0.25}), loss={"alpha": 0.3}, epochs=2)
+    Example:
+        spec = StudentSpec(widths={"layer1.0": 0.25, "layer3.0": 0.5})
+        config = DistillConfig(student=spec, loss=LossConfig(alpha=0.3), epochs=2, seed=1)
+        print(config.digest(), DistillConfig.model_validate(config.content()) == config)
     """
 
     student: StudentSpec = StudentSpec()
@@ -231,7 +276,12 @@ class DistillConfig(Config):
 
 
 class LibraryConfig(Config):
-    """How the module library is distilled."""
+    """How the module library is distilled.
+
+    Example:
+        config = LibraryConfig(epochs=0.1, student_epochs=0)
+        print(build_library(setup, [0.25], config=config).seconds)
+    """
 
     epochs: PositiveFloat = Field(0.5, description="passes in which each module learns its own block")
     student_epochs: float = Field(
@@ -243,7 +293,11 @@ class LibraryConfig(Config):
 
 
 class RuntimeConfig(Config):
-    """How this machine computes: nothing here changes what is computed beyond rounding."""
+    """How this machine computes: nothing here changes what is computed beyond rounding.
+
+    Example:
+        print(resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1)))
+    """
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -39,6 +39,10 @@ class Registry(Generic[T]):
         group: the entry-point group, `ama_search.<kind>`.
         builtins: "module:attribute" by name; a module is imported when its entry is asked for.
         expects: the class (or runtime-checkable protocol) of entries; None: anything.
+
+    Example:
+        print(DATA_SETS.names(), METHODS.names())
+        print(DATA_SETS.get("digits").augment, METHODS.get("ama").Config())
     """
 
     def __init__(

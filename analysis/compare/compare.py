@@ -37,7 +37,7 @@ SHOWN_KEYS = 3  # a group's label names at most so many keys
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` finds; every table is a CSV of the report.
+    """What `compare_runs` finds; every table is a CSV of the report.
 
     Attributes:
         runs: run, group, seed, place, hypervolume, front (its size), trials, complete, epochs, train_hours,
@@ -52,6 +52,10 @@ class Comparison:
         reference: metric to the box's worst value.
         common_epochs: epochs that every run has trained.
         notes: what to bear in mind.
+
+    Example:
+        found = compare_runs(["runs/digits", "runs/other"])
+        print(found.runs[["run", "hypervolume", "epochs"]], found.notes)
     """
 
     objectives: tuple[str, ...]
@@ -80,14 +84,21 @@ class Comparison:
         }
 
 
-def compare(places: Sequence[str | Path | optuna.Study | Run]) -> Comparison:
+def compare_runs(places: Sequence[str | Path | optuna.Study | Run]) -> Comparison:
     """Compare two or more runs.
 
     Args:
         places: run directories, storage URLs, Optuna studies, or open runs.
 
+    Returns:
+        Fronts and hypervolumes on one box; runs that differ in seed, name and places alone make one group.
+
     Raises:
         InputError: fewer than two, the same one twice, or runs that cannot be compared.
+
+    Example:
+        found = compare_runs(["runs/digits", load("runs/other")])
+        print(found.groups[["group", "n", "hypervolume"]])
     """
     if len(places) < 2:
         raise InputError(f"compare needs two runs or more, got {len(places)}")
@@ -231,7 +242,7 @@ def _at(history: pd.DataFrame, epochs: float) -> float:
 
 
 def _run_row(run: Run, history: pd.DataFrame, common: Box, epochs: int, target: float) -> dict[str, Any]:
-    table = tables.ran(run.frame())
+    table = tables.ran(run.trials)
     front = table[table["on_front"]]
     there = history["epochs"][history["hypervolume"] >= target]
     return {
@@ -283,7 +294,7 @@ def _differences(runs: pd.DataFrame) -> pd.DataFrame:
 def _fronts(runs: Sequence[Run], labelled: Sequence[Mapping[str, str]]) -> pd.DataFrame:
     parts = []
     for run, label in zip(runs, labelled, strict=True):
-        table = run.frame()
+        table = run.trials
         rows = table.loc[table["on_front"], ["number", *run.metrics]].sort_values(run.metrics[1])
         parts.append(rows.assign(**label)[["run", "group", "number", *run.metrics]])
     return pd.concat(parts, ignore_index=True)

@@ -35,7 +35,19 @@ TABLES = ("runs", "groups", "differences", "fronts", "history", "curves")
 
 
 def write_comparison(found: Comparison, out: str | Path) -> list[Path]:
-    """Write `compare.md`, every figure as PNG and SVG and every table as CSV into `out`; what was written."""
+    """Write `compare.md`, every figure as PNG and SVG and every table as CSV.
+
+    Args:
+        found: what `compare_runs` gave.
+        out: the folder, made where it is missing.
+
+    Returns:
+        The files that were written, `compare.md` first.
+
+    Example:
+        files = write_comparison(compare_runs(["runs/digits", "runs/other"]), "compared")
+        print([file.name for file in files])
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "compare.md"]

@@ -14,12 +14,19 @@ from analysis.errors import InputError
 from analysis.metrics import describe, show
 from analysis.pareto import Floats, front_mask, knee, scale_to_front, spread
 from analysis.picks.limits import Limit, Limits, parse_limits
+from analysis.runs.load import load
 from analysis.runs.run import Run, describe_unfinished
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A chosen trial: its metrics, its costs, the full distillation config, and why it was chosen."""
+    """A chosen trial: its metrics, its costs, the full distillation config, and why it was chosen.
+
+    Example:
+        (chosen,) = pick("runs/digits", knee=True)
+        print(chosen.number, chosen.values["val_accuracy"], chosen.costs["flops"], chosen.reason)
+        print(chosen.config["student"]["widths"])
+    """
 
     number: int
     values: dict[str, float]
@@ -51,16 +58,20 @@ def pick(
     Raises:
         InputError: both `knee` and `top`, `top` < 1, a limit that cannot be read, no finished trial, or none
             within the limits; the message then names the nearest miss.
+
+    Example:
+        (knee,) = pick("runs/digits", knee=True)
+        (small,) = pick("runs/digits", max={"flops": "1x"}, min={"val_accuracy": 0.05})
+        print(knee.number, small.number, [p.number for p in pick("runs/digits", top=2)])
+        print(small.reason)
     """
     if knee and top is not None:
         raise InputError("knee and top exclude each other: ask for one of them")
     if top is not None and top < 1:
         raise InputError(f"top must be at least 1, got {top}")
-    opened = Run.open(run)
-    if not opened.trials:
-        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    opened = load(run)
     limits = parse_limits(max, min, opened.teacher, opened.known)
-    table = opened.frame()
+    table = opened.trials
     complete = table[table["state"] == "COMPLETE"]
     if complete.empty:
         raise InputError(f"{opened.label}: {describe_unfinished(table)}")

@@ -22,7 +22,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class PickFile:
-    """A pick as it was written: `run` is the run directory, a URI in an object store, or None."""
+    """A pick as it was written: `run` is the run directory, a URI in an object store, or None.
+
+    Example:
+        write_pick("picked.yaml", pick("runs/digits"), "runs/digits")
+        found = read_pick("picked.yaml")
+        print(found.run, found.study, [p.number for p in found.picks])
+    """
 
     path: Path
     run: Path | str | None
@@ -33,7 +39,23 @@ class PickFile:
 
 
 def write_pick(path: str | Path, picks: list[Pick], run: str | Path | optuna.Study | Run) -> Path:
-    """Write `picks` with everything that retraining needs as YAML, atomically. Returns the path."""
+    """Write `picks` with everything that retraining needs as YAML, atomically.
+
+    Args:
+        path: the file; `pick.yaml` in the run directory is where `retrain_picks` and the report look.
+        picks: as `pick` gave them.
+        run: what they were picked from.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no run there.
+
+    Example:
+        chosen = pick("runs/digits", top=2)
+        print(write_pick("runs/digits/pick.yaml", chosen, "runs/digits"))
+    """
     path, opened = Path(path), Run.open(run)
     content = {
         "format": FORMAT,
@@ -65,8 +87,15 @@ def _run_from(folder: Path, run: Run) -> str | None:
 def read_pick(path: str | Path) -> PickFile:
     """Read a pick file, or the `pick.yaml` of a run directory.
 
+    Returns:
+        The picks, and the run, experiment and teacher that they are from.
+
     Raises:
         InputError: no such file, no YAML, another format, or a key that is missing or of the wrong kind.
+
+    Example:
+        write_pick("runs/digits/pick.yaml", pick("runs/digits"), "runs/digits")
+        print(read_pick("runs/digits").picks[0].config["loss"])
     """
     path = Path(path)
     path = path / "pick.yaml" if path.is_dir() else path

@@ -87,7 +87,7 @@ def _plots(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
 
 def _loss(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
     """Parts of the training loss, and the weights that students learned."""
-    names = plots.row_names(run.frame(), run.metrics)
+    names = plots.row_names(run.trials, run.metrics)
     numbers = loss_parts.shown_students(run, picks)
     parts = loss_parts.loss_parts(run, numbers)
     if len(run.methods) > 1:
@@ -138,7 +138,7 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
         title = f"What matters for {describe(str(metric)).label}" + (f" with {method}" if method else "")
         plot = Plot(slug, "matters", title, note, part)
         yield _unless_empty(plot, partial(plots.draw_importance, rows), note, rows)
-    complete = int((run.frame()["state"] == "COMPLETE").sum())
+    complete = int((run.trials["state"] == "COMPLETE").sum())
     effects = importance.block_effects(run)
     effects = effects if complete >= importance.MIN_TRIALS else effects.iloc[:0]
     cost = next((m for m in run.metrics if m in run.costs), run.costs[0])

@@ -55,8 +55,8 @@ def importances(run: Run) -> tuple[Importance, ...]:
     for i, metric in enumerate(run.metrics):
         cost = metric in run.costs
         kind = "priced proposals" if cost else "fully trained trials"
-        values = [_price(trial, metric) if cost else _result(trial, i) for trial in run.trials]
-        known = [(trial, v) for trial, v in zip(run.trials, values, strict=True) if v is not None]
+        values = [_price(trial, metric) if cost else _result(trial, i) for trial in run.rows]
+        known = [(trial, v) for trial, v in zip(run.rows, values, strict=True) if v is not None]
         found.append(_of(metric, known, kind, student=cost))
         for name, label in {} if cost else methods.items():
             own = [(trial, v) for trial, v in known if method_of(trial) == name]
@@ -139,7 +139,7 @@ def block_effects(run: Run) -> pd.DataFrame:
         Means mislead where the search preferred some combinations; effects do not, as far as blocks add up.
         NaN where nothing has the level.
     """
-    table = run.frame()
+    table = run.trials
     complete = (table["state"] == "COMPLETE").to_numpy()
     blocks = [b["name"] for b in run.blocks if f"level/{b['name']}" in table]
     keep = len(run.widths)

@@ -24,9 +24,7 @@ def shown_students(run: Run, picks: Sequence[int] = (), limit: int = MAX_SHOWN) 
 
     Only trials with a part of the loss in their curve count.
     """
-    recorded = {
-        trial.number for trial in run.trials if any(map(_is_part, trial.user_attrs.get("curve") or {}))
-    }
+    recorded = {trial.number for trial in run.rows if any(map(_is_part, trial.user_attrs.get("curve") or {}))}
     picked = [number for number in dict.fromkeys(picks) if number in recorded]
     return (picked or tables.thin([n for n in tables.front_numbers(run) if n in recorded], limit))[:limit]
 
@@ -108,7 +106,7 @@ def mix_rows(table: pd.DataFrame, limit: int) -> tuple[list[str], list[list[str]
 
 def why_no_parts(run: Run) -> str:
     """Why no part of a loss can be shown."""
-    if not run.frame()["on_front"].any():
+    if not run.trials["on_front"].any():
         return "the front is still empty"
     return "no trial of the front recorded the parts of its loss (version 0.1 did not)"
 
@@ -117,7 +115,7 @@ def why_no_weights(run: Run) -> str:
     """Why no learned weight can be shown."""
     if not any(map(_is_part, run.recorded)):
         return why_no_parts(run).replace("the parts of its loss", "learned weights")
-    if not run.frame()["on_front"].any():
+    if not run.trials["on_front"].any():
         return "the front is still empty"
     return "no student of the front has learned weights: its supervision was not adaptive"
 

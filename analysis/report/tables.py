@@ -34,7 +34,7 @@ def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
         were refused are left out.
     """
     metrics = list(run.known)
-    table = ran(run.frame())
+    table = ran(run.trials)
     table = table[table["state"].isin(["COMPLETE", "PRUNED"]) & table["val_accuracy"].notna()]
     roles = np.where(table["state"] == "PRUNED", "stopped early", "dominated")
     roles = np.where(table["on_front"], "front", roles)
@@ -90,7 +90,7 @@ def history(run: Run, within: Box | None = None) -> pd.DataFrame:
         trials (ended so far), number, state, hours (since the first trial started), epochs and train_hours
         (of all ended so far, early-stopped and failed ones included), hypervolume (0..1), front (its size).
     """
-    table = ran(run.frame())
+    table = ran(run.trials)
     start = table["started"].min()
     table = table[table["ended"].notna()].sort_values(["ended", "number"], kind="stable")
     values = run.points(table)
@@ -127,7 +127,7 @@ def importance(run: Run) -> pd.DataFrame:
 
 def front_numbers(run: Run) -> list[int]:
     """Numbers of the front's trials, best first objective first; none while the front is empty."""
-    return [int(n) for n in run.front()["number"]] if run.frame()["on_front"].any() else []
+    return [int(n) for n in run.front()["number"]] if run.trials["on_front"].any() else []
 
 
 def block_map(run: Run, limit: int | None = None, numbers: Sequence[int] | None = None) -> pd.DataFrame:
@@ -154,9 +154,9 @@ def block_map(run: Run, limit: int | None = None, numbers: Sequence[int] | None 
 
 def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
     """`run.curves()` of the front and of at most `limit` others, evenly chosen, with their role."""
-    table = run.frame()
+    table = run.trials
     front = table.loc[table["on_front"], "number"].tolist()
-    trained = {t.number for t in run.trials if (t.user_attrs.get("curve") or {}).get("epoch")}
+    trained = {t.number for t in run.rows if (t.user_attrs.get("curve") or {}).get("epoch")}
     others = thin(sorted(trained - set(front)), limit)
     found = run.curves({*front, *others})
     roles = {"PRUNED": "stopped early", "COMPLETE": "dominated", "FAIL": "failed"}
@@ -167,7 +167,7 @@ def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
 
 def settings(run: Run) -> pd.DataFrame:
     """Parameters other than levels, of the fully trained: number, on_front, val_accuracy, the parameters."""
-    table = run.frame()
+    table = run.trials
     table = table[table["state"] == "COMPLETE"]
     names = [n for n in run.parameters if not n.startswith("level/") and table[n].nunique() > 1]
     return table[["number", "on_front", "val_accuracy", *names]].reset_index(drop=True)
@@ -175,7 +175,7 @@ def settings(run: Run) -> pd.DataFrame:
 
 def log_parameters(run: Run) -> set[str]:
     """Parameters that are searched on a logarithmic scale."""
-    spread = (item for trial in run.trials for item in trial.distributions.items())
+    spread = (item for trial in run.rows for item in trial.distributions.items())
     return {name for name, distribution in spread if getattr(distribution, "log", False)}
 
 
@@ -189,7 +189,7 @@ def methods(run: Run) -> pd.DataFrame:
     """
     if METHOD not in run.parameters:
         return pd.DataFrame(columns=["method"])
-    table = ran(run.frame())
+    table = ran(run.trials)
     table = table[table["state"] != "WAITING"]
     rows = []
     for name, label in run.methods.items():
@@ -209,7 +209,7 @@ def methods(run: Run) -> pd.DataFrame:
 
 def states(run: Run) -> pd.DataFrame:
     """Trials, epochs and training hours by state: state, trials, epochs, train_hours; refused ones apart."""
-    table = run.frame()
+    table = run.trials
     state = table["state"].where(table["refused"] == "", "refused")
     grouped = table.assign(state=state).groupby("state")
     out = grouped.agg(trials=("number", "size"), epochs=("epochs", "sum"), train_hours=("seconds", "sum"))
@@ -220,7 +220,7 @@ def states(run: Run) -> pd.DataFrame:
 
 def failures(run: Run) -> pd.DataFrame:
     """Failed trials by reason, whatever numbers that holds: reason, trials, numbers, train_hours."""
-    table = run.frame()
+    table = run.trials
     table = table[table["state"] == "FAIL"].copy()
     table["reason"] = table["reason"].replace("", "no reason recorded").str.split("\n").str[0]
     table["kind"] = [re.sub(r"\d+(\.\d+)?", "#", text) for text in table["reason"]]
@@ -241,7 +241,7 @@ def losses(run: Run) -> pd.DataFrame:
     checkpoint, and `broken off` those during which a trial's process ended, before it went on from a
     checkpoint; both at the trial's mean seconds an epoch. A broken-off epoch counts whole: an upper bound.
     """
-    table = ran(run.frame())
+    table = ran(run.trials)
     total = float(table["seconds"].sum()) / 3600
     failed = table[table["state"] == "FAIL"]
     epoch = table["seconds"] / table["epochs"].astype("float64").where(table["epochs"] > 0)
@@ -257,13 +257,13 @@ def losses(run: Run) -> pd.DataFrame:
 
 
 def front(run: Run) -> pd.DataFrame:
-    """The front's rows of `run.frame()`, with the uncertainty of their accuracy.
+    """The front's rows of `run.trials`, with the uncertainty of their accuracy.
 
     Adds val_accuracy_low and _high (see `accuracy_interval`), `<cost>_share` (of the teacher's),
     latency_error (measured over predicted, less one) and, where the student was retrained, test_accuracy and
     val_accuracy over seeds as `retrained_<name>`, with `_std`, and `retrained_n`.
     """
-    table = run.frame()
+    table = run.trials
     rows = run.front() if table["on_front"].any() else table.iloc[:0]
     low, high = accuracy_interval(rows["val_accuracy"], int(run.data.get("val") or 0))
     rows = rows.assign(val_accuracy_low=low, val_accuracy_high=high)

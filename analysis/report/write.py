@@ -16,7 +16,6 @@ from typing import Any
 import optuna
 import pandas as pd
 
-from analysis.errors import InputError
 from analysis.metrics import show, show_time
 from analysis.picks.pick import Pick
 from analysis.picks.pick_file import read_pick
@@ -24,13 +23,19 @@ from analysis.report import html, loss_parts, tables, texts
 from analysis.report.catalogue import Plot, save_plots
 from analysis.report.retrained import NOTE
 from analysis.report.style import themed_svg
+from analysis.runs.load import load
 from analysis.runs.run import Run, describe_unfinished
 from analysis.runs.status import status
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and where."""
+    """What was written, and where.
+
+    Example:
+        report = write_report("runs/digits", "runs/digits/report")
+        print(report.index, len(report.figures), len(report.tables))
+    """
 
     out: Path
     index: Path
@@ -49,18 +54,23 @@ def write_report(
         out: folder, made where it is missing.
         picks: marked in the figures and tables; by default those of the run's `pick.yaml`, if there is one.
 
+    Returns:
+        Where the page, the summary, the figures and their numbers are.
+
     Raises:
         InputError: no run there, a study without trials, or a pick or retraining file that cannot be read.
+
+    Example:
+        report = write_report("runs/digits", "report", pick("runs/digits", top=2))
+        print(report.summary.read_text()[:300])
     """
-    opened, out = Run.open(run), Path(out)
-    if not opened.trials:
-        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    opened, out = load(run), Path(out)
     if picks is None:
         written = opened.path / "pick.yaml" if opened.path else None
         picks = read_pick(written).picks if written and written.is_file() else ()
     out.mkdir(parents=True, exist_ok=True)
     plots = save_plots(opened, out, [p.number for p in picks])
-    table = opened.frame()
+    table = opened.trials
     frames: dict[str, pd.DataFrame] = {
         "trials": table,
         "front": tables.front(opened),

@@ -1,4 +1,4 @@
-"""The trials of a run as a table: `load("runs/digits")`, or `Run.open(...)` for the study around them."""
+"""A run opened for reading: the attributes of its study, and its trials as a table."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis.runs import study_source as source
 from analysis.errors import InputError
 from analysis.metrics import COST_METRICS, CURVE_METRICS, METRICS, Metric, objective_names, own_metrics
 from analysis.pareto import Box, Floats, Objective, box, front_mask, minimised
+from analysis.runs import study_source as source
 from analysis.runs.parameters import method_labels, parameter_labels
 
 FORMAT = 1
@@ -34,8 +34,18 @@ _TIMES = ("started", "ended")
 class Run:
     """A study as it was when it was opened: its attributes, and its trials in order of number.
 
-    `path` is the run directory where it can be read as a folder; `place` is the run directory as people know
-    it, a path or a URI. None: the study was given by the URL of its database.
+    Attributes:
+        name: of the study.
+        label: what was opened, for messages.
+        path: the run directory, if it can be read as a folder; None: the study was given by its database.
+        place: the run directory as people know it, a path or a URI; None likewise.
+        attrs: the study's attributes; the properties read them.
+        rows: the trials as Optuna keeps them; `trials` is their table.
+
+    Example:
+        run = Run.open("runs/digits")
+        print(run.teacher["val_accuracy"], run.metrics, len(run.trials))
+        print(run.curves().groupby("number")["val_accuracy"].max())
     """
 
     name: str
@@ -43,7 +53,7 @@ class Run:
     path: Path | None
     place: str | None
     attrs: Mapping[str, Any] = field(repr=False)
-    trials: tuple[FrozenTrial, ...] = field(repr=False)
+    rows: tuple[FrozenTrial, ...] = field(repr=False)
 
     @classmethod
     def open(
@@ -107,7 +117,7 @@ class Run:
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of what was searched: levels in the order of the blocks, then the others by name."""
-        return tuple(sorted({name for t in self.trials for name in t.params}, key=self._param_order))
+        return tuple(sorted({name for t in self.rows for name in t.params}, key=self._param_order))
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -117,13 +127,13 @@ class Run:
     @cached_property
     def methods(self) -> dict[str, str]:
         """Methods as the experiment names them to their labels for people (see `method_labels`)."""
-        return method_labels(self.experiment, self.trials)
+        return method_labels(self.experiment, self.rows)
 
     @cached_property
     def recorded(self) -> tuple[str, ...]:
         """What the methods recorded at every epoch: parts of the loss as `loss/<part>`, learned weights, …"""
         known = {"epoch", *self.curve_columns, *_fixed_columns(self), *_TIMES, *self.parameters}
-        curves = (trial.user_attrs.get("curve") or {} for trial in self.trials)
+        curves = (trial.user_attrs.get("curve") or {} for trial in self.rows)
         return tuple(name for name in dict.fromkeys(name for c in curves for name in c) if name not in known)
 
     @property
@@ -161,15 +171,30 @@ class Run:
         """The region in which the hypervolume of this run is measured."""
         return box(self.objectives, self.teacher, int(self.data.get("classes", 0)), self.known)
 
-    def frame(self) -> pd.DataFrame:
-        """One row a trial, as `load` documents it; empty (with its columns) while there is no trial."""
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The trials, one row each, in order of number: a new frame each time, empty without trials.
+
+        Columns (NaN, NA or "" where a trial does not have the value yet):
+        - number, state (COMPLETE, PRUNED, FAIL, RUNNING or WAITING), refused ("infeasible" or "duplicate" for
+          proposals that were never trained, else ""), on_front (fully trained and non-dominated)
+        - val_accuracy (0..1), val_loss: of the last epoch trained, which for COMPLETE is the result
+        - params, flops (per image, multiply-accumulate = 2), latency_ms (predicted from the cost table),
+          measured_latency_ms (whole model, end to end; front trials after the search)
+        - the user's own metrics and costs, by name
+        - seconds (of training), replaced (number of blocks replaced), epochs (trained), seed, retries
+        - ray_id, reason (of stopping early or failing), checkpoint (relative to the run)
+        - level/<block> for every block (0 narrowest … K-1 widest, K kept), then every other searched
+          parameter by its own name (alpha, beta, lr, supervision, …)
+        - started, ended (local time)
+        """
         return self._frame.copy()
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
         # Beside the study, not in the rows: Optuna lets nothing be added to a row that has ended.
         measured = self.attrs.get("measured", {})
-        rows = [self._row(trial, measured.get(str(trial.number), {})) for trial in self.trials]
+        rows = [self._row(trial, measured.get(str(trial.number), {})) for trial in self.rows]
         table = pd.DataFrame(rows)
         numbers = (*_NUMBERS, *self.own_metrics, *self.recorded)
         fixed = _fixed_columns(self)
@@ -217,7 +242,7 @@ class Run:
         return (names.index(name) if name in names else len(names), name)
 
     def points(self, rows: pd.DataFrame) -> Floats:
-        """Objective values (n, d) of these rows of `frame()`, every column minimised."""
+        """Objective values (n, d) of these rows of `trials`, every column minimised."""
         return minimised(rows[self.metrics].to_numpy(dtype=np.float64), self.objectives)
 
     def front(self) -> pd.DataFrame:
@@ -226,7 +251,7 @@ class Run:
         Raises:
             InputError: no trial has finished yet.
         """
-        table = self.frame()
+        table = self.trials
         rows = table[table["on_front"]]
         if rows.empty:
             raise InputError(f"{self.label}: {describe_unfinished(table)}")
@@ -244,7 +269,7 @@ class Run:
         """
         columns = (*self.curve_columns, *self.recorded)
         parts: dict[str, list[Any]] = {name: [] for name in ("number", "state", "epoch", *columns)}
-        for trial in self.trials if numbers is None else [t for t in self.trials if t.number in numbers]:
+        for trial in self.rows if numbers is None else [t for t in self.rows if t.number in numbers]:
             curve = trial.user_attrs.get("curve") or {}
             epochs = curve.get("epoch") or []
             parts["number"] += [trial.number] * len(epochs)
@@ -260,45 +285,12 @@ class Run:
         """The trial with this number. Raises InputError where there is none."""
         found = self._by_number.get(number)
         if found is None:
-            raise InputError(f"{self.label}: no trial {number}; there are {len(self.trials)}")
+            raise InputError(f"{self.label}: no trial {number}; there are {len(self.rows)}")
         return found
 
     @cached_property
     def _by_number(self) -> dict[int, FrozenTrial]:
-        return {trial.number: trial for trial in self.trials}
-
-
-def load(run: str | Path | optuna.Study | Run, study: str | None = None) -> pd.DataFrame:
-    """The trials of a run, one row a trial, in order of number.
-
-    Args:
-        run: run directory, storage URL ("URL#study", or URL with `study`), Optuna study, or an open Run.
-        study: name of the study where the database holds several.
-
-    Returns:
-        A frame with these columns (NaN, NA or "" where a trial has no such value yet):
-        - number, state (COMPLETE, PRUNED, FAIL, RUNNING or WAITING), refused ("infeasible" or "duplicate" for
-          proposals that were never trained, else ""), on_front (fully trained and non-dominated)
-        - val_accuracy (0..1), val_loss: of the last epoch trained, which for COMPLETE is the result
-        - params, flops (per image, multiply-accumulate = 2), latency_ms (predicted from the cost table),
-          measured_latency_ms (whole model, end to end; front trials after the search)
-        - the user's own metrics and costs, by name
-        - seconds (of training), replaced (number of blocks replaced), epochs (trained), seed, retries
-        - ray_id, reason (of stopping early or failing), checkpoint (relative to the run)
-        - level/<block> for every block (0 narrowest … K-1 widest, K kept), then every other searched
-          parameter by its own name: ama/alpha, optim/lr, fuse, … (alpha, lr, … in runs of version 0.1); where
-          several methods were searched `method`, and the parameters of the other methods are missing
-        - what its method recorded in the last epoch: loss/<part>, the weighted parts of the training loss;
-          of `ama` also entropy, weight/<blocks of a span> and mix/<blocks of a span>/<teacher's map>
-        - started, ended (local time)
-
-    Raises:
-        InputError: no run there, an unreadable database, or a study without trials.
-    """
-    opened = Run.open(run, study)
-    if not opened.trials:
-        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
-    return opened.frame()
+        return {trial.number: trial for trial in self.rows}
 
 
 def describe_unfinished(table: pd.DataFrame) -> str:

@@ -22,7 +22,7 @@ def status(run: str | Path | optuna.Study | Run, study: str | None = None) -> di
         (trained, all trials), budget, started and ended (ISO time; ended is None while the run goes on).
     """
     opened = Run.open(run, study)
-    table = opened.frame()
+    table = opened.trials
     ran = table[table["refused"] == ""]
     counts = ran["state"].value_counts()
     front = opened.front() if table["on_front"].any() else table.iloc[:0]

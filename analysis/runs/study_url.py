@@ -98,7 +98,7 @@ def check_url(text: str) -> str:
 
     if not _VARIABLE.match(text):  # else the variable's value says what it is
         try:
-            _parts(text, {name: "0" for name in _VARIABLE.findall(text)})
+            _parts(text, dict.fromkeys(_VARIABLE.findall(text), "0"))
         except (ArgumentError, ValueError):
             shown = _BEFORE_HOST.sub(rf"\1{HIDDEN}@", redact(text))
             raise ValueError(
@@ -125,7 +125,7 @@ def study_url(
         text: the experiment's `storage.study`, if any.
         run_dir: the run directory.
         env: the environment; None: this process's own.
-        kept: `text` is the one of the run directory's own file. A relative SQLite path is then one of the working
+        kept: `text` is that of the run's own file. A relative SQLite path is then one of the working
             directory in which the search began, and is looked for below the run directory and the folders
             that hold it first.
 
@@ -185,8 +185,8 @@ def _complete(text: str, source: str, env: Mapping[str, str], run_dir: Path | No
         raise InputError(f"{source}: {error}") from None
     if url.password == HIDDEN:
         raise InputError(
-            f"{source}: the password in {redact(text)} was not kept in the run's files; set {URL_VARIABLE} to "
-            "the whole URL"
+            f"{source}: the password in {redact(text)} was not kept in the run's files; set {URL_VARIABLE} "
+            "to the whole URL"
         )
     if url.drivername == "postgresql" and find_spec("psycopg"):
         url = url.set(drivername="postgresql+psycopg")  # what the extra `postgres` installs
@@ -273,10 +273,6 @@ def with_absolute_path(text: str) -> str:
     """A database URL whose SQLite path does not depend on the working directory; others as they are."""
     from sqlalchemy.engine import make_url
 
-    if (
-        _VARIABLE.search(text)
-        or not (url := make_url(text)).get_backend_name() == "sqlite"
-        or not url.database
-    ):
+    if _VARIABLE.search(text) or (url := make_url(text)).get_backend_name() != "sqlite" or not url.database:
         return text
     return url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)

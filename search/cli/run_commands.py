@@ -77,7 +77,7 @@ def compare(
 ) -> None:
     """Compare fronts and hypervolumes of several runs; those that differ in the seed alone are repeats."""
     from analysis.compare import write as compare_report
-    from analysis.compare.compare import compare as compare_runs
+    from analysis.compare.compare import compare_runs
 
     found = compare_runs(runs)
     written = compare_report.write_comparison(found, out) if out else []

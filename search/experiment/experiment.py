@@ -36,7 +36,12 @@ from trainables.errors import InputError
 
 
 class Experiment(Config):
-    """All that a run is determined by."""
+    """All that a run is determined by.
+
+    Example:
+        experiment = load_experiment("digits", ["budget.trials=12"])
+        print(experiment.budget, experiment.space.widths, [o.metric for o in experiment.objectives])
+    """
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",

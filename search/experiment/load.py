@@ -1,7 +1,5 @@
 """Load an experiment: a preset or a YAML file, with overrides.
 
-    experiment = load_experiment("digits", overrides=["budget.trials=12"], out="runs/small")
-
 `EXPERIMENT` anywhere on the command line is a file or the name of a preset.
 """
 
@@ -43,9 +41,16 @@ def load_experiment(
         overrides: `dotted.key=value`, values in YAML; the last one of a key wins.
         out: the run directory; goes before `run.dir`.
 
+    Returns:
+        The experiment; its run directory is `out`, `run.dir` or `runs/<name>`.
+
     Raises:
         InputError: no such file, a YAML syntax error, or everything that is wrong with the keys and values,
             one line each.
+
+    Example:
+        experiment = load_experiment("digits", ["budget.trials=12", "sampler=nsga2"], out="runs/small")
+        print(experiment.run.dir, experiment.budget.trials, experiment.sampler.name)
     """
     source = os.fspath(name_or_path)
     text = preset_text(source) if source in presets() else _read(source)

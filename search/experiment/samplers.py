@@ -29,6 +29,13 @@ class SamplerKind:
         hears_of_stopped: whether it learns the expected final values of trials that were stopped early.
         recall: system attributes of a complete trial that a resumed search adds again, from the sampler and
             the number of complete trials before.
+
+    Example:
+        from optuna.samplers import QMCSampler
+
+        # in a file of your own; in the experiment, sampler: "import:<module>:QMC"
+        QMC = SamplerKind(lambda seed, startup: QMCSampler(seed=seed), startup=False)
+        print(SAMPLERS.names(), QMC.patience)
     """
 
     make: Callable[[int, int], BaseSampler]

@@ -30,8 +30,20 @@ def plan(experiment: Experiment, *, address: str | None = None, progress: Progre
 
     Costs need no trained teacher: where none is there yet, random weights are profiled.
 
+    Args:
+        experiment: what would be searched.
+        address: of a Ray cluster; None: this machine.
+        progress: called by the stages.
+
+    Returns:
+        The experiment in YAML with all its defaults, then comments.
+
     Raises:
         InputError: data, blocks, limits or resources with which the search could not begin.
+
+    Example:
+        experiment = load_experiment("digits", ["costs.seconds=0.1"], out="runs/planned")
+        print(plan(experiment))
     """
     at_once = _slots(experiment.resources, address)
     data = read_data(experiment, progress=progress)

@@ -78,9 +78,19 @@ def retrain_picks(
         command: what was typed, for the manifests.
         progress: called as models are finished.
 
+    Returns:
+        The folder of the models, and a table of the teacher and of all models' scores, mean over the seeds.
+
     Raises:
         InputError: anything in the pick, its run, the folder or the cluster that cannot be used.
         FailedError: some trainings failed; the finished models are kept.
+
+    Example:
+        from analysis import pick, write_pick
+
+        write_pick("runs/digits/pick.yaml", pick("runs/digits", knee=True), "runs/digits")
+        done = retrain_picks("runs/digits", seeds=1, epochs=1)
+        print(done.folder, done.rows[-1]["test_accuracy"])
     """
     with ExitStack() as open_:
         pick, run = _pick(os.fspath(picked), open_)

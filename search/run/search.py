@@ -53,7 +53,13 @@ Watch = Callable[[Board], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a search ended: why, numbers of the rows that a `--resume` would take up, files of a profile."""
+    """How a search ended: why, numbers of the rows that a `--resume` would take up, files of a profile.
+
+    Example:
+        experiment = load_experiment("runs/digits/experiment.yaml", out="runs/digits")
+        outcome = search(experiment, resume=True)  # all of its trials are done
+        print(outcome.reason, outcome.run_dir, outcome.interrupted, outcome.failed)
+    """
 
     run: str
     reason: str
@@ -88,9 +94,18 @@ def search(
         watch: called whenever a trial starts, reports or ends.
         profile_trial: write a profile of the first trial's second epoch into the run directory.
 
+    Returns:
+        The run directory, and why the search ended.
+
     Raises:
         InputError: something in the experiment, run directory, database or cluster cannot be used.
         FailedError: the database stayed away; the run can be resumed.
+
+    Example:
+        small = ["budget.trials=2", "budget.epochs=1", "budget.grace_epochs=1", "teacher.epochs=1"]
+        experiment = load_experiment("digits", [*small, "costs.seconds=0.1"], out="runs/small")
+        outcome = search(experiment)
+        print(outcome.reason, outcome.run_dir)
     """
     url = _database(experiment, resume)
     with working_folder(experiment.run.dir) as folder:

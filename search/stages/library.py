@@ -8,6 +8,7 @@ from search.stages.prepare import Prepared
 from search.stages.progress import Progress
 from trainables.library.build import build_library
 from trainables.library.library import Library, library_key
+from trainables.methods.base import Setup as Distillation
 
 DEFAULT_FOLDER = Path("~/.cache/ama-search/library")
 
@@ -41,15 +42,8 @@ def get_library(setup: Prepared, progress: Progress | None = None) -> Library:
 def make_library(setup: Prepared, key: str, seed: int, progress: Progress | None = None) -> Library:
     """Distil all modules that the experiment's space can ask for; `key` is the library's name."""
     experiment = setup.experiment
+    shared = Distillation.of(setup.teacher.model, setup.blocks, setup.data, setup.runtime)
+    fuse = experiment.space.fuse is not False
     return build_library(
-        key,
-        setup.teacher.model,
-        setup.blocks,
-        experiment.space.widths,
-        experiment.space.fuse is not False,
-        setup.data,
-        setup.runtime,
-        experiment.library,
-        seed,
-        progress,
+        shared, experiment.space.widths, fuse, experiment.library, seed, key=key, progress=progress
     )

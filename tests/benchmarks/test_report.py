@@ -13,7 +13,7 @@ from benchmarks.report import TEACHER, make_run, measure
 
 def test_its_study_has_every_kind_of_trial_and_can_be_picked_from(tmp_path: Path) -> None:
     run = Run.open(make_run(tmp_path / "large", 60))
-    table = run.frame()
+    table = run.trials
     assert len(table) == 60
     assert set(table["state"]) >= {"COMPLETE", "PRUNED"} and (table["refused"] != "").any()
     (chosen,) = pick(run, max={"latency_ms": "0.8x"})

@@ -224,17 +224,8 @@ class Maker:
 
     @cached_property
     def library(self) -> Library:
-        return build_library(
-            self._library_key(),
-            self.teacher.model,
-            self.blocks,
-            WIDTHS,
-            True,
-            self.data,
-            self.runtime,
-            LIBRARY,
-            seed=0,
-        )
+        setup = Setup.of(self.teacher.model, self.blocks, self.data, self.runtime)
+        return build_library(setup, WIDTHS, True, LIBRARY, seed=0, key=self._library_key())
 
     def _library_key(self) -> str:
         record = self.teacher.record

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from analysis.runs.run import Run, load
+from analysis import load
 from search.cli.app import main
 from trainables.config import DataConfig, StudentSpec
 from trainables.costs.table import CostTable
@@ -95,7 +95,7 @@ def test_the_teacher_learned_and_is_recorded(run: Path) -> None:
 
 def test_counts_of_the_status_add_up(run: Path) -> None:
     trials = answer("status", run)["trials"]
-    table = load(run)
+    table = load(run).trials
     ended = trials["COMPLETE"] + trials["PRUNED"] + trials["FAIL"]
     assert ended == TRIALS
     assert (trials["RUNNING"], trials["WAITING"]) == (0, 0)
@@ -105,7 +105,7 @@ def test_counts_of_the_status_add_up(run: Path) -> None:
 
 def test_the_front_has_fully_trained_undominated_trials_alone(run: Path) -> None:
     front = answer("status", run)["front"]
-    table = load(run).set_index("number")
+    table = load(run).trials.set_index("number")
     complete = table[table["state"] == "COMPLETE"]
     assert front
     for row in front:
@@ -118,7 +118,7 @@ def test_the_front_has_fully_trained_undominated_trials_alone(run: Path) -> None
 
 
 def test_pruned_trials_trained_less_and_have_no_values(run: Path) -> None:
-    table = load(run)
+    table = load(run).trials
     pruned = table[(table["state"] == "PRUNED") & (table["refused"] == "")]
     assert (pruned["epochs"] < EPOCHS).all()
     assert pruned["reason"].str.contains("early stopping").all()
@@ -127,7 +127,7 @@ def test_pruned_trials_trained_less_and_have_no_values(run: Path) -> None:
 
 
 def test_no_trial_that_ran_is_beyond_the_limit_or_repeats_another(run: Path) -> None:
-    table = load(run)
+    table = load(run).trials
     ran = table[table["refused"] == ""]
     assert (ran["flops"] <= 0.9 * answer("status", run)["teacher"]["flops"]).all()
     searched = [name for name in ran.columns if name.startswith("level/")] + [
@@ -144,13 +144,13 @@ def test_every_price_follows_from_the_cost_table(run: Path) -> None:
     costs = CostTable.model_validate_json((run / "costs.json").read_bytes())
     profile = answer("profile", run / "experiment.yaml", "--out", run)
     assert profile["teacher"]["flops"] == costs.teacher.flops
-    for trial in Run.open(run).trials:
+    for trial in load(run).rows:
         price = costs.price(StudentSpec.model_validate(trial.user_attrs["config"]["student"]))
         assert trial.user_attrs["costs"] == price.as_dict()
 
 
 def test_the_pick_is_the_most_accurate_within_its_limit(run: Path, picked: dict[str, Any]) -> None:
-    table = load(run)
+    table = load(run).trials
     limit = 0.6 * answer("status", run)["teacher"]["flops"]
     within = table[(table["state"] == "COMPLETE") & (table["flops"] <= limit)]
     assert picked["values"]["val_accuracy"] == within["val_accuracy"].max()

@@ -22,7 +22,12 @@ __all__ = ["Block", "count_flops", "count_params", "find_blocks"]
 
 @dataclass(frozen=True)
 class Block:
-    """A replaceable part of the teacher: one tensor in, one tensor out. Shapes are without the batch."""
+    """A replaceable part of the teacher: one tensor in, one tensor out. Shapes are without the batch.
+
+    Example:
+        for block in find_blocks(teacher.model, data.image_shape):
+            print(block.name, block.in_shape, block.out_shape, block.params, block.flops)
+    """
 
     name: str
     members: tuple[str, ...]  # submodule paths in execution order; several for a run of plain layers
@@ -35,7 +40,9 @@ class Block:
     follows: str | None = None  # the block whose output tensor is this block's input, and nothing else's
 
 
-def find_blocks(model: nn.Module, example: torch.Tensor, patterns: Sequence[str] = ()) -> tuple[Block, ...]:
+def find_blocks(
+    model: nn.Module, example: torch.Tensor | Sequence[int], patterns: Sequence[str] = ()
+) -> tuple[Block, ...]:
     """The blocks of `model` in execution order. The model is left as it was.
 
     Blocks lie at the grain at which the network repeats itself: a residual block, an inverted residual, an
@@ -43,14 +50,26 @@ def find_blocks(model: nn.Module, example: torch.Tensor, patterns: Sequence[str]
 
     Args:
         model: an image classifier on any device; it runs a few times in eval mode.
-        example: one image (1, 3, H, W) on the same device; further images are ignored.
+        example: one image (1, 3, H, W) on the same device, further images are ignored; or the shape of one,
+            (3, H, W), for a black image.
         patterns: shell globs on block names; one with a leading "!" excludes. Without an including one, all
             blocks are included.
+
+    Returns:
+        Blocks in execution order, with their shapes, params and FLOPs.
 
     Raises:
         InputError: the model does not run on such an image, or has no block; a pattern matches no block, or
             none is left.
+
+    Example:
+        blocks = find_blocks(teacher.model, data.image_shape)
+        deep = find_blocks(teacher.model, data.image_shape, ["layer3.*"])
+        print([block.name for block in blocks], len(deep))
     """
+    if not isinstance(example, torch.Tensor):
+        weights = next(model.parameters(), torch.empty(0))
+        example = torch.zeros(1, *example, device=weights.device, dtype=weights.dtype)
     try:
         record = trace(model, example[:1])
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

@@ -28,6 +28,10 @@ class Costs:
     """What a model or a part of one costs. FLOPs are of one image, latency of one batch.
 
     `others` holds the extra costs of the experiment, by metric name.
+
+    Example:
+        price = costs.price(StudentSpec(widths={blocks[0].name: 0.25}))
+        print(price.params, price.flops / costs.teacher.flops, price.latency_ms)
     """
 
     params: int
@@ -79,7 +83,13 @@ class _Step(NamedTuple):
 
 
 class CostTable(Config):
-    """Costs of a teacher, its blocks and its candidate modules, and the conditions of the measurement."""
+    """Costs of a teacher, its blocks and its candidate modules, and the conditions of the measurement.
+
+    Example:
+        spec, least = costs.cheapest("flops")
+        print(spec.widths, least.flops, costs.price_bounds("params"))
+        costs.save(Path("costs.json"))
+    """
 
     format: Literal[1, 2] = Field(1, description="2: there are costs beside params, flops and latency_ms")
     version: str = Field(description="of the code that measured")

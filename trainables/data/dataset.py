@@ -19,6 +19,7 @@ from trainables.data.augment import Augment, EpochPlan, gather_augmented, plan_e
 from trainables.data.pixels import normalisation_constants, normalise
 from trainables.data.split import AnySplit, Batch, Split, StreamedSplit, split_of
 from trainables.data.stream import Stream, in_order
+from trainables.errors import InputError
 from trainables.runtime.runtime import Runtime
 
 Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -41,6 +42,10 @@ class ImageData:
             in every process, with and without the test images.
         skipped: files that could not be decoded and were left out.
         workers: processes that prepare images, where these are streamed.
+
+    Example:
+        images, labels = next(data.eval_batches("val", resolve(), batch_size=8))
+        print(data.name, data.classes, images.shape, labels.tolist())
     """
 
     name: str
@@ -116,7 +121,7 @@ class ImageData:
             Images, float32 (B, 3, H, W), and labels, int64 (B,), on the device.
 
         Raises:
-            ValueError: test images were not loaded.
+            InputError: no such split, or the test images were not loaded.
         """
         part = self._split(split)
         chunks: Iterator[Batch]
@@ -164,9 +169,11 @@ class ImageData:
         return cls(train=train, val=val, test=test, augment=augment, **meta)
 
     def _split(self, name: str) -> AnySplit:
-        split: AnySplit | None = {"train": self.train, "val": self.val, "test": self.test}[name]
-        if split is None:
-            raise ValueError(f"{self.name}: test images were not loaded: load_data(..., test=True)")
+        splits: dict[str, AnySplit | None] = {"train": self.train, "val": self.val, "test": self.test}
+        if name not in splits:
+            raise InputError(f"split: expected {', '.join(splits)}, got {name!r}")
+        if (split := splits[name]) is None:
+            raise InputError(f"{self.name}: test images were not loaded: load_data(..., test=True)")
         return split
 
     def _stream(

@@ -27,7 +27,7 @@ GIB = 2**30
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def load_data(config: DataConfig, *, test: bool = False, progress: Progress | None = None) -> ImageData:
+def load_data(config: DataConfig | str, *, test: bool = False, progress: Progress | None = None) -> ImageData:
     """Read, split and describe the images that `config` means.
 
     The split is stratified and a function of `split_seed`: `val_fraction` of the training images become the
@@ -35,13 +35,23 @@ def load_data(config: DataConfig, *, test: bool = False, progress: Progress | No
     whatever the seed; of digits, 20 % of all images become the test images first.
 
     Args:
-        config: which images.
+        config: which images; the name of a data set means its defaults.
         test: read the test images too.
         progress: told what is being decoded, how many images are done, and of how many.
 
+    Returns:
+        Training and validation images, uint8 (N, 3, H, W), with their labels, and the test images or None.
+
     Raises:
         InputError: the data is missing, damaged or unfit, or the config asks for what it does not have.
+
+    Example:
+        data = load_data("digits")
+        few = load_data(DataConfig(name="digits", train_limit=200), test=True)
+        print(data.image_shape, len(data.train), len(data.val), len(few.train), len(few.test))
     """
+    if isinstance(config, str):
+        config = DataConfig(name=config)
     _check_normalisation(config)
     data_set, source = _read(config, test, progress)
     classes = source.classes

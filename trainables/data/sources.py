@@ -27,7 +27,13 @@ DEFAULT_CACHE = Path("~/.cache/ama-search")
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Decoded images before the train/validation split. Arrays may be read-only memory maps, or files."""
+    """Decoded images before the train/validation split. Arrays may be read-only memory maps, or files.
+
+    Example:
+        images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+        source = Source.of(images, np.arange(40) % 4, ["a", "b", "c", "d"])
+        print(source.images.shape, source.classes, source.hash)
+    """
 
     images: Images | RowFile
     labels: Labels

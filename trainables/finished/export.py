@@ -42,6 +42,10 @@ class ExportResult:
     `max_abs_difference` is the largest difference of a logit from eager PyTorch in fp32 over all batches
     compared; latencies are medians in ms for one image on this machine's CPU; `mean` and `std` are what
     inputs in 0..1 must be normalised with.
+
+    Example:
+        result = export_model("models/student", "pt2", "student.pt2")
+        print(result.bytes, result.max_abs_difference, result.latency_ms, result.eager_latency_ms)
     """
 
     path: Path
@@ -63,7 +67,7 @@ def export_model(
     *,
     images: torch.Tensor | None = None,
 ) -> ExportResult:
-    """Export a retrained model; see `export_module`.
+    """Write a retrained model as one file that runs without this package, and compare it with PyTorch.
 
     Args:
         path: the model's folder, as `retrain` wrote it.
@@ -72,10 +76,19 @@ def export_model(
         runtime: its thread count is what the latencies are measured with; the file itself is for CPUs, fp32.
         images: a few dozen real normalised images (N, 3, H, W) to compare on; None: random ones.
 
+    Returns:
+        Where the file is, how large, how exact and how fast.
+
     Raises:
-        InputError: no model there, images of another size, or anything `export_module` refuses.
+        InputError: no model there, images of another size, an unknown format, a missing package, a model that
+            cannot be exported, or outputs that differ.
+
+    Example:
+        result = export_model("models/student", out="student.pt2")
+        program = torch.export.load(result.path).module()
+        print(program(torch.zeros(2, *result.image_shape)).shape)
     """
-    model, manifest = load_model(Path(path))
+    model, manifest = load_model(path)
     shape = tuple(manifest["teacher"]["image_shape"])
     samples = torch.randn(RANDOM_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     if images is not None:

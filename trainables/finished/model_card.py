@@ -32,10 +32,9 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         "Results": _results(results, data),
         "Use": [
             "```python",
-            "from pathlib import Path",
             "from trainables import load_model",
             "",
-            'model, manifest = load_model(Path("this folder"))  # eval mode, on the CPU',
+            'model, manifest = load_model("this folder")  # eval mode, on the CPU',
             "```",
             "",
             f"Inputs: RGB in 0..1, minus {_numbers(data['mean'])}, over {_numbers(data['std'])}, (batch, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,26 @@ FORMAT = 1
 WEIGHTS, MANIFEST, CARD, CHECKPOINT = "model.safetensors", "model.json", "README.md", "checkpoint.pt"
 
 
-def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
     """A retrained model, in eval mode on the CPU, and its manifest.
 
     Args:
         path: its folder, its weights or its manifest.
 
+    Returns:
+        The model, images (B, 3, H, W) to logits (B, classes), and what its `model.json` says: config,
+        teacher, blocks, data (with the mean and std of its inputs) and results.
+
     Raises:
         InputError: there is no such model, or its files do not fit together.
+
+    Example:
+        model, manifest = load_model("models/student")
+        images = torch.rand(4, *manifest["teacher"]["image_shape"])  # RGB in 0..1
+        mean, std = (torch.tensor(manifest["data"][name]).view(3, 1, 1) for name in ("mean", "std"))
+        print(model((images - mean) / std).argmax(1))
     """
+    path = Path(path)
     folder = path if path.is_dir() else path.parent
     manifest = _read_manifest(folder / MANIFEST)
     teacher = manifest["teacher"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +47,13 @@ from trainables.training.loop import Report, distill
 
 @dataclass(frozen=True)
 class RetrainResult:
-    """One finished model. Accuracies in 0..1, losses are mean cross-entropy in nats."""
+    """One finished model. Accuracies in 0..1, losses are mean cross-entropy in nats.
+
+    Example:
+        config = DistillConfig(epochs=1, seed=2)
+        result = retrain_one(config, teacher, blocks, data, resolve(), "models/second")
+        print(result.test_accuracy, result.params, result.flops, result.path)
+    """
 
     seed: int
     kind: str  # student, or the baseline's name
@@ -66,7 +73,7 @@ def retrain_one(
     blocks: Sequence[Block],
     data: ImageData,
     runtime: Runtime,
-    out_dir: Path,
+    out_dir: str | os.PathLike[str],
     modules: Modules | None = None,
     report: Report | None = None,
     *,
@@ -79,18 +86,37 @@ def retrain_one(
     Interrupted, it continues where it was; finished, it is read back and neither trained nor tested again.
 
     Args:
+        config: the trial to repeat, with the epochs and the seed of this training.
+        teacher: as `load_teacher` or `train_teacher` gave it.
+        blocks: of this teacher, as `find_blocks` gave them.
         data: with its test images.
+        runtime: device, precision and layout of the training; the model is tested in fp32.
+        out_dir: folder for the model; made where it is missing.
+        modules: pre-distilled weights by span key, for `warm_start: library`.
         report: called after every epoch; returning True ends the training there.
         kind: the result's name in the table: student, or a baseline's.
         data_config: what `data` was loaded from, for the manifest.
         made: what else the caller knows of how the model is made (JSON values: the command, the seeds of its
             fellows, overrides), for the manifest.
 
+    Returns:
+        The model's scores on validation and test images, its costs and its place.
+
     Raises:
-        InputError: `out_dir` holds the model of another config, teacher or data set.
+        InputError: `out_dir` holds the model of another config, teacher or data set; no test images.
         TrainingDiverged: the loss became NaN or infinite.
+
+    Example:
+        spec = StudentSpec(widths={blocks[0].name: 0.25})
+        config = DistillConfig(student=spec, epochs=1, seed=1)
+        result = retrain_one(config, teacher, blocks, data, resolve(), "models/first")
+        print(f"{result.test_accuracy:.1%} on test images, {result.flops:,} FLOPs")
     """
-    assert data.test is not None, "retraining needs the test images: load_data(..., test=True)"
+    if data.test is None:
+        raise InputError(
+            f"{data.name}: a retrained model is scored on test images: load_data(..., test=True)"
+        )
+    out_dir = Path(out_dir)
     manifest_file = out_dir / MANIFEST
     origin = {
         "kind": kind,
@@ -152,6 +178,11 @@ def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
 
     scratch: from random weights; finetune: from the teacher's weights where blocks are kept. Both are trained
     whole, with what the method calls its baseline (cross-entropy alone), everything else as in `config`.
+
+    Example:
+        config = DistillConfig(student=StudentSpec(widths={blocks[0].name: 0.25}), epochs=1)
+        for name, variant in baselines(config).items():
+            print(name, variant.warm_start, distill(variant, setup).history[-1].val_accuracy)
     """
     method: type[Method] = METHODS.get(config.method)
     plain = {"loss": method.baseline(config.loss), "train": "all"}

@@ -25,7 +25,8 @@ from trainables.blocks.blocks import Block
 from trainables.config import LibraryConfig, StudentSpec
 from trainables.data.dataset import ImageData
 from trainables.data.split import Batch
-from trainables.library.library import Library
+from trainables.library.library import Library, library_key
+from trainables.methods.base import TEACHER, Setup
 from trainables.methods.loss_terms import logit_loss, relative_error
 from trainables.network.evaluate import evaluate
 from trainables.network.surgery import Skip, exchanged
@@ -44,32 +45,45 @@ Progress = Callable[[str, int, int], None]
 
 
 def build_library(
-    key: str,
-    teacher: nn.Module,
-    blocks: Sequence[Block],
+    setup: Setup,
     widths: Sequence[float],
-    fuse: bool,
-    data: ImageData,
-    runtime: Runtime,
-    config: LibraryConfig,
+    fuse: bool = True,
+    config: LibraryConfig | None = None,
     seed: int = 0,
+    *,
+    key: str | None = None,
     progress: Progress | None = None,
 ) -> Library:
-    """Distil all candidate modules; see the module's docstring.
+    """Distil every candidate module of a teacher, first alone, then in randomly sampled students.
+
+    Sources: Li et al. 2020 (DNA, arXiv 1911.13053), Moons et al. 2021 (DONNA, arXiv 2012.08859), Cai et al.
+    2020 (Once-for-All, arXiv 1908.09791).
 
     Args:
-        key: from `library_key`.
-        teacher: images (B, 3, H, W) to logits; left as it is.
-        blocks: that may be replaced.
+        setup: teacher, images (B, 3, H, W) to logits, left as it is; blocks that may be replaced; training
+            and validation images; runtime.
         widths: of the modules.
         fuse: whether fused spans are candidates.
-        data: training and validation images.
-        runtime: device, precision, layout.
-        config: epochs of both phases, learning rate, batch size.
+        config: epochs of both phases, learning rate, batch size; None: the defaults.
         seed: of the modules' first weights and of the sampled students.
+        key: the library's name; None: `library_key` of all this.
         progress: called with (what, batches done, batches in all).
+
+    Returns:
+        The modules' weights by span key, for `Setup.of(..., modules=library.modules)`, and their errors.
+
+    Example:
+        library = build_library(setup, [0.25], config=LibraryConfig(epochs=0.1, student_epochs=0.1))
+        start = Setup.of(teacher.model, blocks, data, modules=library.modules)
+        spec = StudentSpec(widths={block.name: 0.25 for block in blocks})
+        result = distill(DistillConfig(student=spec, warm_start="library", epochs=1), start)
+        print(library.proxy(blocks, spec), result.history[-1].val_accuracy)
     """
     started = time.perf_counter()
+    config = config or LibraryConfig()
+    teacher, blocks, data, runtime = setup.teachers[TEACHER], setup.blocks, setup.data, setup.runtime
+    if key is None:
+        key = library_key(setup.teacher_hash, data.hash, blocks, widths, fuse, config, seed)
     spans = candidate_spans(blocks, widths, fuse)
     teacher = teacher.to(runtime.device, memory_format=runtime.memory_format).eval()  # type: ignore[call-overload]
     modules = {span.key: _place(build_span(span, seed), runtime) for span in spans}

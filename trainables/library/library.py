@@ -30,6 +30,11 @@ class Library:
         errors: by `Span.key`, |module - block|² / |block|² on validation images, given the block's own input.
         solo_loss: by `Span.key`, the rise of the validation loss when this span alone is replaced.
         seconds: what it took to make.
+
+    Example:
+        library = build_library(setup, [0.25], config=LibraryConfig(epochs=0.1, student_epochs=0))
+        folder = library.save(Path("library"))
+        print(folder, sorted(Library.load(folder).errors.items(), key=lambda pair: pair[1])[:3])
     """
 
     key: str

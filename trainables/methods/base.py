@@ -30,7 +30,7 @@ from trainables.config import DistillConfig, MethodConfig
 from trainables.data.dataset import ImageData
 from trainables.methods.teacher_signals import Supervisor
 from trainables.network.weights import weights_hash
-from trainables.runtime.runtime import Runtime
+from trainables.runtime.runtime import Runtime, resolve
 from trainables.student.start import Modules
 
 TEACHER = "teacher"  # the name in `Setup.teachers` of the network whose blocks are replaced
@@ -47,6 +47,11 @@ class Batch:
         labels: (B,) int64; None for a stream without labels.
         index: (B,) int64, the images' places in the training set: the same image has the same in every epoch.
         extra: batches of further streams by their name (`Method.streams`).
+
+    Example:
+        images, labels, index = next(data.train_steps(32, seed=0, epoch=0, runtime=resolve()))
+        first, second = Batch(images, labels, index).split(2)
+        print(len(first), len(second), first.images.shape)
     """
 
     images: Tensor
@@ -71,7 +76,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: `step` of `steps` in all epochs, from 0."""
+    """How far a training is: `step` of `steps` in all epochs, from 0.
+
+    Example:
+        halfway = Progress(step=50, steps=100, steps_per_epoch=20)
+        print(halfway.done, halfway.epoch)
+    """
 
     step: int
     steps: int
@@ -96,6 +106,11 @@ class Group:
         parameters: (name, parameter) pairs; those without gradients are left out.
         lr_scale: factor on the trial's learning rate.
         decay: whether the trial's weight decay applies (never to norms and biases).
+
+    Example:
+        student = build_student(teacher.model, blocks, StudentSpec())
+        last = Group(list(student.fc.named_parameters()), lr_scale=10.0, decay=False)
+        print([name for name, parameter in last.parameters])
     """
 
     parameters: NamedParameters
@@ -108,6 +123,11 @@ class Phase:
     """One loss, one backward pass and one optimiser of a step; the phases of a step run in order.
 
     Only the parameters of the phase's groups are updated by it, whatever its loss depends on.
+
+    Example:
+        student = build_student(teacher.model, blocks, StudentSpec())
+        phase = Phase("student", [Group(list(student.named_parameters()))])
+        print(phase.name, len(phase.groups[0].parameters))
     """
 
     name: str
@@ -139,6 +159,10 @@ class Setup:
         runtime: device, precision, layout.
         modules: pre-distilled AMA modules by span key, or None; read with `warm_start: library` alone.
         stages: folders that the method's stages filled, by the stage's name.
+
+    Example:
+        setup = Setup.of(teacher.model, blocks, data, resolve(RuntimeConfig(device="cpu")))
+        print(setup.runtime.device, setup.teacher_hash, [block.name for block in setup.blocks])
     """
 
     teachers: Mapping[str, nn.Module]
@@ -154,11 +178,11 @@ class Setup:
         teacher: nn.Module,
         blocks: Sequence[Block],
         data: ImageData,
-        runtime: Runtime,
+        runtime: Runtime | None = None,
         modules: Modules | None = None,
     ) -> Setup:
-        """The setup of a single teacher."""
-        return cls({TEACHER: teacher}, blocks, data, runtime, modules)
+        """The setup of a single teacher; without a runtime, this machine's default one."""
+        return cls({TEACHER: teacher}, blocks, data, runtime or resolve(), modules)
 
     @property
     def teacher(self) -> nn.Module:
@@ -193,6 +217,15 @@ class Method(nn.Module, ABC):
         stages: what must be made once a run before the first trial.
         teaching: keys of `Config` that weigh what comes from a teacher; zero for the baseline.
         student: what is scored, priced, saved and exported; nothing else is.
+
+    Example:
+        class Plain(Method):
+            name, Config = "plain", MethodConfig
+            def __init__(self, setup, config):
+                super().__init__(setup, config)
+                self.student = build_student(setup.teacher, setup.blocks, config.student, config.seed)
+            def losses(self, batch, progress, phase):
+                return {"ce": cross_entropy(self.logits(batch.images).float(), batch.labels)}
     """
 
     name: ClassVar[str]

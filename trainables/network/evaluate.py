@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from trainables.config import RuntimeConfig
 from trainables.network.scores import Score, score_all
-from trainables.runtime.runtime import Runtime
+from trainables.runtime.runtime import Runtime, resolve
+
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+@runtime_checkable
+class HasSplits(Protocol):
+    """Data that gives the batches of a split by its name, as `ImageData` does."""
+
+    def eval_batches(self, split: str, runtime: Runtime, /) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Normalised images (B, 3, H, W) and labels (B,) on the runtime's device."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scores on `n` images: accuracy in 0..1, mean cross-entropy in nats, users' own scores."""
+    """What a model scores on `n` images: accuracy in 0..1, mean cross-entropy in nats, users' own scores.
+
+    Example:
+        found = evaluate(teacher.model, data)
+        print(f"{found.accuracy:.1%} of {found.n} images, loss {found.loss:.3f}")
+    """
 
     accuracy: float
     loss: float
@@ -26,24 +43,36 @@ class Evaluation:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    runtime: Runtime,
+    data: HasSplits | Batches,
+    runtime: Runtime | None = None,
     scores: Mapping[str, Score] | None = None,
+    *,
+    split: str = "val",
 ) -> Evaluation:
     """Score `model` in eval mode; its training mode is restored.
 
     Args:
         model: images (B, 3, H, W) to logits (B, classes).
-        batches: pairs of normalised images (B, 3, H, W) and labels (B,), on the runtime's device.
-        runtime: its autocast precision is used; logits are scored in fp32.
+        data: an `ImageData`; or pairs of normalised images (B, 3, H, W) and labels (B,), on the runtime's
+            device.
+        runtime: its autocast precision is used; logits are scored in fp32. None: the model's device, fp32.
         scores: users' own metrics by name; they get all logits and labels at once, on the CPU.
+        split: of an `ImageData`: train, val or test.
 
     Returns:
         Sums over all batches; NaN logits give a NaN loss and count as wrong. No batch gives NaN, NaN, 0.
 
     Raises:
-        InputError: one of `scores` failed.
+        InputError: one of `scores` failed; no such split, or the test images were not loaded.
+
+    Example:
+        print(evaluate(teacher.model, data).accuracy)
+        print(evaluate(teacher.model, data, split="test").loss)
     """
+    if runtime is None:
+        weights = next(model.parameters(), torch.empty(0))
+        runtime = resolve(RuntimeConfig(device=str(weights.device), precision="fp32"))
+    batches = data.eval_batches(split, runtime) if isinstance(data, HasSplits) else data
     was_training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=runtime.device)

@@ -19,7 +19,13 @@ EVAL_BATCH = 512  # images, where none was measured
 
 @dataclass(frozen=True)
 class Runtime:
-    """A resolved `RuntimeConfig`: what really runs."""
+    """A resolved `RuntimeConfig`: what really runs.
+
+    Example:
+        runtime = resolve()
+        with runtime.autocast():
+            print(runtime.device, runtime.precision, runtime.threads)
+    """
 
     device: torch.device
     precision: str  # fp32, bf16 or fp16
@@ -44,8 +50,18 @@ class Runtime:
 def resolve(config: RuntimeConfig | None = None) -> Runtime:
     """The runtime that `config` means on this machine; also sets torch's CPU thread count.
 
+    Args:
+        config: device, precision, layout, threads; None: all chosen for this machine.
+
+    Returns:
+        What really runs; functions that take a runtime put models and data on its device.
+
     Raises:
         InputError: the device named is not there, or cannot compute in the precision asked for.
+
+    Example:
+        runtime = resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1))
+        print(runtime.device, resolve().device)
     """
     config = config or RuntimeConfig()
     device = _device(config.device)

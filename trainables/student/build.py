@@ -58,8 +58,16 @@ def build_student(
         seed: of the modules' first weights; a module's do not depend on what else is replaced.
         modules: first weights (state dicts) by `Span.key`, e.g. from a library; a span not in it is fresh.
 
+    Returns:
+        The student, images (B, 3, H, W) to logits (B, classes).
+
     Raises:
         InputError: unknown block names, or a state dict in `modules` that does not fit its span.
+
+    Example:
+        spec = StudentSpec(widths={block.name: 0.25 for block in blocks})
+        student = build_student(teacher.model, blocks, spec)
+        print(sum(parameter.numel() for parameter in student.parameters()))
     """
     spans = spans_of(blocks, spec)
     student = copy.deepcopy(teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from trainables.data.dataset import ImageData
 from trainables.errors import InputError
 from trainables.network.evaluate import evaluate
 from trainables.network.weights import load_weights, save_weights, weights_hash
-from trainables.runtime.runtime import Runtime
+from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.teacher.architectures import build_model, resolve_stem
 from trainables.teacher.record import FORMAT, TeacherRecord
@@ -26,42 +27,75 @@ TEACHER_FILE = "teacher.safetensors"
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network in eval mode on the runtime's device, and its record."""
+    """A trained network in eval mode on the runtime's device, and its record.
+
+    Example:
+        teacher = load_teacher("teacher.safetensors", data)
+        print(teacher.record.hash, teacher.record.val_accuracy, teacher.model.training)
+    """
 
     model: nn.Module
     record: TeacherRecord
 
 
 def load_teacher(
-    config: TeacherConfig, data: ImageData, runtime: Runtime, run_dir: Path, seed: int = 0
+    config: TeacherConfig | str | os.PathLike[str],
+    data: ImageData,
+    runtime: Runtime | None = None,
+    run_dir: str | os.PathLike[str] = ".",
+    seed: int = 0,
 ) -> Teacher:
     """The teacher that `teacher.checkpoint` names, scored now, else the one trained into `run_dir`.
+
+    A path in place of the config means a teacher that was trained here, by `train_teacher` or `ama`: its
+    architecture is in the record beside the weights.
 
     A trained teacher keeps the scores of its record where they are of this data; test scores that the
     record lacks are added when `data` has test images. Nothing is written.
 
     Args:
-        config: architecture, and the checkpoint or None.
+        config: architecture, and the checkpoint or None; or the path of a trained teacher's weights, or of
+            the run directory that they are in.
         data: what it classifies; test images are scored where they are there.
-        runtime: where it runs.
+        runtime: where it runs; None: this machine's default.
         run_dir: holds `teacher.safetensors` and `teacher.json` when `config.checkpoint` is None.
         seed: of whatever the file's weights do not determine.
+
+    Returns:
+        The model in eval mode on the runtime's device, and its record.
 
     Raises:
         InputError: no teacher; its file cannot be read or does not fit; the one in `run_dir` is of another
             architecture, image shape, number of classes or normalisation, or not the one of its record.
+
+    Example:
+        teacher = load_teacher("teacher.safetensors", data)
+        same = load_teacher(TeacherConfig(arch="cifar_resnet8", checkpoint="teacher.safetensors"), data)
+        print(teacher.record.arch, teacher.record.val_accuracy, same.record.hash == teacher.record.hash)
     """
-    if config.checkpoint is not None:
+    runtime = runtime or resolve()
+    if isinstance(config, TeacherConfig) and config.checkpoint is not None:
         path = Path(config.checkpoint).expanduser()
         model = untrained(config, data, seed)
         load_weights(model, path, what=f"{config.arch} with {data.num_classes} classes")
         return scored(placed(model, runtime), config, data, runtime, path.name)
-    path = run_dir / TEACHER_FILE
+    if isinstance(config, TeacherConfig):
+        path = Path(run_dir) / TEACHER_FILE
+    else:
+        given = Path(config).expanduser()
+        path = given / TEACHER_FILE if given.is_dir() else given
     if not path.exists():
         raise InputError(
             f"no teacher: {path} does not exist; train it with `ama teacher`, or name a teacher.checkpoint"
         )
+    if not isinstance(config, TeacherConfig) and not path.with_suffix(".json").exists():
+        raise InputError(
+            f"{path}: no record beside it, as `train_teacher` writes; say what the weights are of: "
+            f"TeacherConfig(arch=..., checkpoint={str(path)!r})"
+        )
     record = TeacherRecord.load(path.with_suffix(".json"))
+    if not isinstance(config, TeacherConfig):
+        config = TeacherConfig(arch=record.arch, small_stem=record.small_stem)
     if faults := _differences(record, config, data):
         raise InputError(
             f"{path} is another teacher: {'; '.join(faults)}; train one for this experiment in a new run "

@@ -33,7 +33,15 @@ LEAST_EVAL_BATCH = 32  # images; where not even these fit, a trial fails
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - a result of the trial, not a fault of the code
-    """The loss is not finite any more; the message says where and which part."""
+    """The loss is not finite any more; the message says where and which part.
+
+    Example:
+        hot = DistillConfig(optim=OptimConfig(lr=1e9), epochs=1)
+        try:
+            distill(hot, setup)
+        except TrainingDiverged as fault:
+            print(fault)
+    """
 
 
 Report = Callable[[EpochMetrics], bool | None]
@@ -41,7 +49,13 @@ Report = Callable[[EpochMetrics], bool | None]
 
 @dataclass(frozen=True)
 class DistillResult:
-    """A trained student (in eval mode) and its learning curve."""
+    """A trained student (in eval mode) and its learning curve.
+
+    Example:
+        spec = StudentSpec(widths={blocks[0].name: 0.25})
+        result = distill(DistillConfig(student=spec, epochs=1), setup)
+        print(len(result.history), evaluate(result.student, data).accuracy)
+    """
 
     student: nn.Module
     history: tuple[EpochMetrics, ...]
@@ -237,9 +251,6 @@ def distill(
 ) -> DistillResult:
     """Train the student of `config` to its last epoch.
 
-        setup = Setup.of(teacher, blocks, data, runtime)
-        result = distill(DistillConfig(student=StudentSpec(widths={"layer1.0": 0.25}), epochs=2), setup)
-
     Args:
         config: the trial.
         setup: teacher, blocks, data, runtime and modules.
@@ -253,6 +264,13 @@ def distill(
         InputError: as `Distiller`; or the checkpoint is another run's, or both its files are damaged.
         TrainingDiverged: the loss became NaN or infinite.
         TooLarge: it does not fit into the GPU's memory.
+
+    Example:
+        setup = Setup.of(teacher.model, blocks, data)
+        spec = StudentSpec(widths={blocks[0].name: 0.25, blocks[1].name: 0.5})
+        result = distill(DistillConfig(student=spec, epochs=1), setup)
+        for epoch in result.history:
+            print(epoch.epoch, epoch.val_accuracy, epoch.losses)
     """
     distiller = Distiller(config, setup)
     if checkpoint is not None and has_checkpoint(checkpoint):

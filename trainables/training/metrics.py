@@ -19,6 +19,10 @@ class EpochMetrics:
     Attributes:
         losses: the parts that the method names, weighted; they add up to `train_loss`.
         metrics: what else the method, or a metric of the user's own, recorded at the end of the epoch.
+
+    Example:
+        last = distill(DistillConfig(epochs=1), setup).history[-1]
+        print(last.val_accuracy, last.train_loss, last.losses, last.images_per_second)
     """
 
     epoch: int  # epochs done, from 1

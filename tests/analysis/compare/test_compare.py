@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from analysis.compare.compare import Comparison, compare
+from analysis.compare.compare import Comparison, compare_runs
 from analysis.compare.write import FIGURES, TABLES, group_table, markdown, write_comparison
 from analysis.errors import InputError
 from analysis.pareto import hypervolume
@@ -47,7 +47,7 @@ def opened(make_study: Make) -> dict[str, Run]:
 
 @pytest.fixture(scope="module")
 def found(opened: dict[str, Run]) -> Comparison:
-    return compare(list(opened.values()))
+    return compare_runs(list(opened.values()))
 
 
 def test_repeats_are_runs_that_differ_in_seed_and_places_alone(found: Comparison) -> None:
@@ -94,7 +94,7 @@ def test_equal_compute_is_what_every_run_has_trained(found: Comparison) -> None:
 
 def test_two_groups_of_several_runs_have_welchs_test(opened: dict[str, Run], make_study: Make) -> None:
     second = run_of(make_study(seed=4, complete=9), "again", experiment={"sampler": {"name": "random"}})
-    found = compare([*opened.values(), second])
+    found = compare_runs([*opened.values(), second])
     (row,) = found.differences.to_dict("records")
     values = found.runs["hypervolume"].to_numpy()
     assert row["p"] == pytest.approx(stats.ttest_ind(values[3:], values[:3], equal_var=False).pvalue)
@@ -129,7 +129,7 @@ def test_the_box_goes_to_the_dearest_teacher(make_study: Make) -> None:
     study = make_study(complete=5)
     own = run_of(study, "a")
     latency = 2 * own.teacher["latency_ms"]
-    found = compare([own, run_of(study, "b", teacher={"latency_ms": latency, "hash": "f" * 16})])
+    found = compare_runs([own, run_of(study, "b", teacher={"latency_ms": latency, "hash": "f" * 16})])
     assert found.reference["latency_ms"] == latency
     assert found.reference["val_accuracy"] == pytest.approx(0.1)
     assert "The teachers differ" in found.notes[0]
@@ -139,7 +139,7 @@ def test_the_box_goes_to_the_dearest_teacher(make_study: Make) -> None:
 def test_a_run_that_has_nothing_yet_counts_as_nothing(make_study: Make, opened: dict[str, Run]) -> None:
     nothing = {"complete": 0, "pruned": 0, "failed": 0, "refused": 0, "running": 2}
     empty = run_of(make_study(**nothing), "empty")
-    found = compare([opened["random"], empty])
+    found = compare_runs([opened["random"], empty])
     assert found.runs["hypervolume"].tolist()[1] == 0.0
     assert found.common_epochs == 0
     assert found.notes == ("empty: no trial is fully trained yet",)
@@ -151,7 +151,7 @@ def test_a_run_that_has_nothing_yet_counts_as_nothing(make_study: Make, opened: 
 def test_runs_without_a_front_draw(make_study: Make, tmp_path: Path) -> None:
     nothing = {"complete": 0, "pruned": 0, "failed": 0, "refused": 0, "running": 0, "waiting": 1}
     study = make_study(**nothing)
-    write_comparison(compare([run_of(study, "a"), run_of(study, "b")]), tmp_path)
+    write_comparison(compare_runs([run_of(study, "a"), run_of(study, "b")]), tmp_path)
     assert (tmp_path / "fronts.png").is_file()
 
 
@@ -176,11 +176,11 @@ def test_runs_that_cannot_be_compared(
 ) -> None:
     other = run_of(make_study(complete=2), "other", **attrs)
     with pytest.raises(InputError, match=message):
-        compare([opened["random"], other])
+        compare_runs([opened["random"], other])
 
 
 def test_one_run_and_the_same_run_twice(opened: dict[str, Run]) -> None:
     with pytest.raises(InputError, match="two runs or more, got 1"):
-        compare([opened["random"]])
+        compare_runs([opened["random"]])
     with pytest.raises(InputError, match="the same run twice"):
-        compare([opened["random"], opened["random"]])
+        compare_runs([opened["random"], opened["random"]])

@@ -41,7 +41,7 @@ def test_history_ends_at_the_hypervolume_of_the_front(make_study: Make) -> None:
     assert table["hypervolume"].is_monotonic_increasing
     assert table["hours"].is_monotonic_increasing
     assert table["front"].iloc[-1] == len(run.front())
-    frame = run.frame()
+    frame = run.trials
     ended = frame[frame["ended"].notna() & (frame["refused"] == "")]
     assert table["epochs"].iloc[-1] == ended["epochs"].sum() == 30 * 8 + 11 * 2
     assert table["train_hours"].iloc[-1] == pytest.approx(ended["seconds"].sum() / 3600)
@@ -194,17 +194,17 @@ def test_the_teachers_test_scores_come_from_the_retraining(make_run: Callable[..
 def test_losses_are_what_failed_and_what_was_trained_again(make_study: Make) -> None:
     study = make_study(complete=4, pruned=0, failed=2, running=0, waiting=0, refused=3)
     run = Run.open(study)
-    table = run.frame()
+    table = run.trials
     failed = table[table["state"] == "FAIL"]
     found = tables.losses(run).set_index("what")
     assert found.loc["failed", "trials"] == 2
     assert found.loc["failed", "train_hours"] == pytest.approx(failed["seconds"].sum() / 3600)
     assert found.loc["failed", "share"] == pytest.approx(failed["seconds"].sum() / table["seconds"].sum())
     assert found.loc["broken off", "trials"] == found.loc["epochs trained again", "trials"] == 0
-    changed = [t for t in run.trials if t.state is TrialState.COMPLETE][:2]
+    changed = [t for t in run.rows if t.state is TrialState.COMPLETE][:2]
     changed[0].user_attrs.update(retries=1)
     changed[1].user_attrs.update(retries=2, epochs_lost=3)
-    again = tables.losses(replace(run, trials=run.trials)).set_index("what")
+    again = tables.losses(replace(run, rows=run.rows)).set_index("what")
     once, twice = (t.user_attrs["seconds"] / t.user_attrs["epochs"] for t in changed)
     assert again.loc["epochs trained again", "trials"] == 1
     assert again.loc["epochs trained again", "train_hours"] == pytest.approx(3 * twice / 3600)

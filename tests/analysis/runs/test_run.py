@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from analysis.errors import InputError
 from analysis.pareto import Objective, front_mask, minimised
-from analysis.runs.run import Run, load
+from analysis.runs.load import front, load
+from analysis.runs.run import Run
 
 Make = Callable[..., optuna.Study]
 RATES = [
@@ -21,7 +22,7 @@ RATES = [
 
 
 def test_one_row_a_trial_with_the_documented_columns(make_study: Make) -> None:
-    table = load(make_study())
+    table = load(make_study()).trials
     assert table["number"].tolist() == list(range(48))
     assert table["state"].value_counts().to_dict() == {
         **{"COMPLETE": 30, "PRUNED": 12, "FAIL": 3, "RUNNING": 2, "WAITING": 1}
@@ -38,7 +39,7 @@ def test_one_row_a_trial_with_the_documented_columns(make_study: Make) -> None:
 
 def test_values_of_finished_trials_and_last_metrics_of_others(make_study: Make) -> None:
     study = make_study(objectives=RATES)
-    table = load(study).set_index("number")
+    table = load(study).trials.set_index("number")
     for trial in study.trials:
         row = table.loc[trial.number]
         if trial.state is TrialState.COMPLETE:
@@ -53,13 +54,14 @@ def test_values_of_finished_trials_and_last_metrics_of_others(make_study: Make) 
 
 def test_front_is_of_fully_trained_trials_alone(make_study: Make) -> None:
     run = Run.open(make_study())
-    table = run.frame()
+    table = run.trials
     done = table[table["state"] == "COMPLETE"]
     points = minimised(done[["val_accuracy", "latency_ms"]].to_numpy(), run.objectives)
     assert set(table.loc[table["on_front"], "number"]) == set(done["number"].to_numpy()[front_mask(points)])
-    front = run.front()
-    assert front["val_accuracy"].is_monotonic_decreasing
-    assert front["latency_ms"].is_monotonic_decreasing
+    best = run.front()
+    assert best["val_accuracy"].is_monotonic_decreasing
+    assert best["latency_ms"].is_monotonic_decreasing
+    assert front(run).equals(best)
 
 
 def test_a_cheap_half_trained_trial_is_never_on_the_front(make_study: Make) -> None:
@@ -69,14 +71,14 @@ def test_a_cheap_half_trained_trial_is_never_on_the_front(make_study: Make) -> N
         user_attrs={"metrics": {"val_accuracy": 0.99, "val_loss": 0.01}, "costs": {"latency_ms": 0.1}},
     )
     study.add_trial(trial)
-    assert not load(study).iloc[-1]["on_front"]
+    assert not load(study).trials.iloc[-1]["on_front"]
 
 
 def test_an_infinite_objective_is_not_on_the_front(make_study: Make) -> None:
     study = make_study(complete=2)
     trial = optuna.trial.create_trial(values=[float("inf"), 0.1])
     study.add_trial(trial)
-    assert not load(study).iloc[-1]["on_front"]
+    assert not load(study).trials.iloc[-1]["on_front"]
 
 
 def test_curves_are_long(make_study: Make) -> None:
@@ -104,7 +106,7 @@ def test_curves_with_a_missing_column_are_padded(make_study: Make) -> None:
 
 def test_run_directory_and_study_say_the_same(make_run: Callable[..., Path], make_study: Make) -> None:
     folder = make_run()
-    from_disk, from_memory = load(folder), load(make_study())
+    from_disk, from_memory = load(folder).trials, load(make_study()).trials
     assert from_disk.equals(from_memory)
     run = Run.open(folder)
     assert run.path == folder
@@ -126,8 +128,8 @@ def test_no_trials_and_no_finished_trial(make_study: Make) -> None:
     empty = make_study(**nothing)
     with pytest.raises(InputError, match="study 'demo' has no trials yet"):
         load(empty)
-    assert "level/layer1.0" not in Run.open(empty).frame()
-    assert Run.open(empty).frame()["on_front"].tolist() == []
+    assert "level/layer1.0" not in Run.open(empty).trials
+    assert Run.open(empty).trials["on_front"].tolist() == []
     assert Run.open(empty).curves().empty
     with pytest.raises(InputError, match="no trial has finished yet: none was started"):
         Run.open(empty).front()
@@ -171,8 +173,8 @@ def test_analysis_loads_neither_torch_nor_ray() -> None:
 
 def test_measured_latencies_stand_beside_the_study(make_study: Make) -> None:
     study = make_study()
-    assert load(study)["measured_latency_ms"].isna().all()
+    assert load(study).trials["measured_latency_ms"].isna().all()
     study.set_user_attr("measured", {"3": {"latency_ms": 1.25}})
-    table = load(study).set_index("number")
+    table = load(study).trials.set_index("number")
     assert table.loc[3, "measured_latency_ms"] == 1.25
     assert table["measured_latency_ms"].notna().sum() == 1

@@ -120,6 +120,6 @@ def test_no_message_tells_a_password(secret: str) -> None:
 
 @pytest.mark.parametrize("url", ["nosuch://ann:hunter22@host/db", "://ann:hunter22@host"])
 def test_a_url_nothing_understands(url: str) -> None:
-    with pytest.raises(InputError, match="cannot be read|expected a database URL") as error:
+    with pytest.raises(InputError, match=r"cannot be read|expected a database URL") as error:
         source.read(source.locate(f"{url}#x"))
     assert "hunter22" not in str(error.value)

@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     teacher = train_teacher(config, data, runtime, tmp_path_factory.mktemp("t") / "teacher.safetensors")
     blocks = find_blocks(teacher.model, torch.zeros(1, *data.image_shape))
     before = {name: t.clone() for name, t in teacher.model.state_dict().items()}
-    library = build_library("key", teacher.model, blocks, WIDTHS, True, data, runtime, CONFIG)
+    library = build_library(Setup.of(teacher.model, blocks, data, runtime), WIDTHS, True, CONFIG)
     return runtime, data, teacher, blocks, library, before
 
 
@@ -54,16 +54,9 @@ def test_every_candidate_is_there_and_the_teacher_is_untouched(made):
 
 def test_modules_come_closer_to_their_blocks_than_untrained_ones(made):
     runtime, data, teacher, blocks, library, _ = made
-    fresh = build_library(
-        "key",
-        teacher.model,
-        blocks,
-        WIDTHS,
-        True,
-        data,
-        runtime,
-        LibraryConfig(epochs=1e-9, student_epochs=0),
-    )
+    setup = Setup.of(teacher.model, blocks, data, runtime)
+    fresh = build_library(setup, WIDTHS, True, LibraryConfig(epochs=1e-9, student_epochs=0))
+    assert fresh.key != library.key
     assert sum(library.errors.values()) < 0.6 * sum(fresh.errors.values())
     assert all(math.isfinite(loss) for loss in library.solo_loss.values())
 

@@ -164,7 +164,7 @@ def test_a_library_is_the_same_with_and_without_inplace(data: ImageData, runtime
         model = net(inplace)
         blocks = find_blocks(model, torch.zeros(1, *data.image_shape))
         config = LibraryConfig(epochs=1.0, student_epochs=1.0, batch_size=20)
-        library = build_library("key", model, blocks, [0.5], True, data, runtime, config)
+        library = build_library(Setup.of(model, blocks, data, runtime), [0.5], True, config)
         found.append((dict(library.errors), dict(library.solo_loss)))
     # A copy adds its gradient in another order than the map itself: rounding, no more.
     for ours, theirs in zip(*found, strict=True):

@@ -25,6 +25,13 @@ class DataSet:
         augment: training augmentation where `data.augment` is auto.
         mean: per-channel mean of inputs in 0..1; None: computed from the training images.
         std: per-channel deviation; given where `mean` is.
+
+    Example:
+        def read(config, test, progress):
+            images = np.zeros((20, 8, 8), np.uint8)
+            return Source.of(images, np.arange(20) % 2, ["even", "odd"])
+
+        NOUGHTS = DataSet(read, augment="none")  # data.name: "import:<module>:NOUGHTS"
     """
 
     read: Callable[[DataConfig, bool, Progress | None], Source]
