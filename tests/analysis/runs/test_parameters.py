@@ -61,7 +61,7 @@ def test_a_run_of_version_01_has_flat_parameters_and_no_parts(make_study: Make) 
     assert all(run.labels[name] == name for name in run.parameters)
     assert run.recorded == ()
     assert run.methods == {"ama": "ama"}
-    assert not [name for name in run.frame().columns if name.startswith("loss/")]
+    assert not [name for name in run.trials.columns if name.startswith("loss/")]
 
 
 def test_a_row_has_what_its_method_recorded_in_its_last_epoch(make_study: Make) -> None:
@@ -70,7 +70,7 @@ def test_a_row_has_what_its_method_recorded_in_its_last_epoch(make_study: Make) 
     assert {"loss/ce", "loss/kl", "loss/feature", "loss/regulariser", "loss/pull"} <= set(run.recorded)
     assert {"entropy", "queue", "weight/layer1.0", "mix/layer1.0/layer1.1.act"} <= set(run.recorded)
     assert not {"epoch", "seconds", "val_accuracy", "train_loss"} & set(run.recorded)
-    table = run.frame().set_index("number")
+    table = run.trials.set_index("number")
     trained = 0
     for trial in study.trials:
         last, row = trial.user_attrs.get("metrics") or {}, table.loc[trial.number]
@@ -85,7 +85,7 @@ def test_a_row_has_what_its_method_recorded_in_its_last_epoch(make_study: Make) 
 
 
 def test_parameters_of_the_other_methods_are_missing(make_study: Make) -> None:
-    table = Run.open(make_study(names="two")).frame()
+    table = Run.open(make_study(names="two")).trials
     ama = table["method"] == "ama"
     assert 5 < ama.sum() < len(table) - 5
     assert table.loc[ama, "toy/temperature"].isna().all() and table.loc[~ama, "ama/beta"].isna().all()
@@ -120,6 +120,6 @@ def test_a_recorded_name_that_is_a_column_already_is_left_out(make_study: Make) 
             user_attrs={"curve": curve, "metrics": last},
         )
     )
-    row = Run.open(study).frame().iloc[-1]
+    row = Run.open(study).trials.iloc[-1]
     assert (row["number"], row["alpha"], row["loss/ce"]) == (2, 0.25, 2.0)
     assert pd.isna(row["started"]) or isinstance(row["started"], pd.Timestamp)
