@@ -22,6 +22,11 @@ from search.experiment.yaml12 import apply_overrides, read_yaml
 from search.presets import preset_text, presets
 from trainables.errors import InputError
 
+# Sections that may be written as one value, and the key that it is short for.
+SHORT_FORMS = {"sampler": "name", "resources": "concurrent"}
+# Numbers of a section that may not exceed another: section, number, its limit.
+_AT_MOST = (("budget", "grace_epochs", "epochs"),)
+
 
 def load_experiment(
     name_or_path: str | os.PathLike[str],
@@ -45,7 +50,8 @@ def load_experiment(
     source = os.fspath(name_or_path)
     text = preset_text(source) if source in presets() else _read(source)
     data, faults = read_yaml(text, source)
-    faults += apply_overrides(data, overrides)
+    faults += apply_overrides(data, overrides, SHORT_FORMS)
+    _let_follow(data, overrides)
     if out is not None:
         data["run"] = {"dir": os.fspath(out)}
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem).strip("-._")
@@ -76,6 +82,21 @@ def _read(source: str) -> str:
         raise InputError(f"{source}: expected an experiment file in YAML (UTF-8), got binary data") from None
     except OSError as error:
         raise InputError(f"{source}: expected an experiment file in YAML: {error.strerror}") from None
+
+
+def _let_follow(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Lower what a file or preset says to a limit that was lowered on the command line.
+
+    `-o budget.epochs=1` alone is no contradiction to the `grace_epochs: 2` of a preset; with
+    `-o budget.grace_epochs=2` it is one, as is a file that contradicts itself.
+    """
+    typed = {".".join(name.strip() for name in text.partition("=")[0].split(".")) for text in overrides}
+    for section, key, limit in _AT_MOST:
+        values = data.get(section)
+        if f"{section}.{limit}" not in typed or {section, f"{section}.{key}"} & typed:
+            continue
+        if isinstance(values, dict) and all(type(values.get(name)) is int for name in (key, limit)):
+            values[key] = min(values[key], max(1, values[limit]))
 
 
 def _drop_empty_sections(data: dict[str, Any], model: type[BaseModel]) -> None:

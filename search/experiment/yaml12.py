@@ -7,7 +7,7 @@ schema says, in files, in overrides and in what is written.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -112,8 +112,15 @@ def parse_scalar(text: str) -> Any:
         raise InputError(f"not valid YAML: {text!r}: {problem}") from None
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+def apply_overrides(
+    data: dict[str, Any], overrides: Sequence[str], short_forms: Mapping[str, str] | None = None
+) -> list[str]:
     """Set each `dotted.key=value` in `data`, in place; the last one of a key wins.
+
+    Args:
+        data: the mapping of a file.
+        overrides: as typed.
+        short_forms: by section that may be written as one value, the key for which that value stands.
 
     Returns:
         one line per override that cannot be applied.
@@ -130,6 +137,9 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> list[str]
         except InputError as error:
             faults.append(f"{'.'.join(names)}: {error}")
             continue
+        section, key = names[0], (short_forms or {}).get(names[0])
+        if key and len(names) > 1 and isinstance(data.get(section), str):
+            data[section] = {key: data[section]}
         if fault := _set(data, names, value):
             faults.append(fault)
     return faults

@@ -275,6 +275,52 @@ def test_impossible_values(faults_of, override, fault):
         assert found[key].startswith(fault)
 
 
+@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("epochs", [1, 2, 3, 50])
+def test_epochs_of_a_preset_may_be_overridden_alone(preset, epochs):
+    whole = load_experiment(preset).budget
+    budget = load_experiment(preset, [f"budget.epochs={epochs}"]).budget
+    assert (budget.epochs, budget.grace_epochs) == (epochs, min(epochs, whole.grace_epochs))
+    assert load_experiment(preset, ["budget.trials=2"]).budget.grace_epochs == whole.grace_epochs
+
+
+def test_a_number_of_a_file_follows_as_well_and_what_was_typed_does_not(load, faults_of):
+    text = "budget: {epochs: 8, grace_epochs: 4}"
+    assert load(text, " budget . epochs =3").budget.grace_epochs == 3
+    assert load(text, "budget.epochs=9", "budget.epochs=2").budget.grace_epochs == 2
+    assert load(text, "budget={epochs: 2}").budget.grace_epochs == 1
+    message = "expected at most budget.epochs, which is 3, got 4"
+    for overrides in (
+        ["budget.epochs=3", "budget.grace_epochs=4"],
+        ["budget.grace_epochs=4", "budget.epochs=3"],
+        ["budget={epochs: 3, grace_epochs: 4}"],
+        ["budget={epochs: 9, grace_epochs: 4}", "budget.epochs=3"],
+    ):
+        assert faults_of(text, *overrides) == {"budget.grace_epochs": message}
+    assert faults_of("budget: {epochs: 3, grace_epochs: 4}") == {"budget.grace_epochs": message}
+    assert list(faults_of(text, "budget.epochs=0")) == ["budget.epochs"]
+    assert list(faults_of(text, "budget.epochs=x")) == ["budget.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("sampler: nsga2", ["sampler.startup_trials=4"], {"name": "nsga2", "startup_trials": 4}),
+        ("", ["sampler=gp", "sampler.startup_trials=4"], {"name": "gp", "startup_trials": 4}),
+        ("sampler: {startup_trials: 7}", ["sampler.name=gp"], {"name": "gp", "startup_trials": 7}),
+        ("sampler: gp", ["sampler=random"], {"name": "random", "startup_trials": 10}),
+    ],
+)
+def test_a_key_of_a_section_in_short_form_may_be_overridden(load, text, overrides, expected):
+    assert load(text, *overrides).sampler.model_dump() == expected
+
+
+def test_resources_in_short_form_take_keys_and_other_texts_do_not(load, faults_of):
+    resources = load("resources: auto", "resources.cpu=2").resources
+    assert (resources.concurrent, resources.cpu) == ("auto", 2)
+    assert list(faults_of("", "name=x", "name.y=1")) == ["name.y"]
+
+
 @pytest.mark.parametrize("text", ["warm_start: none\nspace: {train: modules}", "space: {train: modules}", ""])
 def test_frozen_parts_with_random_weights_are_refused(faults_of, text):
     found = faults_of(text, "warm_start=none", "space.train=modules")
@@ -371,16 +417,17 @@ def test_a_name_that_is_neither_file_nor_preset_lists_the_presets():
 
 
 def test_overrides_that_cannot_be_applied(faults_of):
-    text = "space: {loss: {tau: [1, 2]}}\nsampler: tpe"
+    text = "space: {loss: {tau: [1, 2]}}\nwarm_start: library"
     faults = faults_of(
-        text, "seed", "=3", "space.loss.tau.low=2", "sampler.name=gp", "space.fuse=[", "seed=-1"
+        text, "seed", "=3", "space.loss.tau.low=2", "warm_start.name=gp", "space.fuse=[", "seed=-1"
     )
     assert faults == {
         "override 'seed'": "expected dotted.key=value",
         "override '=3'": "expected dotted.key=value",
         "space.loss.tau.low": "space.loss.tau is [1, 2] here, without keys of its own; override it whole, "
         "as space.loss.tau=...",
-        "sampler.name": "sampler is 'tpe' here, without keys of its own; override it whole, as sampler=...",
+        "warm_start.name": "warm_start is 'library' here, without keys of its own; override it whole, "
+        "as warm_start=...",
         "space.fuse": "not valid YAML: '[': expected the node content, but found '<stream end>'",
         "seed": "expected greater than or equal to 0, got -1",
     }
