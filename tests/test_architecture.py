@@ -6,9 +6,12 @@ Imports inside functions and below `TYPE_CHECKING` count like all others.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -44,9 +47,9 @@ FLOORS = {
     "search": (
         {"errors", "presets", "clusters"},
         {"experiment"},
-        {"policy", "study", "run_dir", "cluster_files"},
+        {"policy", "study", "run_dir"},
         {"cluster"},
-        {"stages"},
+        {"stages", "cluster_files"},
         {"tune"},
         {"run"},
         {"cli"},
@@ -54,6 +57,8 @@ FLOORS = {
 }
 # Rooms of `search` in which Ray may be imported; in `trainables` only the trial may.
 RAY_ROOMS = {"cluster", "cluster_files", "stages", "tune", "run"}
+ADAPTERS = {"analysis/runs/optuna_adapter.py": "optuna", "search/cluster/ray_adapter.py": "ray"}
+INTERNAL = ("ray.core.generated", "ray.experimental", "ray.autoscaler")  # not of Ray's documented API
 TUNE_FILES = ("search/tune/", "trainables/trial.py")
 # Imports that break a rule on purpose: "importer imports imported" and the reason.
 EXCEPTIONS: dict[str, str] = {}
@@ -196,6 +201,45 @@ def test_searcher_and_scheduler_know_verdicts_and_not_each_other() -> None:
     searcher, scheduler = "search.tune.searcher", "search.tune.scheduler"
     assert scheduler not in arrows()[searcher] and searcher not in arrows()[scheduler]
     assert "search.tune.verdicts" in arrows()[searcher] & arrows()[scheduler]
+
+
+def private_names(file: Path) -> set[str]:
+    """What `file` takes from a library that the library keeps to itself: imports, attributes, overrides."""
+    found = {
+        name
+        for name in imported(file)
+        if name.startswith(("optuna.", "ray."))
+        and (any(part.startswith("_") for part in name.split(".")) or name.startswith(INTERNAL))
+    }
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            found |= set() if own else {ast.unparse(node)}
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set(re.findall(r"\b(?:ray|optuna)\._\w+", node.value))
+    return found
+
+
+def test_private_names_of_optuna_and_ray_are_used_in_one_file_each() -> None:
+    found = {
+        str(file.relative_to(ROOT)): names
+        for package in ("search", "analysis")
+        for file in sorted((ROOT / package).rglob("*.py"))
+        if (names := private_names(file))
+    }
+    assert set(found) == set(ADAPTERS)
+    for file, names in found.items():
+        other = "ray" if ADAPTERS[file] == "optuna" else "optuna"
+        assert not {name for name in names if name.startswith(other)}
+    ray_in_trials = private_names(ROOT / "trainables/trial.py")
+    assert not {name for name in ray_in_trials if name.startswith("ray")}
+
+
+def test_the_next_major_version_of_a_library_with_an_adapter_is_not_installed() -> None:
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {"ray[tune]>=2.60,<3", "optuna>=5.0,<6"} <= set(required)
+    for name, major in (("ray", 2), ("optuna", 5)):
+        assert int(version(name).split(".")[0]) == major
 
 
 def test_no_package_imports_the_tests_or_benchmarks() -> None:

@@ -21,11 +21,16 @@ import sqlalchemy as sa
 import yaml
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
 
 from analysis.errors import InputError
+from analysis.runs.optuna_adapter import (
+    TrialModel,
+    TrialParamModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+)
 from analysis.runs.object_store import Store, is_remote
 from analysis.runs.study_url import URL_VARIABLE, given_url, redact, sqlite_url, study_url
 
@@ -222,8 +227,7 @@ def _read_trials(engine: sa.Engine, study_id: int) -> tuple[FrozenTrial, ...]:
 
     Leaves out what the analysis never asks for: system attributes and intermediate values.
     """
-    trial, param, value = models.TrialModel, models.TrialParamModel, models.TrialValueModel
-    attr = models.TrialUserAttributeModel
+    trial, param, value, attr = TrialModel, TrialParamModel, TrialValueModel, TrialUserAttributeModel
     params: dict[int, dict[str, Any]] = defaultdict(dict)
     distributions: dict[int, dict[str, BaseDistribution]] = defaultdict(dict)
     values: dict[int, dict[int, float]] = defaultdict(dict)

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
-import ray
+from search.cluster.ray_adapter import first_autoscaler_types, second_autoscaler_types
 
 # What Ray's monitor calls the type of a node where it only watches: the nodes were started by hand.
 _BY_HAND = re.compile(r"node_[0-9a-f]{8,}|")
-_STATUS = "__autoscaling_status"  # where the monitor of version 1 writes its report
 
 
 def autoscales() -> bool:
     """Whether the cluster has an autoscaler, of Ray's first or second version."""
-    types = _first_version_types() | _second_version_types()
+    types = first_autoscaler_types() | second_autoscaler_types()
     return any(_BY_HAND.fullmatch(kind) is None for kind in types)
-
-
-def _first_version_types() -> set[str]:
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    text = _internal_kv_get(_STATUS)
-    report: dict[str, Any] = (json.loads(text).get("autoscaler_report") or {}) if text else {}
-    return {str(kind) for kind in (report.get("node_type_mapping") or {}).values()}
-
-
-def _second_version_types() -> set[str]:
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
-
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=10))
-    if reply.autoscaling_state.autoscaler_state_version == 0:  # no autoscaler has reported
-        return set()
-    return {node.ray_node_type_name for node in reply.cluster_resource_state.node_states}

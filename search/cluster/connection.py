@@ -10,14 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private.authentication.authentication_token_setup import (
-    ensure_token_if_auth_enabled,
-    maybe_enable_token_auth_if_token_available,
-)
-from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
+from search.cluster.ray_adapter import check_token
 from trainables.errors import InputError
 from trainables.files import first_line
 
@@ -61,7 +56,7 @@ def connected(address: str | None, cpus: int | None = None, modules: Sequence[st
     try:
         if address is not None:
             _knock(address)
-            _show_token(address)
+            check_token(address)  # Ray itself would try for 20 seconds, and then say that nobody answers
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except AuthenticationError:
         raise InputError(
@@ -93,19 +88,6 @@ def _knock(address: str) -> None:
     if colon and port.isdigit():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS):
             pass
-
-
-def _show_token(address: str) -> None:
-    """Check the token: Ray itself would try for 20 seconds, and then say that nobody answers.
-
-    Raises:
-        AuthenticationError: there is none, or the cluster has another.
-        OSError: no cluster was found.
-    """
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    ensure_token_if_auth_enabled(create_token_if_missing=False)
-    if "://" not in address and (found := canonicalize_bootstrap_address(address)) is not None:
-        GcsClient(address=found)
 
 
 def cause_of(fault: RayError) -> str:

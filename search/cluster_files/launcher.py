@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from search.cluster.ray_adapter import check_launcher_file, launcher_schema
 from search.cluster_files import providers as cluster_providers
 from search.cluster_files.rules import count, image_fault, items, schema_faults, section
 from search.experiment.yaml12 import describe_value
@@ -44,27 +43,20 @@ def launcher_faults(config: Config) -> list[str]:
 
 def _schema(config: Config) -> list[str]:
     """Ray's schema, all faults of it: Ray's own check stops at the first."""
-    import ray.autoscaler
-
-    schema = json.loads(
-        (Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8")
-    )
     # `min_workers` at the top is the local provider's; Ray takes it out before it looks at the schema.
     return schema_faults(
-        {k: v for k, v in config.items() if k != "min_workers"}, schema, "Ray's cluster files"
+        {k: v for k, v in config.items() if k != "min_workers"}, launcher_schema(), "Ray's cluster files"
     )
 
 
 def _ray(config: Config) -> list[str]:
     """Ray's own check, for whatever else it refuses; it needs no network."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
     said, log = io.StringIO(), logging.getLogger("ray.autoscaler")
     level = log.level
     log.setLevel(logging.ERROR)  # it reports the defaults that it fills in
     try:
         with redirect_stdout(said), redirect_stderr(said):
-            validate_config(prepare_config(copy.deepcopy(config)))
+            check_launcher_file(config)
     except Exception as error:  # whatever type: Ray raises several, assertions among them
         reason = first_line(error)
         return [f"the file: expected what Ray accepts, got from its check: {reason}"]

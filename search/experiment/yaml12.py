@@ -137,9 +137,9 @@ def apply_overrides(
         except InputError as error:
             faults.append(f"{'.'.join(names)}: {error}")
             continue
-        section, short = names[0], (short_forms or {}).get(names[0])
-        if short and len(names) > 1 and isinstance(data.get(section), str):
-            data[section] = {short: data[section]}
+        short = (short_forms or {}).get(names[0])
+        if short and len(names) > 1 and isinstance(data.get(names[0]), str):
+            data[names[0]] = {short: data[names[0]]}
         if fault := _set(data, names, value):
             faults.append(fault)
     return faults

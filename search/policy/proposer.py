@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from analysis.runs.optuna_adapter import trial_of
 from search.experiment.experiment import Experiment
 from search.experiment.samplers import SAMPLERS
 from search.policy.extrapolation import Curves
@@ -140,7 +141,7 @@ class Proposer:
         self._study.add_trial(copy)
         if state == TrialState.RUNNING:
             stored = self._study.get_trials(deepcopy=False)[-1]
-            self._open[row.number] = optuna.Trial(self._study, stored._trial_id)
+            self._open[row.number] = trial_of(self._study, stored)
 
     def propose(self, seed: int) -> Iterator[Proposal]:
         """Refused proposals as they come, and last one to train.

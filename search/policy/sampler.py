@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from analysis.runs.optuna_adapter import generation_key
 from search.experiment.samplers import SAMPLERS, SamplerKind
 
 
@@ -35,7 +36,7 @@ def _nsga2(seed: int, startup_trials: int) -> BaseSampler:
 def _generation(sampler: BaseSampler, completed: int) -> dict[str, Any]:
     """The record knows no generations; in the order of completion they were about these."""
     assert isinstance(sampler, NSGAIISampler)
-    return {NSGAIISampler._get_generation_key(): completed // (sampler.population_size or 1)}
+    return {generation_key(): completed // (sampler.population_size or 1)}
 
 
 def _gp(seed: int, startup_trials: int) -> BaseSampler:

@@ -8,19 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session
 
+from analysis.runs.optuna_adapter import Storage
 from analysis.runs.study_url import redact
 from search.errors import FailedError
 from trainables.errors import InputError
@@ -42,7 +38,6 @@ _POSTGRES = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-_TOKEN = "ama:token"  # system attribute of a row: what its insertion is recognised by
 
 log = logging.getLogger(__name__)
 
@@ -67,35 +62,6 @@ def away_is_failure() -> Iterator[None]:
         yield
     except DatabaseAwayError as fault:
         raise FailedError(str(fault)) from None
-
-
-class Storage(RDBStorage):
-    """Optuna's storage, with an insertion that makes one row however often it is tried."""
-
-    _tried: str | None = None
-
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> models.TrialModel:
-        # Runs inside the transaction that holds the study's lock, and is run again by Optuna itself after an
-        # error: a commit whose answer got lost would make a second row.
-        token = None if template_trial is None else template_trial.system_attrs.get(_TOKEN)
-        if token is not None:
-            again, self._tried = token == self._tried, token
-            if again and (row := self._row_of(token, session)) is not None:
-                return row
-        return super()._get_prepared_new_trial(study_id, template_trial, session)
-
-    @staticmethod
-    def _row_of(token: str, session: Session) -> models.TrialModel | None:
-        attributes = models.TrialSystemAttributeModel
-        query = session.query(models.TrialModel).join(attributes)
-        return query.filter(attributes.key == _TOKEN, attributes.value_json == f'"{token}"').one_or_none()
-
-
-def new_token() -> dict[str, str]:
-    """The system attribute by which `Storage` knows a row again."""
-    return {_TOKEN: uuid4().hex}
 
 
 def open_storage(url: str) -> Storage:

@@ -19,8 +19,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from analysis.metrics import CURVE_METRICS, Direction
+from analysis.runs.optuna_adapter import close, new_token, storage_of, study_id, trial_id
 from analysis.runs.study_url import redact
-from search.study.database import Waiting, new_token, open_storage
+from search.study.database import Waiting, open_storage
 from trainables.errors import InputError
 
 CURVE = ("epoch", *CURVE_METRICS, "train_loss", "seconds")
@@ -44,8 +45,8 @@ class StudyRecord:
     def __init__(self, study: optuna.Study, waiting: Waiting) -> None:
         self.waiting = waiting
         self._study = study
-        self._storage = study._storage
-        self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+        self._storage = storage_of(study)
+        self._ids = {trial.number: trial_id(trial) for trial in study.get_trials(deepcopy=False)}
         self._curves: dict[int, dict[str, list[Any]]] = {}
 
     @staticmethod
@@ -141,9 +142,9 @@ class StudyRecord:
         now = datetime.now()
         row.datetime_start = now
         row.datetime_complete = now if refused is not None else None
-        trial_id = self.waiting(lambda: self._storage.create_new_trial(self._study._study_id, row))
-        number = self.waiting(lambda: self._storage.get_trial_number_from_id(trial_id))
-        self._ids[number] = trial_id
+        key = self.waiting(lambda: self._storage.create_new_trial(study_id(self._study), row))
+        number = self.waiting(lambda: self._storage.get_trial_number_from_id(key))
+        self._ids[number] = key
         return number
 
     def annotate(self, number: int, **attrs: Any) -> None:
@@ -225,12 +226,7 @@ class StudyRecord:
 
     def close(self) -> None:
         """End all connections; a SQLite file is whole by itself then, and may be moved."""
-        backend: Any = getattr(self._storage, "_backend", self._storage)
-        backend.remove_session()
-        if backend.engine.dialect.name == "sqlite":
-            with backend.engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        backend.engine.dispose()
+        close(self._storage)
 
     def interrupt(self) -> list[int]:
         """Set every RUNNING row to WAITING, from where `resume` takes it up; returns their numbers."""

@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune import Callback, Checkpoint
 from ray.tune.experiment import Trial
 
+from search.cluster.ray_adapter import WORKER_LOGGER
 from search.tune.searcher import StudySearcher
 
 # A node that is cut off shows as an actor that cannot be reached, before Ray knows why.
@@ -38,7 +39,7 @@ class StudyCallback(Callback):  # type: ignore[misc]
 
         What people should know of a broken trial the searcher says in a line.
         """
-        for name in ("ray.tune", "ray.train", "ray._private.worker"):
+        for name in ("ray.tune", "ray.train", WORKER_LOGGER):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
