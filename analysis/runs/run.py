@@ -14,10 +14,10 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis.runs import study_source as source
 from analysis.errors import InputError
 from analysis.metrics import COST_METRICS, CURVE_METRICS, METRICS, Metric, objective_names, own_metrics
 from analysis.pareto import Box, Floats, Objective, box, front_mask, minimised
+from analysis.runs import study_source as source
 from analysis.runs.parameters import method_labels, parameter_labels
 
 FORMAT = 1
