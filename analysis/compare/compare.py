@@ -23,6 +23,7 @@ from analysis.intervals import CONFIDENCE, summarise
 from analysis.metrics import show
 from analysis.pareto import Box, box, hypervolume
 from analysis.report import tables
+from analysis.runs.parameters import DEFAULT_METHOD
 from analysis.runs.run import Run
 
 GRID = 100  # points of a group's curve
@@ -199,7 +200,8 @@ def _run_names(runs: Sequence[Run]) -> list[str]:
 
 def _groups(runs: Sequence[Run]) -> list[str]:
     """By run: the name of its group, of the first run's name and what the groups differ in."""
-    flat = [_flat(run.experiment) for run in runs]
+    # Version 0.1 had one method and did not name it.
+    flat = [{"space.method": DEFAULT_METHOD, **_flat(run.experiment)} for run in runs]
     keys = sorted({key for values in flat for key in values})
     differ = [key for key in keys if len({str(values.get(key)) for values in flat}) > 1]
     marks = [tuple(str(values.get(key)) for key in differ) for values in flat]

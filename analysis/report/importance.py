@@ -11,7 +11,7 @@ what they share, the choice of the method included, and each method's trials exp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import optuna
@@ -57,7 +57,10 @@ def importances(run: Run) -> tuple[Importance, ...]:
         kind = "priced proposals" if cost else "fully trained trials"
         values = [_price(trial, metric) if cost else _result(trial, i) for trial in run.rows]
         known = [(trial, v) for trial, v in zip(run.rows, values, strict=True) if v is not None]
-        found.append(_of(metric, known, kind, student=cost))
+        overall = _of(metric, known, kind, student=cost)
+        if methods and not cost and overall.values:
+            overall = replace(overall, note=f"{overall.note}; what all methods share")
+        found.append(overall)
         for name, label in {} if cost else methods.items():
             own = [(trial, v) for trial, v in known if method_of(trial) == name]
             found.append(_of(metric, own, f"{kind} of {label}", method=label))
@@ -78,6 +81,8 @@ def _of(
     shared = set.intersection(*(set(trial.params) for trial, _ in chosen)) if chosen else set()
     if student:
         shared = {name for name in shared if name.startswith("level/") or name == "fuse"}
+    if method:
+        shared.discard(METHOD)  # the same in all of them
     bare = [_bare(trial, value, shared) for trial, value in chosen]
     reason = _too_little([v for _, v in known], bare, kind)
     note = reason or f"fANOVA over {len(bare)} of {len(known)} {kind}"

@@ -101,7 +101,7 @@ def mix_rows(table: pd.DataFrame, limit: int) -> tuple[list[str], list[list[str]
             f"{path} {share:.2f}" for path, share in zip(part["map"], part["share"], strict=True)
         )
         rows.append([str(number), str(span).replace("+", " + "), maps])
-    return ["trial", "replaced blocks", "teacher's maps in the target, with their shares"], rows
+    return ["trial", "replaced blocks", "teacher's maps, by share"], rows
 
 
 def why_no_parts(run: Run) -> str:

@@ -14,9 +14,10 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from analysis.report.plots import SMALL, block_axes
-from analysis.report.style import GRID, INK, MUTED, PART_COLOURS, new_figure, text_on
+from analysis.report.style import GREY, GRID, INK, MUTED, PART_COLOURS, new_figure, text_on
 
 OTHER = "all other parts"
+_ALPHA = 0.8
 _LEAST_FACTOR = 1.25  # the colours reach at least from 1 / this to this
 
 
@@ -41,7 +42,7 @@ def draw_loss_parts(table: pd.DataFrame, names: Mapping[int, str]) -> Figure:
         panels[i].set_title(names.get(number, str(number)), fontsize=8.5)
         panels[i].set_ylabel("training loss" if i % columns == 0 else "")
         panels[i].set_xlabel("epoch" if i + columns >= len(numbers) else "")
-    patches = [Patch(color=colour, label=part) for part, colour in parts.items()]
+    patches = [Patch(color=colour, lw=0, alpha=_ALPHA, label=part) for part, colour in parts.items()]
     handles = [*patches, *panels[0].get_lines()[:1]]
     longest = max(len(str(handle.get_label())) for handle in handles)
     figure.legend(handles=handles, loc="outside upper left", ncols=max(1, min(4, 60 // (longest + 6))))
@@ -71,7 +72,7 @@ def _stack(axes: Axes, table: pd.DataFrame, parts: Mapping[str, str]) -> None:
         for name, colour in parts.items():
             high = low + sign * (sign * values[name].to_numpy()).clip(min=0.0)
             if (high != low).any():
-                axes.fill_between(edges, low.repeat(2), high.repeat(2), color=colour, lw=0, alpha=0.8)
+                axes.fill_between(edges, low.repeat(2), high.repeat(2), color=colour, lw=0, alpha=_ALPHA)
             low = high
     total = table.groupby("epoch")["train_loss"].first().reindex(values.index).to_numpy()
     axes.plot(edges, total.repeat(2), color=INK, lw=1.1, label="training loss, their sum")
@@ -101,13 +102,17 @@ def draw_span_weights(cells: pd.DataFrame, names: dict[int, str]) -> Figure:
         xs, y, weight = [place[block] for block in part["block"]], ranks.index(rank), part["weight"].iloc[0]
         colour = _weight_colour(weight, scale)
         wide = max(xs) - min(xs) + 0.92
-        axes.add_patch(Rectangle((min(xs) - 0.46, y - 0.42), wide, 0.84, facecolor=colour, lw=0))
+        look = {"facecolor": colour, "edgecolor": GREY, "lw": 0.5}  # a weight of 1 is nearly white
+        axes.add_patch(Rectangle((min(xs) - 0.46, y - 0.42), wide, 0.84, **look))
         if len(blocks) <= SMALL:
             middle = (min(xs) + max(xs)) / 2
             axes.text(middle, y, f"{weight:.2f}", ha="center", va="center", fontsize=8, color=text_on(colour))
     block_axes(axes, cells, names)
     ends = [float(np.exp(sign * scale)) for sign in (-1, 0, 1)]
-    entries = [Patch(color=_weight_colour(w, scale), label=f"weight {w:.2f}") for w in ends]
+    entries = [
+        Patch(facecolor=_weight_colour(w, scale), edgecolor=GREY, lw=0.5, label=f"weight {w:.2f}")
+        for w in ends
+    ]
     entries.append(Patch(color=GRID, label="kept"))
     figure.legend(handles=entries, loc="outside upper left", ncols=4, columnspacing=1, handlelength=1)
     return figure

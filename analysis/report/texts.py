@@ -170,14 +170,14 @@ def method_rows(run: Run, methods: pd.DataFrame) -> tuple[list[str], list[list[s
     headers = ["method", "trials", "fully trained", "on the front"]
     for metric in run.metrics:
         label = metric_of(metric).label
-        headers += [f"best {label}", f"{label}, mean ± sd"]
+        headers += [f"best {label}", "mean ± sd"]
     rows = []
     for _, row in methods.iterrows():
         cells = [str(row["method"]), *(f"{row[n]:.0f}" for n in ("trials", "complete", "front"))]
         for metric in run.metrics:
             cells += [show(metric, row[f"{metric}_best"]), _mean(row, metric)]
         rows.append([*cells, show_seconds(row["seconds_per_epoch"])])
-    return [*headers, "seconds an epoch"], rows
+    return [*headers, "s / epoch"], rows
 
 
 def _mean(row: pd.Series, metric: str) -> str:

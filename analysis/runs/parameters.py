@@ -1,7 +1,7 @@
 """Names of searched parameters and methods, as people read them.
 
-A study's parameter is `level/<block>`, `<method>/<key>`, `optim/<key>`, `fuse` or `method`. Version 0.1 had
-one method and no name spaces: `alpha`, `lr`.
+In a study a parameter is `level/<block>`, `<method>/<key>`, `optim/<key>`, `fuse` or `method`. Version 0.1
+had one method and no name spaces: `alpha`, `lr`.
 """
 
 from __future__ import annotations

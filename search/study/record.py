@@ -3,6 +3,22 @@
 `search.policy.proposer` makes the proposals; here rows are written, each in as few transactions as the
 storage allows, and read back when a search is resumed. Every read and write waits for a database that is away
 (`search.study.database.Waiting`), and may be repeated without harm.
+
+Parameters of a row: `level/<block>`, `fuse`, `method`, `<method>/<key>`, `optim/<key>`, as far as they are
+searched; where several methods are, a row has those of its own method alone. Version 0.1 had no name spaces.
+
+Attributes of a row, each from the moment it is known:
+- config: the `DistillConfig` of the trial, as JSON; seed: of the trial
+- costs: of the student, by metric; replaced: its spans, each with `span`, the blocks, and `width`
+- refused: why the proposal was not trained; such a row has `epochs` 0 and nothing below
+- epochs: trained so far; seconds: of training; ray_id: of the Ray trial; checkpoint: below the run directory
+- metrics: what the last epoch recorded, flat: the fields of `EpochMetrics`; `loss/<part>` for every part of
+  the loss that the method names, weighted, which add up to `train_loss`; what the method records besides
+  (`ama`: `entropy` and, where supervision is adaptive, `weight/<span>` and `mix/<span>/<teacher's map>`, a
+  span being its blocks joined by `+`); the user's own metrics
+- curve: by column a list with one value an epoch: `CURVE`, then all that the method and the user's metrics
+  record; None before a column's first value
+- reason: of stopping early or failing; retries, retry_reason, epochs_lost: what failures cost the trial
 """
 
 from __future__ import annotations

@@ -184,3 +184,13 @@ def test_one_run_and_the_same_run_twice(opened: dict[str, Run]) -> None:
         compare_runs([opened["random"]])
     with pytest.raises(InputError, match="the same run twice"):
         compare_runs([opened["random"], opened["random"]])
+
+
+def test_runs_of_version_01_and_of_today_and_of_two_methods(make_study: Make, tmp_path: Path) -> None:
+    old, today = run_of(make_study(complete=6), "old"), run_of(make_study(complete=6, names="one"), "today")
+    several = run_of(make_study(complete=6, names="two"), "several")
+    found = compare_runs([old, today, several])
+    groups = found.runs.set_index("run")["group"]
+    assert groups["old"] == groups["today"] != groups["several"], "version 0.1 had the method ama alone"
+    assert found.runs["hypervolume"].tolist()[:2] == pytest.approx([found.runs["hypervolume"].iloc[0]] * 2)
+    assert all(path.is_file() for path in write_comparison(found, tmp_path))

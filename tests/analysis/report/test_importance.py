@@ -107,3 +107,33 @@ def test_block_effects_of_levels_nobody_tried_are_unknown(make_study: Make) -> N
     assert untried["val_accuracy"].isna().all()
     assert untried["flops_effect"].isna().all()
     assert block_effects(Run.open(make_study(**NOTHING))).empty
+
+
+def test_settings_of_one_method_are_explained_by_its_own_trials(make_study: Make) -> None:
+    study = make_study(**(NOTHING | {"complete": 60}), names="two")
+    run = Run.open(study)
+    found = {(item.metric, item.method): item for item in importances(run)}
+    assert list(found) == [("val_accuracy", m) for m in ("", "ama", "toy")] + [("latency_ms", "")]
+    shared = {name for name in run.parameters if not name.startswith(("ama/", "toy/"))}
+    assert set(found["val_accuracy", ""].values) == shared
+    assert "method" in shared and "optim/lr" in shared
+    assert found["val_accuracy", ""].note.endswith("; what all methods share")
+    for method, other in (("ama", "toy"), ("toy", "ama")):
+        item = found["val_accuracy", method]
+        own = {name for name in run.parameters if not name.startswith(f"{other}/")} - {"method"}
+        assert set(item.values) == own
+        assert sum(item.values.values()) == pytest.approx(1.0)
+    count = sum(trial.params["method"] == "ama" for trial in study.trials)
+    assert found["val_accuracy", "ama"].note == f"fANOVA over {count} of {count} fully trained trials of ama"
+    few = importances(Run.open(make_study(**(NOTHING | {"complete": 11}), names="two")))
+    assert [item.values == {} for item in few if item.method] == [True, True]
+    assert few[1].note.startswith("needs 10 fully trained trials of ama, there are ")
+
+
+def test_trials_that_share_no_parameter_that_varies(make_study: Make) -> None:
+    study = make_study(**NOTHING)
+    for i in range(12):
+        name = f"m{i % 2}/k"
+        params, space = {name: i / 12}, {name: FloatDistribution(0, 1)}
+        study.add_trial(create_trial(params=params, distributions=space, values=[0.5 + i / 100, 1.0 + i]))
+    assert importances(Run.open(study))[0].note == "no parameter varied"

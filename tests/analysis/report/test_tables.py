@@ -90,6 +90,48 @@ def test_settings_are_the_searched_parameters_that_are_no_levels(make_study: Mak
     assert tables.log_parameters(run) == {"beta", "lr"}
 
 
+def test_settings_of_two_methods_are_missing_where_they_do_not_apply(make_study: Make) -> None:
+    run = Run.open(make_study(names="two"))
+    table = tables.settings(run)
+    names = ["ama/alpha", "ama/beta", "ama/supervision", "method", "optim/lr"]
+    assert list(table.columns[3:]) == [
+        *names,
+        *(f"toy/{key}" for key in ("alpha", "kind", "layers", "temperature")),
+    ]
+    assert (table["toy/alpha"].isna() == (table["method"] == "ama")).all()
+    assert tables.log_parameters(run) == {"ama/beta", "optim/lr", "toy/temperature"}
+
+
+def test_results_by_method(make_study: Make) -> None:
+    study = make_study(names="two")
+    run = Run.open(study)
+    table = tables.methods(run)
+    assert table["method"].tolist() == ["ama", "toy"]
+    frame = tables.ran(run.frame())
+    for (_, row), name in zip(table.iterrows(), run.methods, strict=True):
+        part = frame[(frame["method"] == name) & (frame["state"] != "WAITING")]
+        done = part[part["state"] == "COMPLETE"]
+        assert (row["trials"], row["complete"]) == (len(part), len(done))
+        assert row["front"] == done["on_front"].sum()
+        assert row["val_accuracy_best"] == done["val_accuracy"].max()
+        assert row["latency_ms_best"] == done["latency_ms"].min()
+        assert row["val_accuracy_mean"] == pytest.approx(np.mean(done["val_accuracy"]))
+        assert row["val_accuracy_std"] == pytest.approx(np.std(done["val_accuracy"], ddof=1))
+        assert row["seconds_per_epoch"] == pytest.approx(part["seconds"].sum() / part["epochs"].sum())
+    assert table["trials"].sum() == 43
+    assert tables.methods(Run.open(make_study())).empty
+    assert tables.methods(Run.open(make_study(names="one"))).empty
+
+
+def test_a_method_without_a_trained_trial_has_no_results(make_study: Make) -> None:
+    nothing = dict.fromkeys(("complete", "pruned", "failed", "running", "waiting", "refused"), 0)
+    table = tables.methods(Run.open(make_study(**{**nothing, "complete": 1, "waiting": 3}, names="two")))
+    assert table["complete"].sum() == 1 and table["trials"].sum() == 1
+    without = table[table["complete"] == 0].iloc[0]
+    assert without[["val_accuracy_best", "val_accuracy_mean", "seconds_per_epoch"]].isna().all()
+    assert table["val_accuracy_std"].isna().all()
+
+
 def test_states_count_refused_apart_and_failures_group_by_reason(make_study: Make) -> None:
     study = make_study()
     for epoch in (1, 7):

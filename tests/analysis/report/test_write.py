@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -206,6 +207,48 @@ def test_a_later_report_leaves_no_stale_picture(make_study: Make, tmp_path: Path
 def test_no_trials_is_an_error(make_study: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no trials yet"):
         write_report(make_study(**NOTHING), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two(make_run: Callable[..., Path]) -> Report:
+    """The report of a run that searched two methods, with picks."""
+    run = make_run("two", names="two", complete=60)
+    return write_report(run, run / "report", pick(run, top=3))
+
+
+def test_a_report_of_two_methods_names_them_and_their_settings(two: Report) -> None:
+    text, parser = parse(two.index)
+    assert {"#methods", "#loss"} <= set(parser.links)
+    assert "<dt>Methods</dt><dd>ama, toy</dd>" in text
+    assert "ama: alpha, ama: beta, ama: supervision, method, lr, toy: alpha, toy: kind, toy: layers" in text
+    assert "optim/lr" not in text and "import:mine.py:Toy" not in text
+    drawn = {p.stem for p in two.figures}
+    assert {"loss-parts", "span-weights", "settings", "importance-val_accuracy-ama"} <= drawn
+    assert "importance-val_accuracy-toy" in drawn
+    table = pd.read_csv(two.out / "trials.csv")
+    assert {"loss/ce", "loss/pull", "queue", "toy/kind", "ama/alpha", "weight/layer1.0"} <= set(table.columns)
+    assert table.columns.is_unique
+    curves = pd.read_csv(two.out / "learning-curves.csv")
+    assert np.allclose(curves.filter(like="loss/").sum(axis=1), curves["train_loss"])
+    shown = pd.read_csv(two.out / "loss-parts.csv")
+    assert shown["number"].nunique() == 3, "the picked students alone"
+    assert "Shown: the picked students." in text
+    summary = two.summary.read_text(encoding="utf-8")
+    assert "## Results by method" in summary and "![Parts of the loss](loss-parts.png)" in summary
+
+
+def test_its_tables_say_what_their_csv_files_say(two: Report) -> None:
+    test_every_number_of_the_tables_is_in_a_csv_beside_them(two)
+
+
+def test_a_report_of_one_method_has_short_names(make_study: Make, tmp_path: Path) -> None:
+    report = write_report(make_study(names="one", complete=40), tmp_path)
+    text, parser = parse(report.index)
+    assert "<dt>Method</dt><dd>ama</dd>" in text
+    assert "<dt>Also searched</dt><dd>alpha, beta, supervision, lr</dd>" in text
+    assert "#methods" not in parser.links
+    assert {"loss-parts", "span-weights"} <= {p.stem for p in report.figures}
+    assert "Learned targets" in text and "layer1.0.act 0.75, layer1.1.act 0.25" in text
 
 
 def test_suggestions_are_picks_that_their_commands_would_make(make_run: Callable[..., Path]) -> None:

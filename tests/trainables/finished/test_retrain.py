@@ -125,6 +125,31 @@ def test_the_card_says_what_the_manifest_says(result: RetrainResult, data: Image
     assert "overrides" not in card
 
 
+def test_a_card_lists_the_settings_of_any_method(result: RetrainResult) -> None:
+    _, manifest = load_model(result.path)
+    card = model_card(manifest)
+    assert "- Method: ama (alpha 0.5, tau 4, beta 1, supervision uniform, entropy_weight 1)" in card
+    for settings, line in (
+        (
+            {"weight": 0.25, "bank": 4096, "kind": "pairs"},
+            "import:mine.py:Mine (weight 0.25, bank 4096, kind pairs)",
+        ),
+        ({"alpha": 0.5}, "import:mine.py:Mine (alpha 0.5)"),
+        ({"taps": ["a", "b"], "ema": None}, "import:mine.py:Mine (taps [a, b], ema None)"),
+        ({}, "import:mine.py:Mine"),
+    ):
+        other = {
+            **manifest,
+            "config": {**manifest["config"], "method": "import:mine.py:Mine", "loss": settings},
+        }
+        lines = model_card(other).splitlines()
+        assert f"- Method: {line}" in lines
+        assert not [text for text in lines if text.startswith("- Loss:")]
+        assert any(text.startswith("- SGD, peak learning rate") for text in lines)
+    old = {key: value for key, value in manifest["config"].items() if key != "method"}
+    assert model_card({**manifest, "config": old}) == card, "version 0.1 named no method"
+
+
 def test_test_images_are_read_when_training_is_over(
     config: DistillConfig,
     teacher: Teacher,
