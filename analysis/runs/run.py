@@ -1,4 +1,4 @@
-"""A run opened for reading: its study's attributes, and its trials as a table; `load` opens one that has trials."""
+"""A run opened for reading: its study's attributes, and its trials as a table."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis.runs import study_source as source
 from analysis.errors import InputError
 from analysis.metrics import COST_METRICS, CURVE_METRICS, METRICS, Metric, objective_names, own_metrics
 from analysis.pareto import Box, Floats, Objective, box, front_mask, minimised
+from analysis.runs import study_source as source
 
 FORMAT = 1
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")

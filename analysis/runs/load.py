@@ -1,0 +1,55 @@
+"""Open a run for its trials: `load("runs/digits").trials`, and `front` for the best of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pandas as pd
+
+from analysis.errors import InputError
+from analysis.runs.run import Run
+
+
+def load(run: str | Path | optuna.Study | Run, study: str | None = None) -> Run:
+    """Open a run that has trials.
+
+    Args:
+        run: run directory (a path, or a URI in an object store), storage URL ("URL#study", or URL with
+            `study`), Optuna study, or an open Run.
+        study: name of the study where the database holds several.
+
+    Returns:
+        The run; `trials` is a DataFrame with one row a trial, whose columns `Run.trials` lists.
+
+    Raises:
+        InputError: no run there, an unreadable database, or a study without trials.
+
+    Example:
+        run = load("runs/digits")
+        done = run.trials[run.trials["state"] == "COMPLETE"]
+        print(done[["number", "val_accuracy", "flops"]])
+    """
+    opened = Run.open(run, study)
+    if not opened.rows:
+        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+    return opened
+
+
+def front(run: str | Path | optuna.Study | Run) -> pd.DataFrame:
+    """The trials that are fully trained and that no other such trial dominates.
+
+    Args:
+        run: as for `load`.
+
+    Returns:
+        Rows of `Run.trials`, best first objective first.
+
+    Raises:
+        InputError: as `load`; or no trial has finished yet.
+
+    Example:
+        best = front("runs/digits")
+        print(best[["number", "val_accuracy", "flops", "replaced"]])
+    """
+    return load(run).front()
