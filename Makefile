@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OTHERS := $(VENV)/torchdistill
+JOBS := 2
+SEED := $(shell date +%s)
 SMALL := --sampled 24 --student-epochs 4 --work runs/warmstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults check format bench-prices bench-engine bench-search bench-warmstart bench-proxy bench-paper bench-fastnas bench-report clean
+.PHONY: help install quickstart test test-random test-faults check format bench-prices bench-engine bench-search bench-warmstart bench-proxy bench-paper bench-fastnas bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,9 +32,12 @@ $(OTHERS): $(STAMP)
 quickstart: $(STAMP) ## search, report, pick and retrain on the embedded digits
 	$(BIN)/ama quickstart
 
-test: $(STAMP) ## all tests, with line coverage of the three packages
+test: $(STAMP) ## all tests, JOBS=2 at a time, with line coverage of the three packages
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest tests --cov --cov-report=term
+	$(BIN)/python -m pytest tests -n $(JOBS) --cov --cov-report=term
+
+test-random: $(STAMP) ## all tests, JOBS=2 at a time, in a random order; SEED=NUMBER repeats one
+	$(BIN)/python -m pytest tests -n $(JOBS) --random-order --random-order-seed=$(SEED)
 
 test-faults: $(STAMP) ## searches whose driver, nodes, database and disk are taken away; hours; AMA_FAULT_RUNS=30
 	$(BIN)/python -m pytest tests -m faults -s

@@ -1,4 +1,4 @@
-"""From a teacher to a front without the command: a notebook in cells (`# %%`), for VS Code, Jupytext or Spyder.
+"""From a teacher to a front, without the command: a notebook in cells (`# %%`), for VS Code or Jupytext.
 
 A minute on two CPU cores, on scikit-learn's handwritten digits: `python docs/example.py`. It writes a
 teacher, a run directory, a picture of the front and a retrained model into the working directory.

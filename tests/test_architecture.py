@@ -192,6 +192,12 @@ def test_libraries_stay_in_their_rooms() -> None:
     assert importers("ray.train", "ray.air") == set()
 
 
+def test_searcher_and_scheduler_know_verdicts_and_not_each_other() -> None:
+    searcher, scheduler = "search.tune.searcher", "search.tune.scheduler"
+    assert scheduler not in arrows()[searcher] and searcher not in arrows()[scheduler]
+    assert "search.tune.verdicts" in arrows()[searcher] & arrows()[scheduler]
+
+
 def test_no_package_imports_the_tests_or_benchmarks() -> None:
     assert importers("tests", "benchmarks", "pytest") == set()
 

@@ -1,9 +1,9 @@
-"""Write files atomically, describe an error in one line, name the version of this code."""
+"""Write files atomically, delete them on purpose, describe an error in one line, name this code's version."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,30 @@ def replacing(path: Path) -> Iterator[Path]:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+_told: list[Callable[[Path], None]] = []
+
+
+def remove(path: Path) -> None:
+    """Delete a file that is no longer needed, in the copies of its folder too; none there is no error."""
+    path.unlink(missing_ok=True)
+    for tell in list(_told):
+        tell(path)
+
+
+@contextmanager
+def removals(tell: Callable[[Path], None]) -> Iterator[None]:
+    """Call `tell` with the path of every file that `remove` deletes inside the block, in any thread.
+
+    For a folder that is the working copy of another place. That a file is missing says nothing: whatever
+    cleans temporary folders may have taken it.
+    """
+    _told.append(tell)
+    try:
+        yield
+    finally:
+        _told.remove(tell)
 
 
 def write_text(path: Path, text: str) -> None:

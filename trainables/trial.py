@@ -86,7 +86,12 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         started = time.perf_counter()
         self._number = int(config["number"])
         distill = DistillConfig.model_validate_json(config["distill"])
-        self._distiller = Distiller(distill, self._setup)
+        self._refused: str | None = None
+        try:
+            self._distiller = Distiller(distill, self._setup)
+        except InputError as fault:  # told by the first step: if raised here, Ray would start the trial again
+            self._refused = str(fault)
+            return
         self._take_up(config.get("resume") or ())
         self._tell_after(config.get("told", self._distiller.epoch))
         self._startup_seconds = time.perf_counter() - started
@@ -112,16 +117,18 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         return None
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch and report it; a trial that diverged or is too large ends with its reason.
+        """Train one epoch and report it; one that cannot be trained (on) ends with its reason.
 
         Ray saves a trial that a rung stops before the study hears of the epoch. One that was cut off between
         the two is taken up with an epoch that nobody was told of: it is reported first, and judged again.
         """
+        if self._refused is not None:
+            return self._failure(self._refused)
         again, began = self._told < self._distiller.epoch, time.time()
         try:
             metrics = self._distiller.history[self._told] if again else self._epoch()
-        except (TrainingDiverged, TooLarge) as fault:
-            return {"number": self._number, "failure": str(fault), "done": True}
+        except (TrainingDiverged, TooLarge, InputError) as fault:
+            return self._failure(str(fault))
         self._told = metrics.epoch
         recorded = metrics.as_dict()
         return {
@@ -135,6 +142,10 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
             "done": metrics.epoch == self._distiller.config.epochs,
         }
 
+    def _failure(self, reason: str) -> dict[str, Any]:
+        """The result that ends the trial as failed; Ray does not try it again."""
+        return {"number": self._number, "failure": reason, "done": True}
+
     def _epoch(self) -> EpochMetrics:
         folder = self._context.profile
         # The second epoch: the first one warms up caches, allocators and kernels.
@@ -144,6 +155,8 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write everything an exact resume needs into `checkpoint_dir`."""
+        if self._refused is not None:
+            return
         state = {**self._distiller.state_dict(), "told": self._told}
         save_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, state)
 

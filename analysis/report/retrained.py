@@ -72,9 +72,9 @@ def summary_rows(entries: Sequence[Mapping[str, Any]], costs: Sequence[str] = CO
     return rows
 
 
-def teacher_row(teacher: Mapping[str, Any]) -> Row:
+def teacher_row(teacher: Mapping[str, Any], costs: Sequence[str] = COST_METRICS) -> Row:
     """The teacher's row in front of those of `summary_rows`; what it lacks is None."""
-    names = (*COST_METRICS, "epochs", "seconds", *SCORES)
+    names = (*costs, "epochs", "seconds", *SCORES)
     spread = {f"{name}_{part}": None for name in SCORES for part in ("std", "low", "high")}
     known = {name: teacher.get(name) for name in names}
     return {"number": None, "kind": "teacher", "n": 1, **known, **spread, **_gains([], [], STUDENT)}

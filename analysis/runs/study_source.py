@@ -9,14 +9,12 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy as sa
@@ -29,10 +27,7 @@ from sqlalchemy.orm import Session
 
 from analysis.errors import InputError
 from analysis.runs.object_store import Store, is_remote
-
-from analysis.runs.study_url import URL_VARIABLE, redact, study_url
-
-
+from analysis.runs.study_url import URL_VARIABLE, given_url, redact, sqlite_url, study_url
 
 _READ_ERRORS = (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, ValueError)
 
@@ -60,8 +55,6 @@ class Record:
     trials: tuple[FrozenTrial, ...] = field(repr=False)
 
 
-
-
 def locate(run: str | Path, study: str | None = None, place: str | None = None) -> Source:
     """Find the study that `run` means.
 
@@ -78,12 +71,21 @@ def locate(run: str | Path, study: str | None = None, place: str | None = None) 
     if is_remote(text):
         source = _locate_remote(text, study)
     elif isinstance(run, str) and "://" in run:
-        url, _, name = text.partition("#")
-        source = Source(redact(url), study or name or None, url=url)
+        url, name = _url_and_study(text)
+        complete = given_url(url)
+        source = Source(redact(redact(url), complete), study or name, url=complete)
     else:
         source = _locate_directory(Path(text), study, place or text)
     _require_file(source)
     return source
+
+
+def _url_and_study(text: str) -> tuple[str, str | None]:
+    """`URL#study` in two; a # before an @ or a / belongs to the URL, such as one in a password."""
+    url, _, name = text.rpartition("#")
+    if not url or "@" in name or "/" in name:
+        return text, None
+    return url, name or None
 
 
 def _locate_directory(path: Path, study: str | None, place: str) -> Source:
@@ -104,7 +106,7 @@ def _locate_directory(path: Path, study: str | None, place: str) -> Source:
         return source
     if is_remote(place):
         raise _no_database(place)
-    return replace(source, url=f"sqlite:///{database.resolve()}")
+    return replace(source, url=sqlite_url(database.resolve()))
 
 
 def _locate_remote(uri: str, study: str | None) -> Source:
@@ -135,7 +137,7 @@ def _of_settings(settings: Mapping[str, Any], study: str | None, place: str, pat
     if not named and not from_environment:
         return Source(place, name, path, place)
     try:
-        url = study_url(str(named) if named else None, path or place)
+        url = study_url(str(named) if named else None, path or place, kept=True)
     except InputError as fault:
         raise InputError(f"{place}/experiment.yaml: {fault}") from None
     origin = f" from {URL_VARIABLE}" if from_environment else ""
@@ -152,14 +154,12 @@ def _settings(content: bytes, file: str) -> dict[str, Any]:
     return settings
 
 
-
-
 def _require_file(source: Source) -> None:
     """Refuse an SQLite file that does not exist: opening it would make an empty database."""
     if not source.url.startswith("sqlite"):
         return
-    file = source.url.partition(":///")[2].partition("?")[0]
-    if not Path(file).is_file():
+    file = sa.make_url(source.url).database
+    if not file or not Path(file).is_file():
         raise InputError(f"{source.label}: no study yet, the database {file or '(none)'} does not exist")
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -15,9 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from analysis.metrics import show
 from search.cli.tables import ENDED, Objectives, draw
-
-if TYPE_CHECKING:  # imports torch, which `ama --help` need not wait for
-    from search.tune.board import Board
+from search.tune.board import Board
 
 Stage = Callable[[str, int, int], None]  # what, done, of how many
 
@@ -120,7 +118,7 @@ def live_board(objectives: Objectives) -> Iterator[Callable[[Board], None]]:
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def watch(board: Board) -> None:
-            before[:] = before or [sum(board.done_epochs.values())]
+            before[:] = before or [board.epochs_in_all]
             live.update(draw(board, objectives, time.monotonic() - began, before[0]))
 
         yield watch
@@ -131,19 +129,17 @@ class _Lines:
 
     def __init__(self, objectives: Objectives) -> None:
         self._objectives = objectives
-        self._seen: set[int] = set()
+        self._said = 0
 
     def __call__(self, board: Board) -> None:
-        ended = [n for n, state in board.states.items() if state in ENDED]
-        for number in ended:
-            if number not in self._seen:
-                self._seen.add(number)
-                values = board.values.get(number, ())
-                shown = ", ".join(show(m, v) for (m, _), v in zip(self._objectives, values, strict=False))
-                console.print(
-                    f"{f'{len(ended)}/{board.trials}':>9}  trial {number:>4}  "
-                    f"{ENDED[board.states[number]]:<13}  "
-                    f"{board.done_epochs.get(number, 0)}/{board.epochs} epochs  {shown}".rstrip(),
-                    markup=False,
-                    soft_wrap=True,
-                )
+        for number in board.ended[self._said :]:
+            values = board.values.get(number, ())
+            shown = ", ".join(show(m, v) for (m, _), v in zip(self._objectives, values, strict=False))
+            console.print(
+                f"{f'{len(board.ended)}/{board.trials}':>9}  trial {number:>4}  "
+                f"{ENDED[board.states[number]]:<13}  "
+                f"{board.done_epochs.get(number, 0)}/{board.epochs} epochs  {shown}".rstrip(),
+                markup=False,
+                soft_wrap=True,
+            )
+        self._said = len(board.ended)

@@ -42,7 +42,7 @@ def run_search(
             profile_trial=profile_trial,
         )
     for board in boards:
-        answers.print(front_table(board.values, objectives))
+        answers.print(front_table(board.front(), objectives))
         counts = board.counts()
         counts["WAITING"] += counts.pop("RUNNING", 0)  # nothing runs any more; --resume takes them up
         answers.print(count_words(counts, board.refused))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +43,20 @@ Address = Annotated[
 def emit(value: Any) -> None:
     """Print an answer as JSON."""
     print(json.dumps(value, indent=2))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector away from the objects that exist now, until the block ends.
+
+    For commands that hold a large study while they work: at 10,000 trials a third of the CPU time of
+    `ama pick` would go into looking at its objects again and again.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def example(text: str) -> str:

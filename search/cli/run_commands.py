@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from analysis.metrics import show
 from search.cli.console import answers, console, stages
-from search.cli.options import Address, Json, Overrides, RunArg, app, emit, example
+from search.cli.options import Address, Json, Overrides, RunArg, app, emit, example, uncollected
 from search.cli.tables import count_words, front_table, text_table
 
 if TYPE_CHECKING:  # `ama --help` waits for neither torch nor Ray
@@ -52,8 +52,18 @@ def report(
     from search.run_dir.folder import working_folder
 
     place = out or join(run, "report")
-    with console.status("drawing"), opened(run) as (study, _), working_folder(place) as folder:
+    with (
+        console.status("drawing"),
+        opened(run) as (study, _),
+        uncollected(),
+        working_folder(place) as folder,
+    ):
         written = write_report(study, folder.path)
+        drawn = {file.name for file in written.figures}
+        for table in written.tables:  # a picture of an earlier report that this one does not have
+            for name in (f"{table.stem}.png", f"{table.stem}.svg"):
+                if name not in drawn:
+                    folder.remove(name)
     answers.print(f"report: {join(place, written.index.name)}", soft_wrap=True)
 
 
@@ -103,7 +113,7 @@ def pick(
     from analysis.runs.object_store import join
     from search.run.open_run import opened
 
-    with opened(run) as (study, folder):
+    with opened(run) as (study, folder), uncollected():
         picks = choose(study, max=most, min=least, knee=knee, top=top)
         write_pick(Path(out) if out else folder.path / "pick.yaml", picks, study)
     if as_json:

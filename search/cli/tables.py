@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from analysis.metrics import duration, show
-
-if TYPE_CHECKING:  # imports torch, which `ama --help` need not wait for
-    from search.tune.board import Board
+from search.tune.board import Board, Front
 
 Objectives = Sequence[tuple[str, str]]  # metric and direction, in the study's order
 
@@ -35,7 +33,7 @@ def draw(board: Board, objectives: Objectives, elapsed: float, before: int = 0) 
     line = f"{ended}/{board.trials} trials: {count_words(counts, board.refused)}"
     left = seconds_left(board, elapsed, before)
     clock = f"{duration(elapsed)} gone" + (f", about {duration(left)} left" if left else "")
-    return Group(Text(line), Text(clock), front_table(board.values, objectives))
+    return Group(Text(line), Text(clock), _front_table(board.front(), objectives))
 
 
 def count_words(counts: Mapping[str, int], refused: int) -> str:
@@ -54,27 +52,28 @@ def count_words(counts: Mapping[str, int], refused: int) -> str:
 
 def seconds_left(board: Board, elapsed: float, before: int = 0) -> float | None:
     """Seconds the rest takes if its trials are as long as those that ended; None: too early to say."""
-    ended = [n for n, state in board.states.items() if state in ENDED]
-    done = sum(board.done_epochs.values())
-    if not ended or done <= before:
+    done = board.epochs_in_all
+    if not board.ended or done <= before:
         return None
-    average = sum(board.done_epochs.get(n, 0) for n in ended) / len(ended)
+    average = board.epochs_of_ended / len(board.ended)
     return elapsed * max(average * board.trials - done, 0.0) / (done - before)
 
 
-def front_table(values: Mapping[int, Sequence[float]], objectives: Objectives, title: str = "front") -> Table:
+def front_table(values: Mapping[int, Sequence[float]], objectives: Objectives) -> Table:
     """The non-dominated trials of `values`, cheapest (by the last objective) first."""
-    table = Table(title=title, title_justify="left")
+    front = Front([direction for _, direction in objectives])
+    for number, row in values.items():
+        front.add(number, row)
+    return _front_table(front.values, objectives)
+
+
+def _front_table(front: Mapping[int, Sequence[float]], objectives: Objectives) -> Table:
+    table = Table(title="front", title_justify="left")
     table.add_column("trial", justify="right")
     for metric, _ in objectives:
         table.add_column(metric, justify="right")
-    signs = [-1.0 if direction == "maximize" else 1.0 for _, direction in objectives]
-    points = {n: tuple(s * v for s, v in zip(signs, row, strict=True)) for n, row in values.items()}
-    front = [n for n, p in points.items() if not any(dominates(q, p) for q in points.values())]
-    for number in sorted(front, key=lambda n: values[n][-1]):
-        table.add_row(
-            str(number), *(show(m, v) for (m, _), v in zip(objectives, values[number], strict=True))
-        )
+    for number, values in sorted(front.items(), key=lambda row: row[1][-1]):
+        table.add_row(str(number), *(show(m, v) for (m, _), v in zip(objectives, values, strict=True)))
     return table
 
 
@@ -108,8 +107,3 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*map(Text, row))
     return table
-
-
-def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether `a` is at least as good as `b` everywhere and better somewhere; smaller is better."""
-    return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)

@@ -162,6 +162,16 @@ class Experiment(Config):
     def _parse_constraints(cls, value: Any) -> tuple[Constraint, ...]:
         return parse_constraints(value)
 
+    @model_validator(mode="after")
+    def _kept_parts_are_trained(self) -> Experiment:
+        if self.warm_start == "none" and self.space.train == "modules":
+            expected = (
+                "expected teacher or library, got none: with space.train: modules the kept parts stay "
+                "frozen, and none makes them random; or set space.train to all"
+            )
+            raise_faults([(("warm_start",), expected)])
+        return self
+
     @field_serializer("constraints")
     def _write_constraints(self, value: tuple[Constraint, ...]) -> dict[str, str] | list[str]:
         pairs = [(limit.source or limit.metric, f"{limit.op} {limit.amount}") for limit in value]

@@ -1,8 +1,7 @@
-"""A run to be read, wherever it is: what `ama status`, `report` and `pick` start from."""
+"""Open a run for reading, local or in an object store: what `ama report` and `ama pick` start from."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +26,6 @@ def opened(run: str) -> Iterator[tuple[Run, Folder]]:
 
         with working_folder(run) as folder:
             folder.fetch("retrained", RESULTS)
-            yield _kept(Run.open(folder.path, place=folder.place)), folder
+            yield Run.open(folder.path, place=folder.place), folder
     else:
-        yield _kept(Run.open(run)), Folder(run, Path(run))
-
-
-def _kept(run: Run) -> Run:
-    """`run`, at whose million objects no garbage collection looks again: they stay until the command ends."""
-    gc.freeze()
-    return run
+        yield Run.open(run), Folder(run, Path(run))

@@ -84,10 +84,8 @@ def write_results(
         for model in models
     ]
     scores = {name: getattr(teacher, name) for name in (*SCORES, "epochs", "seconds")}
-    rows = [
-        teacher_row({**scores, **costs.as_dict()}),
-        *summary_rows(entries, (*COST_METRICS, *costs.others)),
-    ]
+    names = (*COST_METRICS, *costs.others)
+    rows = [teacher_row({**scores, **costs.as_dict()}, names), *summary_rows(entries, names)]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / RESULTS, json.dumps(entries, indent=2) + "\n")
     with (folder / "results.csv").open("w", newline="") as file:

@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 from optuna.trial import TrialState
 
+from analysis.errors import InputError as AnalysisInputError
 from analysis.runs.study_url import redact, study_url, with_absolute_path
 from search.cluster.connection import connected
 from search.cluster.preflight import preflight
@@ -38,6 +39,7 @@ from search.tune.checkpoints import checkpoints
 from search.tune.scheduler import RungScheduler
 from search.tune.searcher import StudySearcher
 from search.tune.tuner import make_tuner
+from search.tune.verdicts import Verdicts
 from trainables.config import StudentSpec
 from trainables.errors import InputError
 from trainables.library.library import Library
@@ -105,7 +107,7 @@ def search(
         outcome = search(experiment)
         print(outcome.reason, outcome.run_dir)
     """
-    url = study_url(experiment.storage.study, experiment.run.dir)
+    url = _database(experiment, resume)
     with working_folder(experiment.run.dir) as folder:
         _check_run_dir(experiment, folder, resume)
         with locked(folder, url, experiment.name), away_is_failure():
@@ -158,6 +160,14 @@ def _begun(
         record.set_attrs({**attrs, STARTED: 0})
     _check_same(record, setup)
     return record
+
+
+def _database(experiment: Experiment, resume: bool) -> str:
+    """The URL of the study's database; of a run that is resumed, a relative path may mean its own."""
+    try:
+        return study_url(experiment.storage.study, experiment.run.dir, kept=resume)
+    except AnalysisInputError as fault:
+        raise InputError(str(fault)) from None
 
 
 def _placed(experiment: Experiment) -> Experiment:
@@ -234,12 +244,14 @@ def _run(
     record.set_attrs({STARTED: session, **sections})
     hours = experiment.budget.hours
     deadline = None if hours is None else time.monotonic() + hours * 3600 - _spent(record)
+    verdicts = Verdicts()
     scheduler = RungScheduler(
         {o.metric: o.direction for o in experiment.objectives},
         max_epochs=experiment.budget.epochs,
         grace_epochs=experiment.budget.grace_epochs,
         reduction_factor=experiment.budget.reduction_factor,
         known=experiment.cost_metrics,
+        verdicts=verdicts,
     )
     scheduler.replay(past)
     space = SearchSpace.from_experiment(experiment, setup.blocks, past)
@@ -250,7 +262,7 @@ def _run(
         Proposer(experiment, space, setup.costs.price, limits, past, first),
         setup.blocks,
         checkpoints=checkpoints(folder, [t for t in past if t.state == TrialState.WAITING]),
-        scheduler=scheduler,
+        verdicts=verdicts,
         deadline=deadline,
         watch=watch,
     )

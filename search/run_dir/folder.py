@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from analysis.errors import InputError as AnalysisInputError
@@ -23,6 +23,7 @@ from search.experiment.experiment import Experiment
 from search.experiment.sections import RunConfig
 from search.run_dir.periodic import repeated
 from trainables.errors import InputError
+from trainables.files import removals, remove
 
 TRIALS = "trials"  # folder of the run directory where Ray keeps checkpoints and logs
 SYNC_SECONDS = 15.0  # between two looks for changed files of a working copy
@@ -56,7 +57,11 @@ class Folder:
         """Bring the files of the folder `below`, or those called `name`, into the working copy."""
 
     def push(self) -> None:
-        """Bring every new, changed and removed file of the working copy to the store."""
+        """Bring every new and changed file of the working copy to the store, and what `remove` deleted."""
+
+    def remove(self, name: str) -> None:
+        """Delete the file `name` that is no longer needed; none there is no error."""
+        remove(self.path / name)
 
 
 class Mirror(Folder):
@@ -66,6 +71,7 @@ class Mirror(Folder):
         self._store = Store.open(place)
         super().__init__(self._store.uri, path)
         self._known: dict[str, tuple[int, int]] = {}
+        self._removed: set[str] = set()
         self._lock = threading.Lock()
         names = [name for name in self._store.top() if not _passed_over(Path(name))]
         self._download([name for name in names if self._store.exists(name)])
@@ -89,9 +95,18 @@ class Mirror(Folder):
             self._store.download(names, self.path)
             self._known |= {name: _stamp(self.path / name) for name in names}
 
+    def removed(self, path: Path) -> None:
+        """Note that our own code deleted `path`; where it is in this folder the next `push` deletes it there.
+
+        A file that is missing without that stays in the store: a cleaner of temporary folders took it.
+        """
+        if path.is_relative_to(self.path):
+            self._removed.add(path.relative_to(self.path).as_posix())
+
     def push(self) -> None:
         """As `Folder.push`; the files changed last go last, so that none is there before what it names."""
         with self._lock:
+            removed = sorted(self._removed)  # what is removed from now on waits for the next push
             now = self._present()
             changed = [name for name, stamp in now.items() if self._known.get(name) != stamp]
             for name in sorted(changed, key=lambda each: now[each]):
@@ -101,19 +116,20 @@ class Mirror(Folder):
                     continue
                 self._store.write(name, content)
                 self._known[name] = now[name]
-            for name in set(self._known) - set(now):
-                self._store.delete(name)
-                del self._known[name]
+            for name in removed:
+                if name not in now and not _passed_over(Path(name)):
+                    self._store.delete(name)
+                    self._known.pop(name, None)
+                self._removed.discard(name)
 
     def _present(self) -> dict[str, tuple[int, int]]:
         found = {}
-        for file in self.path.rglob("*"):
+        # `os.walk` passes over folders that vanish meanwhile.
+        for file in (Path(folder, name) for folder, _, names in os.walk(self.path) for name in names):
             name = file.relative_to(self.path)
-            if not _passed_over(name) and file.is_file():
-                try:
+            if not _passed_over(name):
+                with suppress(FileNotFoundError):
                     found[name.as_posix()] = _stamp(file)
-                except FileNotFoundError:
-                    continue
         return found
 
 
@@ -133,6 +149,7 @@ def working_folder(place: str | os.PathLike[str]) -> Iterator[Folder]:
 
     Of a copy, the files directly below `place` are there at once, those of folders after a `fetch`. What is
     written to it reaches the store within `SYNC_SECONDS`, with `push`, and at the end whatever happens.
+    Files are deleted there only if `remove` deleted them here.
 
     Raises:
         InputError: the object store cannot be reached or refuses, or `place` is a URI of something else.
@@ -158,12 +175,12 @@ def working_folder(place: str | os.PathLike[str]) -> Iterator[Folder]:
             log.warning("run.dir: %s", fault)
 
     try:
-        with repeated(push, SYNC_SECONDS, "run directory"):
+        with removals(mirror.removed), repeated(push, SYNC_SECONDS, "run directory"):
             yield mirror
     finally:
         with _as_run_dir(f"; what did not get there is in {scratch}"):
             mirror.push()
-        shutil.rmtree(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)  # a cleaner may have begun to
 
 
 @contextmanager

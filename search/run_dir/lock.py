@@ -68,11 +68,11 @@ def _file_locked(path: Path, where: str) -> Iterator[None]:
 @contextmanager
 def _session_locked(url: URL, name: str) -> Iterator[None]:
     """An advisory lock of a PostgreSQL session of its own, taken again when the server was restarted."""
-    lock, shown = _SessionLock(url, name), url.render_as_string()
+    secret = url.render_as_string(hide_password=False)
+    lock, shown = _SessionLock(url, name), redact(secret)
     try:
         ours = lock.take()
     except SQLAlchemyError as fault:
-        secret = url.render_as_string(hide_password=False)
         reason = redact(str(getattr(fault, "orig", None) or fault), secret).strip().splitlines()[0]
         raise InputError(f"storage.study: cannot open the database {shown}: {reason}") from None
     if not ours:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ USABLE = 0.9  # of a GPU's memory
 USABLE_HOST = 0.7  # of the machine's
 CUDA_CONTEXT = 600.0  # MiB of a GPU that a process takes beside its tensors
 MOST_SHARES = 16  # trials on one GPU
+IDLE = 0.1  # share of the cores: numbers of trials that leave fewer idle are as good as those that leave none
 
 
 @dataclass(frozen=True)
@@ -60,30 +61,54 @@ def choose_resources(setup: Setup, progress: Progress | None = None) -> Resource
     (alone,) = measure(1, whole)
     if gpus:
         counts = gpu_counts(alone.gpu_mib, alone.gpu_total_mib, whole.cpu)
-        shares = {count: Share(max(1, whole.cpu // count), 1.0 / count) for count in counts}
+        # In Ray's units of 1/10,000 GPU, rounded down: the trials together take no more than one.
+        shares = {count: Share(max(1, whole.cpu // count), 10_000 // count / 10_000) for count in counts}
     else:
         room = USABLE_HOST * node["Resources"].get("memory", math.inf) / 2**20 / max(1.0, alone.host_mib)
-        shares = {cpus // threads: Share(threads) for threads in thread_counts(cpus)}
-        shares = {count: share for count, share in shares.items() if count <= max(1.0, room)}
-    rates = {1: alone.images_per_second}
-    for count, share in sorted(shares.items()):
-        if count > 1:
-            rates[count] = sum(load.images_per_second for load in measure(count, share))
-            if rates[count] < ENOUGH * max(rates.values()):
-                break
-    chosen = shares[fewest(rates)]
+        shares = {count: Share(cpus // count) for count in cpu_counts(cpus, max(1.0, room))}
+
+    def rate(count: int, share: Share) -> float:
+        loads = measure(count, share) if count > 1 else [alone]
+        return sum(load.images_per_second for load in loads)
+
+    chosen = choose_share(shares, rate)
     return setup.experiment.resources.model_copy(
         update={"cpu": float(chosen.cpu), "gpu": chosen.gpu, "concurrent": None}
     )
 
 
-def thread_counts(cpus: int) -> list[int]:
-    """CPUs of a trial that are worth trying: all of them, and the powers of two below."""
-    return sorted({cpus, *(2**power for power in range(cpus.bit_length()) if 2**power <= cpus)}, reverse=True)
+def choose_share(shares: Mapping[int, Share], rate: Callable[[int, Share], float]) -> Share:
+    """The share of the fewest trials that together train nearly the most images a second.
+
+    Args:
+        shares: what one trial is given, by number of trials.
+        rate: measures that many trials with such a share each: images a second of all together. Called for
+            fewer trials first, and no longer once more trials compute less with a GPU, or with each core.
+    """
+    rates: dict[int, float] = {}
+    best = 0.0
+    for count, share in sorted(shares.items()):
+        rates[count] = rate(count, share)
+        # By core in use: two trials on seven cores leave one idle, seven trials none.
+        worth = rates[count] if share.gpu else rates[count] / (count * share.cpu)
+        if worth < ENOUGH * best:
+            break
+        best = max(best, worth)
+    return shares[fewest(rates)]
+
+
+def cpu_counts(cores: int, most: float = math.inf) -> list[int]:
+    """Numbers of trials on one machine that are worth trying, if each gets `cores // count` cores.
+
+    Args:
+        cores: of the machine.
+        most: trials that its memory allows.
+    """
+    return _spaced([count for count in _full(cores) if count <= most], cores)
 
 
 def gpu_counts(peak_mib: float, total_mib: float, cpus: int) -> list[int]:
-    """Numbers of trials on one GPU that are worth trying: powers of two that its memory and CPUs allow.
+    """Numbers of trials on one GPU that are worth trying and that its memory and CPUs allow.
 
     Args:
         peak_mib: GPU memory that one trial's tensors took.
@@ -92,7 +117,24 @@ def gpu_counts(peak_mib: float, total_mib: float, cpus: int) -> list[int]:
     """
     fit = int(USABLE * total_mib / (peak_mib + CUDA_CONTEXT))
     most = max(1, min(fit, cpus, MOST_SHARES))
-    return [2**power for power in range(most.bit_length()) if 2**power <= most]
+    return _spaced(sorted({count for count in _full(cpus) if count < most} | {most}), cpus)
+
+
+def _full(cores: int) -> list[int]:
+    """Numbers of trials to which one more cannot be added without taking cores from each."""
+    return sorted({cores // threads for threads in range(1, cores + 1)})
+
+
+def _spaced(counts: Sequence[int], cores: int) -> list[int]:
+    """Some of `counts` (ascending, from 1 on), each at most twice the one before if there is such a count.
+
+    Of the possible next ones, take the largest that leaves few cores idle, else one that leaves the fewest.
+    """
+    chosen = [counts[0]]
+    while larger := [count for count in counts if count > chosen[-1]]:
+        near = [count for count in larger if count <= 2 * chosen[-1]] or larger[:1]
+        chosen.append(max(near, key=lambda count: (-max(IDLE, cores % count / cores), count)))
+    return chosen
 
 
 def fewest(rates: Mapping[int, float]) -> int:

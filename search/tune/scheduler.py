@@ -1,4 +1,4 @@
-"""The rung rule behind Ray Tune: results in, CONTINUE or STOP out, and who was stopped."""
+"""The rung rule behind Ray Tune: results in, CONTINUE or STOP out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search.experiment.objectives import COSTS
 from search.policy.moasha import Decision, MoAsha
+from search.tune.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -23,22 +24,20 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
 
     A result's trial is the study's number (`result["number"]`, else the trial config's), its epochs are
     `result["epoch"]` (true for a trial taken up again from a checkpoint), else Ray's `training_iteration`.
-    A metric is taken from the result, else from `costs`. A result without number or metric is logged once
-    a name and lets its trial go on.
+    A metric is taken from the result, else from `verdicts.costs`. A result without number or metric is logged
+    once a name and lets its trial go on.
 
     Args:
         directions: metric to "minimize" or "maximize", in the objectives' order.
         max_epochs: epochs of a full trial.
         grace_epochs: the first rung.
         reduction_factor: about one trial in so many passes a rung.
-        costs: costs by trial number, for results that do not carry them; read as results come, so it may be
-            filled while the search runs.
+        verdicts: gives the costs of trials whose results do not carry them, read as results come; is told
+            which trials were stopped.
         known: metrics that are costs, known before a trial trains.
 
     Attributes:
         rule: the rungs.
-        stopped: numbers of the trials that were stopped for being behind at a rung.
-        diverged: numbers of the trials that were stopped because an objective was not finite.
 
     Raises:
         InputError: a number outside its range.
@@ -53,16 +52,14 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         max_epochs: int,
         grace_epochs: int,
         reduction_factor: float,
-        costs: Mapping[int, Mapping[str, float]] | None = None,
+        verdicts: Verdicts,
         known: Collection[str] = COSTS,
     ) -> None:
         super().__init__()
         self._signs = {metric: -1.0 if way == "maximize" else 1.0 for metric, way in directions.items()}
         exact = [index for index, metric in enumerate(directions) if metric in known]
         self.rule = MoAsha(max_epochs, grace_epochs, reduction_factor, len(directions), exact)
-        self.costs: Mapping[int, Mapping[str, float]] = {} if costs is None else costs
-        self.stopped: set[int] = set()
-        self.diverged: set[int] = set()
+        self._verdicts = verdicts
         self._missed: set[str] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -71,13 +68,14 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         if number is None:
             self._miss("number")
             return str(TrialScheduler.CONTINUE)
-        values = self._values({**self.costs.get(number, {}), **result})
+        values = self._values({**self._verdicts.costs.get(number, {}), **result})
         if values is None:
             return str(TrialScheduler.CONTINUE)
         epoch = int(result["epoch"] if "epoch" in result else result["training_iteration"])
         if self.rule.on_result(number, epoch, values) is Decision.CONTINUE:
             return str(TrialScheduler.CONTINUE)
-        (self.stopped if all(map(math.isfinite, values)) else self.diverged).add(number)
+        finite = all(map(math.isfinite, values))
+        (self._verdicts.stopped if finite else self._verdicts.diverged).add(number)
         return str(TrialScheduler.STOP)
 
     def replay(self, rows: Iterable[FrozenTrial]) -> None:
@@ -97,7 +95,7 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
     def debug_string(self) -> str:
         """How many trials each rung has seen, for Ray's log."""
         rungs = ", ".join(f"epoch {epoch}: {len(seen)} trials" for epoch, seen in self.rule.rungs.items())
-        return f"RungScheduler ({len(self.stopped)} stopped): {rungs or 'no rungs'}"
+        return f"RungScheduler ({len(self._verdicts.stopped)} stopped): {rungs or 'no rungs'}"
 
     def _values(self, metrics: Mapping[str, Any]) -> tuple[float, ...] | None:
         """The objectives, all minimised; None where one is not there."""

@@ -23,7 +23,7 @@ from search.experiment.experiment import Experiment
 from search.policy.proposer import Proposal, Proposer, SpaceExhaustedError
 from search.study.record import StudyRecord, ran
 from search.tune.board import Board
-from search.tune.scheduler import RungScheduler
+from search.tune.verdicts import Verdicts
 from trainables.blocks.blocks import Block
 from trainables.student.spans import spans_of
 
@@ -48,7 +48,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         record: the study's rows.
         proposer: what to try next.
         blocks: the teacher's blocks.
-        scheduler: knows whom the early-stopping rule stopped; is told the costs of every trial.
+        verdicts: says which trials the scheduler stopped early; is told the costs of every trial.
         checkpoints: checkpoint folders, newest first, by number of the rows that an earlier session left
             unfinished; they are taken up before anything new is proposed.
         deadline: `time.monotonic()` after which nothing new starts; None: no limit.
@@ -68,7 +68,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         proposer: Proposer,
         blocks: Sequence[Block],
         *,
-        scheduler: RungScheduler,
+        verdicts: Verdicts,
         checkpoints: Mapping[int, Sequence[str]] | None = None,
         deadline: float | None = None,
         watch: Callable[[Board], None] | None = None,
@@ -78,12 +78,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._record = record
         self._proposer = proposer
         self._blocks = blocks
-        self._scheduler = scheduler
+        self._verdicts = verdicts
         self._resumable = dict(checkpoints or {})
         self._deadline = deadline
         self._watch = watch
         self._numbers: dict[str, int] = {}
-        self._costs: dict[int, dict[str, float]] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._reached: dict[int, int] = {}  # epochs, by trials that this session trains
         self._retries: Counter[int] = Counter()  # in all sessions
@@ -91,11 +90,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._lost: Counter[int] = Counter()  # epochs, to damaged checkpoints
         self._ended: Counter[str] = Counter()  # this session's trials by state
         self._reasons: list[str] = []
-        scheduler.costs = self._costs
         self.exhausted: str | None = None
         self.hopeless = False
         self.halted: str | None = None
-        self.board = Board(experiment.budget.trials, experiment.budget.epochs)
+        directions = [objective.direction for objective in experiment.objectives]
+        self.board = Board(experiment.budget.trials, experiment.budget.epochs, directions)
         for row in record.trials():
             self._recall(row)
 
@@ -103,10 +102,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if not ran(row):
             self.board.refused += 1
         elif row.number not in self._resumable:
-            self.board.states[row.number] = row.state.name
-            self.board.done_epochs[row.number] = row.user_attrs.get("epochs", 0)
+            self.board.reached(row.number, row.user_attrs.get("epochs", 0))
+            self.board.change(row.number, row.state.name)
             if row.state == TrialState.COMPLETE:
-                self.board.values[row.number] = tuple(row.values)
+                self.board.complete(row.number, row.values)
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles the searcher into the run directory: the study is the record, and its URL is secret.
@@ -151,12 +150,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def _register(self, trial_id: str, number: int, costs: Mapping[str, float]) -> None:
         self._numbers[trial_id] = number
-        self._costs[number] = dict(costs)
+        self._verdicts.costs[number] = dict(costs)
         self._record.annotate(number, ray_id=trial_id)
         self._changed(number, "RUNNING")
 
     def _changed(self, number: int, state: str) -> None:
-        self.board.states[number] = state
+        self.board.change(number, state)
         if self._watch is not None:
             self._watch(self.board)
 
@@ -195,7 +194,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._compare(number, metrics["epoch"])
         self._record.epoch(number, metrics, result["further"])
         self._proposer.reported(number, metrics["epoch"], self._values(number, metrics))
-        self.board.done_epochs[number] = metrics["epoch"]
+        self.board.reached(number, metrics["epoch"])
         self._changed(number, "RUNNING")
 
     def _compare(self, number: int, epoch: int) -> None:
@@ -237,9 +236,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         elif metrics["epoch"] >= self._experiment.budget.epochs:
             self._record.complete(number, values, violations)
             self._proposer.completed(number, values, violations)
-            self.board.values[number] = tuple(values)
+            self.board.complete(number, values)
             self._count(number, "COMPLETE")
-        elif number in self._scheduler.stopped:
+        elif number in self._verdicts.stopped:
             reason = f"early stopping: behind at the rung of epoch {metrics['epoch']}"
             self._record.prune(number, reason, violations)
             self._proposer.stopped(number, violations)
@@ -248,7 +247,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def _values(self, number: int, metrics: Mapping[str, Any]) -> list[float]:
         """The objectives, in their order."""
-        known = {**metrics, **self._costs[number]}
+        known = {**metrics, **self._verdicts.costs[number]}
         return [float(known[objective.metric]) for objective in self._experiment.objectives]
 
     def fail(self, trial_id: str, reason: str) -> None:

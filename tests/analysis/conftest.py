@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +251,3 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quiet_environment() -> Iterator[None]:
-    """No study of the machine's own, and Optuna's log quiet."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("AMA_STUDY_URL", raising=False)
-        yield

@@ -53,6 +53,17 @@ def test_a_laptop_reads_it(run: str, place: Place, tmp_path: Path) -> None:
     assert b"run: ." in place.objects("first")["runs/first/pick.yaml"]
 
 
+def test_a_report_over_an_earlier_one_keeps_no_picture_that_it_does_not_draw(run: str, place: Place) -> None:
+    folder = "runs/first/report/"
+    for name in ("block-effects.png", "block-effects.svg", "mine.png"):
+        place.s3.put_object(Bucket="first", Key=folder + name, Body=b"earlier")
+    ended = place.ama("report", run)
+    assert ended.code == 0, ended.output
+    pictures = {name.removeprefix(folder) for name in place.objects("first") if name.startswith(folder)}
+    assert "index.html" in pictures and "mine.png" in pictures
+    assert not {"block-effects.png", "block-effects.svg"} & pictures, "two trials are too few for it"
+
+
 def test_a_second_run_is_refused_and_a_finished_one_does_nothing(
     run: str, place: Place, cluster: Any
 ) -> None:

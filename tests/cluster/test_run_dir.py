@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +19,11 @@ from analysis.runs.object_store import Store, is_remote, join, split
 from search.run_dir import folder as rundir
 from search.run_dir.folder import Folder, working_folder
 from search.run_dir.lock import locked
+from trainables.config import DataConfig, RuntimeConfig, TeacherConfig
+from trainables.data.load import load_data
 from trainables.errors import InputError
+from trainables.runtime.runtime import resolve
+from trainables.teacher.training import train_teacher
 
 
 @pytest.fixture
@@ -53,8 +59,59 @@ def test_what_is_written_to_a_working_copy_is_in_the_store(bucket: str) -> None:
         again.fetch("report")
         assert (again.path / "report/index.html").read_text() == "page"
         assert again.holds("report") and not again.holds("trials")
-        (again.path / "costs.json").unlink()
-    assert contents(bucket) == {"report/index.html": b"page"}, "what was removed here is removed there"
+        again.remove("costs.json")
+        again.push()
+        assert contents(bucket) == {"report/index.html": b"page"}
+        again.remove("report/index.html")
+        again.remove("never there")
+        (again.path / "report/index.html").write_text("a new page")
+    assert contents(bucket) == {"report/index.html": b"a new page"}
+
+
+def test_what_a_cleaner_takes_from_the_working_copy_stays_in_the_store(bucket: str) -> None:
+    kept = {"costs.json": b"{}", "teacher.safetensors": b"weights", "report/index.html": b"page"}
+    for name, content in kept.items():
+        Store.open(bucket).write(name, content)
+    with working_folder(bucket) as folder:
+        folder.fetch("report")
+        (folder.path / "experiment.yaml").write_text("name: x")
+        folder.push()
+        (folder.path / "costs.json").unlink()
+        shutil.rmtree(folder.path / "report")
+        folder.push()
+        (folder.path / "teacher.safetensors").write_bytes(b"longer weights")
+        folder.push()
+        shutil.rmtree(folder.path)
+        folder.push()
+        folder.path.mkdir()
+        (folder.path / "late").write_text("x")
+    stored = kept | {"teacher.safetensors": b"longer weights", "experiment.yaml": b"name: x", "late": b"x"}
+    assert contents(bucket) == stored
+
+
+def test_a_working_copy_that_is_gone_ends_without_a_fault(bucket: str) -> None:
+    with working_folder(bucket) as folder:
+        (folder.path / "costs.json").write_text("{}")
+        folder.push()
+        shutil.rmtree(folder.path)
+    assert contents(bucket) == {"costs.json": b"{}"}
+
+
+def test_a_checkpoint_of_a_finished_training_is_deleted_in_the_store_as_well(bucket: str) -> None:
+    data = load_data(DataConfig(name="digits", train_limit=60))
+    runtime = resolve(RuntimeConfig(device="cpu", precision="fp32", layout="contiguous"))
+    config = TeacherConfig(arch="cifar_resnet8", epochs=2, batch_size=32)
+    seen: list[set[str]] = []
+    with working_folder(bucket) as folder:
+
+        def report(metrics: dict[str, Any]) -> None:
+            folder.push()
+            seen.append(set(contents(bucket)))
+
+        train_teacher(config, data, runtime, folder.path / "teacher.safetensors", report=report)
+        folder.push()
+        assert {"teacher.safetensors", "teacher.json"} == set(contents(bucket))
+    assert "teacher.ckpt" in seen[-1]
 
 
 def test_what_was_written_reaches_the_store_whatever_ends_the_work(

@@ -103,6 +103,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_the_readmes_tour_runs(tmp_path: Path) -> None:
     ran = run_document(ROOT / "README.md", tmp_path)
     assert {"status", "report", "pick", "compare", "retrain", "evaluate", "export"} <= set(ran)
@@ -111,6 +112,7 @@ def test_the_readmes_tour_runs(tmp_path: Path) -> None:
     assert list(run.glob("retrained/trial-*/student/seed-1/model.onnx"))
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path: Path) -> None:
     run_document(ROOT / "docs" / "tutorial.md", tmp_path)
     assert len(list((tmp_path / "images" / "train").rglob("*.png"))) > 1000

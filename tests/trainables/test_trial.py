@@ -111,6 +111,27 @@ def test_nothing_leaks_from_one_trial_into_the_next(make: Make, context: TrialCo
     assert all(torch.equal(after[name], value) for name, value in before.items()), "the teacher is shared"
 
 
+def test_a_config_that_cannot_be_trained_ends_the_trial_and_not_the_actor(make: Make, tmp_path: Path) -> None:
+    wrong = config(number=4, train="modules", warm_start="none")
+    for actor in (make(wrong), make(config())):
+        actor.reset_config(wrong)
+        ended = actor.step()
+        assert ended["done"] and ended["number"] == 4 and "warm_start: none" in ended["failure"]
+        assert set(ended) == {"number", "failure", "done"}
+        actor.save_checkpoint(str(tmp_path))
+        assert not list(tmp_path.iterdir()), "there is nothing to go on from"
+        assert actor.reset_config(config(number=5, epochs=1))
+        assert actor.step()["epoch"] == 1
+
+
+def test_a_library_that_lacks_a_module_ends_the_trial(make: Make) -> None:
+    for modules in (None, {}):
+        ended = bound(dataclasses.replace(make(config())._context, modules=modules))(
+            config(warm_start="library")
+        ).step()
+        assert ended["done"] and "module library" in ended["failure"]
+
+
 def test_a_saved_and_loaded_trial_goes_on_as_if_without_a_break(make: Make, tmp_path: Path) -> None:
     whole = train(make(config()), 3)
     first = make(config())

@@ -62,7 +62,7 @@ def _named(value: Any) -> Any:
     return {name: cost for name, cost in value.items() if name in COST_METRICS} | {"others": others}
 
 
-WrittenCosts = Annotated[Costs, BeforeValidator(_named), PlainSerializer(Costs.as_dict)]
+WrittenCosts = Annotated[Costs, BeforeValidator(_named), PlainSerializer(Costs.as_dict, return_type=dict[str, int | float])]
 
 
 class Spread(Config):

@@ -36,6 +36,10 @@ class Split:
         """The images, uint8 (B, 3, H, W), and labels (B,), in order, `size` at a time."""
         return zip(torch.split(self.images, size), torch.split(self.labels, size), strict=True)
 
+    def every(self, stride: int) -> Split:
+        """Every `stride`-th image, from the first on; shares the memory of this split."""
+        return Split(self.images[::stride], self.labels[::stride])
+
 
 @dataclass(frozen=True, eq=False)
 class StreamedSplit:
@@ -58,6 +62,10 @@ class StreamedSplit:
         for start in range(0, len(self), size):
             images = self.rows[self.index[start : start + size]]
             yield torch.from_numpy(images), self.labels[start : start + size]
+
+    def every(self, stride: int) -> StreamedSplit:
+        """Every `stride`-th image, from the first on; nothing is read."""
+        return StreamedSplit(self.rows, self.index[::stride], self.labels[::stride])
 
 
 AnySplit = Split | StreamedSplit

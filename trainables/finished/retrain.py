@@ -23,7 +23,7 @@ from trainables.blocks.blocks import Block
 from trainables.config import METHODS, DataConfig, DistillConfig
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
-from trainables.files import write_text
+from trainables.files import remove, write_text
 from trainables.finished.model_card import model_card
 from trainables.finished.model_files import (
     CARD,
@@ -169,7 +169,7 @@ def retrain_one(
     write_text(out_dir / CARD, model_card(manifest))
     write_text(manifest_file, json.dumps(manifest, indent=2) + "\n")
     for leftover in (checkpoint, previous_of(checkpoint)):
-        leftover.unlink(missing_ok=True)
+        remove(leftover)
     return RetrainResult(**results, path=out_dir / WEIGHTS)
 
 

@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainables.blocks.blocks import Block
 from trainables.config import LibraryConfig, StudentSpec
 from trainables.data.dataset import ImageData
+from trainables.data.split import Batch
 from trainables.library.library import Library, library_key
 from trainables.methods.base import TEACHER, Setup
 from trainables.methods.loss_terms import logit_loss, relative_error
@@ -251,10 +253,10 @@ def _overwritten(
         return inputs | overwritten_outputs(teacher, sorted(lasts), images)
 
 
-def _some(data: ImageData, runtime: Runtime) -> list[tuple[Tensor, Tensor]]:
-    """Validation images spread evenly over the split (which may be in class order), in batches."""
-    stride = max(1, len(data.val) // SOLO_IMAGES)
-    images, labels = zip(*data.eval_batches("val", runtime), strict=True)
-    every = slice(None, None, stride)
-    pieces = (torch.split(torch.cat(part)[every], SOLO_BATCH) for part in (images, labels))
-    return list(zip(*pieces, strict=True))
+def _some(data: ImageData, runtime: Runtime) -> list[Batch]:
+    """Validation images spread evenly over the split (which may be in class order), in batches.
+
+    Only these images are read, sent to the device and normalised: fp32 images (B, 3, H, W), labels (B,).
+    """
+    chosen = data.val.every(max(1, len(data.val) // SOLO_IMAGES))
+    return list(replace(data, val=chosen).eval_batches("val", runtime, SOLO_BATCH))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from trainables.config import TeacherConfig, hash_json
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
+from trainables.files import remove
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import Runtime
 from trainables.runtime.seeds import seeded
@@ -161,5 +162,5 @@ def _run_epoch(
 
 
 def _remove(checkpoint: Path) -> None:
-    checkpoint.unlink(missing_ok=True)
-    previous_of(checkpoint).unlink(missing_ok=True)
+    for file in (checkpoint, previous_of(checkpoint)):
+        remove(file)

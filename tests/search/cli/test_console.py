@@ -13,6 +13,14 @@ from search.cli.console import LOG_WIDTH, live_board, search_view, stages
 from search.tune.board import Board
 
 ACCURACY_FLOPS = [("val_accuracy", "maximize"), ("flops", "minimize")]
+DIRECTIONS = [direction for _, direction in ACCURACY_FLOPS]
+
+
+def end(board: Board, number: int, epochs: int, values: tuple[float, ...]) -> None:
+    """A trial is complete, told in the order in which the searcher tells it."""
+    board.reached(number, epochs)
+    board.complete(number, values)
+    board.change(number, "COMPLETE")
 
 
 @pytest.fixture
@@ -52,14 +60,16 @@ def test_a_log_of_a_long_stage_has_a_line_now_and_then(
 
 
 def test_a_search_logs_each_trial_once_when_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    board = Board(trials=3, epochs=4)
+    board = Board(trials=3, epochs=4, directions=DIRECTIONS)
     with search_view(ACCURACY_FLOPS) as (progress, watch):
         progress("measuring", 1, 1)
-        board.states[0], board.states[1] = "RUNNING", "RUNNING"
+        board.change(0, "RUNNING")
+        board.change(1, "RUNNING")
         watch(board)
-        board.states[0], board.done_epochs[0], board.values[0] = "COMPLETE", 4, (0.5, 2.07e6)
+        end(board, 0, 4, (0.5, 2.07e6))
         watch(board)
-        board.states[1], board.done_epochs[1] = "PRUNED", 1
+        board.reached(1, 1)
+        board.change(1, "PRUNED")
         watch(board)
         watch(board)
     assert capsys.readouterr().err.splitlines() == [
@@ -80,11 +90,12 @@ def test_stages_are_bars_on_a_terminal(terminal: io.StringIO) -> None:
 
 
 def test_the_board_takes_the_place_of_the_bars_on_a_terminal(terminal: io.StringIO) -> None:
-    board = Board(trials=2, epochs=4, states={0: "COMPLETE"}, done_epochs={0: 4}, values={0: (0.5, 2.07e6)})
+    board = Board(trials=2, epochs=4, directions=DIRECTIONS)
+    end(board, 0, 4, (0.5, 2.07e6))
     with search_view(ACCURACY_FLOPS) as (progress, watch):
         progress("measuring", 1, 1)
         watch(board)
-        board.states[1], board.done_epochs[1], board.values[1] = "COMPLETE", 4, (0.75, 3e6)
+        end(board, 1, 4, (0.75, 3e6))
         watch(board)
     shown = terminal.getvalue()
     assert shown.index("measuring") < shown.index("trials: ")
@@ -100,7 +111,8 @@ def test_a_board_that_never_comes_leaves_the_bars(terminal: io.StringIO) -> None
 
 
 def test_epochs_of_an_earlier_session_do_not_count_as_speed(terminal: io.StringIO) -> None:
-    board = Board(trials=4, epochs=4, states={0: "COMPLETE"}, done_epochs={0: 4}, values={0: (0.5, 2.07e6)})
+    board = Board(trials=4, epochs=4, directions=DIRECTIONS)
+    end(board, 0, 4, (0.5, 2.07e6))
     with live_board(ACCURACY_FLOPS) as watch:
         watch(board)
     assert "left" not in terminal.getvalue(), "nothing was trained in this session yet"

@@ -5,15 +5,19 @@ from __future__ import annotations
 from rich.console import Console, RenderableType
 
 from analysis.metrics import duration
-from search.cli.tables import count_words, dominates, draw, front_table, profile_tables, seconds_left
+from search.cli.tables import count_words, draw, front_table, profile_tables, seconds_left
 from search.tune.board import Board
 
 ACCURACY_FLOPS = [("val_accuracy", "maximize"), ("flops", "minimize")]
 
 
-def board(**states: str) -> Board:
-    numbers = {int(key.removeprefix("t")): state for key, state in states.items()}
-    return Board(trials=10, epochs=4, states=numbers)
+def board(trials: int = 10, **reached: tuple[str, int]) -> Board:
+    """A board of trials such as `t0=("COMPLETE", 4)`: state, and epochs done."""
+    made = Board(trials, epochs=4, directions=[direction for _, direction in ACCURACY_FLOPS])
+    for key, (state, epochs) in reached.items():
+        made.reached(int(key.removeprefix("t")), epochs)
+        made.change(int(key.removeprefix("t")), state)
+    return made
 
 
 def rows(drawn: RenderableType) -> list[list[str]]:
@@ -36,12 +40,6 @@ def test_duration_chooses_its_unit() -> None:
         "1 min 01 s",
         "1 h 02 min",
     ]
-
-
-def test_a_point_does_not_dominate_itself_nor_its_equal() -> None:
-    assert dominates((1.0, 2.0), (1.0, 3.0))
-    assert not dominates((1.0, 2.0), (1.0, 2.0))
-    assert not dominates((0.0, 3.0), (1.0, 2.0))
 
 
 def test_front_table_holds_the_non_dominated_trials_cheapest_first() -> None:
@@ -71,8 +69,7 @@ def test_counts_name_running_trials_and_refusals_only_where_there_are_some() -> 
 
 
 def test_time_left_follows_from_the_epochs_of_ended_trials() -> None:
-    state = board(t0="COMPLETE", t1="PRUNED", t2="RUNNING")
-    state.done_epochs = {0: 4, 1: 2, 2: 1}
+    state = board(t0=("COMPLETE", 4), t1=("PRUNED", 2), t2=("RUNNING", 1))
     # Ten trials of 3 epochs on average are 30; 7 are done in 14 s.
     assert seconds_left(state, elapsed=14.0) == 14.0 * 23 / 7
     # An earlier session did 5 of the 7: this one is slower.
@@ -80,15 +77,15 @@ def test_time_left_follows_from_the_epochs_of_ended_trials() -> None:
 
 
 def test_time_left_is_unknown_before_the_first_trial_has_ended() -> None:
-    state = board(t0="RUNNING")
-    state.done_epochs = {0: 3}
+    state = board(t0=("RUNNING", 3))
     assert seconds_left(state, elapsed=9.0) is None
     assert "left" not in rendered(draw(state, ACCURACY_FLOPS, 9.0))
 
 
 def test_the_board_shows_counts_clock_and_front() -> None:
-    state = board(t0="COMPLETE", t1="RUNNING")
-    state.done_epochs, state.values, state.refused = {0: 4, 1: 2}, {0: (0.91, 5e5)}, 2
+    state = board(t0=("COMPLETE", 4), t1=("RUNNING", 2))
+    state.complete(0, (0.91, 5e5))
+    state.refused = 2
     shown = rendered(draw(state, ACCURACY_FLOPS, 60.0))
     assert "1/10 trials: 1 complete, 0 stopped early, 0 failed, 1 running; 2 proposals refused" in shown
     assert "1 min 00 s gone, about 5 min 40 s left" in shown
@@ -96,7 +93,7 @@ def test_the_board_shows_counts_clock_and_front() -> None:
 
 
 def test_a_finished_board_has_no_time_left() -> None:
-    state = Board(trials=1, epochs=4, states={0: "COMPLETE"}, done_epochs={0: 4})
+    state = board(trials=1, t0=("COMPLETE", 4))
     assert "left" not in rendered(draw(state, ACCURACY_FLOPS, 60.0))
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analysis.errors import InputError as AnalysisInputError
-from analysis.runs.study_url import redact, study_url
 from search.experiment.load import load_experiment
 from search.experiment.objectives import Constraint
 from search.experiment.ranges import Range
@@ -277,6 +275,21 @@ def test_impossible_values(faults_of, override, fault):
         assert found[key].startswith(fault)
 
 
+@pytest.mark.parametrize("text", ["warm_start: none\nspace: {train: modules}", "space: {train: modules}", ""])
+def test_frozen_parts_with_random_weights_are_refused(faults_of, text):
+    found = faults_of(text, "warm_start=none", "space.train=modules")
+    assert list(found) == ["warm_start"]
+    assert found["warm_start"].startswith("expected teacher or library, got none: with space.train: modules")
+
+
+@pytest.mark.parametrize(
+    ("start", "train"), [("none", "all"), ("teacher", "modules"), ("library", "modules")]
+)
+def test_other_starts_are_not_refused(load, start, train):
+    made = load("", f"warm_start={start}", f"space.train={train}")
+    assert (made.warm_start, made.space.train) == (start, train)
+
+
 def test_a_direction_against_the_metrics_nature_is_a_fault(faults_of):
     text = "objectives: [val_accuracy, {metric: flops, direction: maximize}]"
     assert faults_of(text) == {"objectives.1.direction": "expected minimize for flops, got maximize"}
@@ -400,74 +413,6 @@ def test_no_password_is_written_or_shown(load, tmp_path):
     with pytest.raises(InputError) as error:
         load("storage: {study: 'postgresql://ama:s3cr3t@host:port:x/db'}\nname: 'x://u:s3cr3t@h'")
     assert "s3cr3t" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("postgresql://u:pw@h/db", "postgresql://u:***@h/db"),
-        ("postgresql+psycopg://u:p@w/:d'x@h:1/db", "postgresql+psycopg://u:***@h:1/db"),
-        ("postgresql://u@h/db", "postgresql://u@h/db"),
-        ("postgresql://u:${PW}@h/db", "postgresql://u:${PW}@h/db"),
-        ("no (postgresql://u:pw@h/db) today", "no (postgresql://u:***@h/db) today"),
-        ("mysql://h/db?user=u&password=pw&x=1", "mysql://h/db?user=u&password=***&x=1"),
-        ("sqlite:////runs/a/study.db", "sqlite:////runs/a/study.db"),
-        ("${STUDY}", "${STUDY}"),
-    ],
-)
-def test_redact(text, expected):
-    assert redact(text) == expected
-
-
-def test_redact_takes_out_a_known_password_wherever_it_stands():
-    url = "postgresql://u:p%40ss@h/db"
-    text = "FATAL: p@ss and p%40ss"
-    assert redact(text, url) == "FATAL: *** and ***"
-    assert redact("free text", "no url") == "free text"
-
-
-def test_the_study_is_in_the_run_directory_by_default_with_an_absolute_path(load, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert study_url(load("").storage.study, "runs/a", {}) == f"sqlite:///{tmp_path}/runs/a/study.db"
-    relative = load("storage: {study: 'sqlite:///db/all.db'}")
-    assert study_url(relative.storage.study, "runs/a", {}) == f"sqlite:///{tmp_path}/db/all.db"
-
-
-def test_the_study_url_from_file_and_environment(load):
-    part = load("storage: {study: 'postgresql+psycopg://u:${PW}@h/db'}")
-    assert study_url(part.storage.study, "r", {"PW": "a@b/c"}) == "postgresql+psycopg://u:a%40b%2Fc@h/db"
-    whole = load("storage: {study: '${URL}'}")
-    assert (
-        study_url(whole.storage.study, "r", {"URL": "mysql+pymysql://u:x%40@h/db"})
-        == "mysql+pymysql://u:x%40@h/db"
-    )
-    both = {"URL": "mysql://h/a", "AMA_STUDY_URL": "mysql://h/b"}
-    assert study_url(whole.storage.study, "r", both) == "mysql://h/b"
-    old = study_url(whole.storage.study, "r", {"URL": "postgres://u:pw@h/db"})
-    assert old.startswith("postgresql") and old.endswith("://u:pw@h/db")
-
-
-@pytest.mark.parametrize(
-    ("study", "env", "message"),
-    [
-        ("${URL}", {}, "storage.study: expected the environment variable URL to be set"),
-        ("${URL}", {"URL": "nonsense"}, "storage.study: expected a database URL"),
-        ("postgresql://u:***@h/db", {}, "was not kept in the run's files; set AMA_STUDY_URL"),
-        ("sqlite://", {}, "expected a database that outlives the process"),
-        ("sqlite:///:memory:", {}, "expected a database that outlives the process"),
-    ],
-)
-def test_study_urls_that_lead_nowhere(load, study, env, message):
-    with pytest.raises(AnalysisInputError) as error:
-        study_url(load(f"storage: {{study: '{study}'}}").storage.study, "r", env)
-    assert message in str(error.value)
-
-
-def test_a_run_directory_elsewhere_needs_a_database(load):
-    with pytest.raises(
-        AnalysisInputError, match=r"storage\.study: expected a database URL \(or AMA_STUDY_URL\)"
-    ):
-        study_url(load("").storage.study, "s3://bucket/run", {})
 
 
 def test_resume_may_change_how_much_and_where_but_not_what(load):

@@ -81,14 +81,14 @@ def test_train_warm_start_and_epochs_come_from_the_experiment():
     experiment = Experiment.model_validate(
         {
             "name": "x",
-            "warm_start": "none",
+            "warm_start": "library",
             "budget": {"epochs": 3},
             "space": {"train": "modules", "fuse": True},
         }
     )
     params = {"alpha": 0.5, "tau": 1.0, "beta": 1.0, "supervision": "uniform", "lr": 0.1}
     config = to_config(params, experiment, seed=0)
-    assert (config.train, config.warm_start, config.epochs) == ("modules", "none", 3)
+    assert (config.train, config.warm_start, config.epochs) == ("modules", "library", 3)
     assert config.student.widths == {}
 
 

@@ -38,8 +38,9 @@ BASE: dict[str, Any] = {
     "space": {"widths": [0.25]},
     "budget": {"trials": 2, "epochs": 2},
     "runtime": {"device": "cpu", "precision": "fp32", "layout": "contiguous"}
-    | {"optimizer": "single", "eval_batch": 512},
-    "costs": {"seconds": 1.0},
+    | {"optimizer": "single", "compile": "off", "eval_batch": 512},  # nothing is left to be measured
+    "costs": {"seconds": 0.1},
+    "resources": {"concurrent": 1},  # each further worker imports torch
 }
 
 
@@ -88,6 +89,7 @@ def finished(
     config = experiment(
         folder / "run",
         budget={"trials": 8, "epochs": 3, "reduction_factor": 2},
+        resources={"concurrent": 2},
         storage={"study": url},
     )
     outcome = search(config, command=f"ama search x.yaml -o storage.study={url}")
@@ -317,6 +319,17 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 STEPS = 2  # training steps an epoch: 200 images in batches of 128
 
 
+def test_an_error_of_the_config_is_final_at_once(local_ray: None, run: Path) -> None:
+    config = experiment(run, budget={"trials": 2})
+    space = config.space.model_copy(update={"train": "modules"})
+    wrong = config.model_copy(update={"space": space, "warm_start": "none"})  # as no file can say it
+    outcome = search(wrong)
+    assert outcome.failed
+    for row in rows(run):
+        assert row.state == TrialState.FAIL and "retries" not in row.user_attrs
+        assert "warm_start: none" in row.user_attrs["reason"]
+
+
 @pytest.mark.parametrize(("how", "reason"), [("raise", "RuntimeError: out of luck"), ("kill", "died")])
 def test_a_trial_that_broke_once_goes_on_from_its_checkpoint(
     local_ray: None, tmp_path: Path, fragile: Callable[[str], dict[str, Any]], how: str, reason: str
@@ -357,9 +370,9 @@ def test_the_wall_time_leaves_rows_that_a_resume_finishes(local_ray: None, run: 
 EPOCHS = 30
 
 
-def begin(run: Path, *options: str) -> subprocess.Popen[str]:
+def begin(run: Path) -> subprocess.Popen[str]:
     """`ama search` in a process group of its own, as a shell would start it."""
-    command = [sys.executable, "-m", "search.cli.app", "search", str(run.parent / "x.yaml"), *options]
+    command = [sys.executable, "-m", "search.cli.app", "search", str(run.parent / "x.yaml")]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -367,7 +380,8 @@ def begin(run: Path, *options: str) -> subprocess.Popen[str]:
 
 def long_trials(run: Path) -> Experiment:
     """An experiment whose trials last several seconds, as a file beside the run directory."""
-    config = experiment(run, budget={"trials": 3, "epochs": EPOCHS, "grace_epochs": EPOCHS})
+    budget = {"trials": 3, "epochs": EPOCHS, "grace_epochs": EPOCHS}
+    config = experiment(run, budget=budget, resources={"concurrent": 2})
     (run.parent / "x.yaml").write_text(resolved_yaml(config))
     return config
 
@@ -386,11 +400,9 @@ def wait_for_epochs(run: Path, process: subprocess.Popen[str], epochs: int) -> N
     raise AssertionError(process.communicate()[0])
 
 
-def finish(run: Path, in_flight: dict[int, list[float]]) -> None:
+def finish(config: Experiment, run: Path, in_flight: dict[int, list[float]]) -> None:
     """Resume, and check that every trial ended once and went on where it was."""
-    process = begin(run, "--resume")
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    assert search(config, resume=True).reason == "the budget is used"
     found = rows(run)
     assert len(found) == 3 and {row.state.name for row in found} == {"COMPLETE"}
     for row in found:
@@ -400,7 +412,7 @@ def finish(run: Path, in_flight: dict[int, list[float]]) -> None:
     assert len({str(row.params) for row in found}) == 3
 
 
-def test_ctrl_c_and_a_second_driver(run: Path) -> None:
+def test_ctrl_c_and_a_second_driver(local_ray: None, run: Path) -> None:
     config = long_trials(run)
     process = begin(run)
     wait_for_epochs(run, process, 3)
@@ -412,18 +424,18 @@ def test_ctrl_c_and_a_second_driver(run: Path) -> None:
     assert "interrupted; continue with --resume" in output
     assert "RUNNING" not in states(run) and "WAITING" in states(run)
     waiting = [row for row in rows(run) if row.state == TrialState.WAITING]
-    finish(run, {row.number: row.user_attrs.get("curve", {}).get("seconds", []) for row in waiting})
+    finish(config, run, {row.number: row.user_attrs.get("curve", {}).get("seconds", []) for row in waiting})
 
 
-def test_a_killed_driver(run: Path) -> None:
-    long_trials(run)
+def test_a_killed_driver(local_ray: None, run: Path) -> None:
+    config = long_trials(run)
     process = begin(run)
     wait_for_epochs(run, process, 3)
     process.kill()
     process.wait()
     running = [row for row in rows(run) if row.state == TrialState.RUNNING]
     assert running
-    finish(run, {row.number: row.user_attrs.get("curve", {}).get("seconds", []) for row in running})
+    finish(config, run, {row.number: row.user_attrs.get("curve", {}).get("seconds", []) for row in running})
 
 
 def test_limits_that_exclude_most_of_the_space_cost_no_trial(

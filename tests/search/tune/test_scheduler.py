@@ -7,14 +7,16 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from search.tune.scheduler import RungScheduler
+from search.tune.verdicts import Verdicts
 from trainables.errors import InputError
 
 DIRECTIONS = {"val_accuracy": "maximize", "latency_ms": "minimize"}
 EPOCHS = 4
 
 
-def scheduler(costs=None, directions=DIRECTIONS):
-    return RungScheduler(directions, max_epochs=EPOCHS, grace_epochs=1, reduction_factor=2, costs=costs)
+def scheduler(verdicts=None, directions=DIRECTIONS):
+    verdicts = Verdicts() if verdicts is None else verdicts
+    return RungScheduler(directions, max_epochs=EPOCHS, grace_epochs=1, reduction_factor=2, verdicts=verdicts)
 
 
 def tell(rungs, number, accuracy, latency=1.0, epoch=1, **more):
@@ -56,7 +58,8 @@ def test_real_run_stops_who_is_behind_and_nobody_else(local_ray, tmp_path):
     finals = [0.9, 0.8, 0.7, 0.6, 0.5]
     costs = {number: {"latency_ms": 1.0 + number} for number in range(5)}
     costs[4] = {"latency_ms": 0.5}  # the least accurate, but the cheapest
-    rungs = scheduler(costs)
+    verdicts = Verdicts(costs)
+    rungs = scheduler(verdicts)
     space = {
         "number": tune.grid_search(list(range(5))),
         "final": tune.sample_from(lambda spec: finals[spec.config.number]),
@@ -66,7 +69,7 @@ def test_real_run_stops_who_is_behind_and_nobody_else(local_ray, tmp_path):
     results = tune.Tuner(Curve, param_space=space, tune_config=config, run_config=run).fit()
     epochs = {result.metrics["number"]: result.metrics["epoch"] for result in results}
     assert epochs == {0: 4, 1: 1, 2: 1, 3: 1, 4: 4}
-    assert rungs.stopped == {1, 2, 3} and not rungs.diverged
+    assert verdicts.stopped == {1, 2, 3} and not verdicts.diverged
     assert {epoch: set(seen) for epoch, seen in rungs.rule.rungs.items()} == {1: {0, 1, 2, 3, 4}, 2: {0, 4}}
 
 
@@ -96,9 +99,9 @@ def test_epoch_of_the_trial_counts_not_rays_iteration_after_a_resume():
 
 
 def test_number_may_come_from_the_config_and_costs_from_outside():
-    costs = {}
-    rungs = scheduler(costs)
-    costs[7] = {"latency_ms": 2.0}  # known only once the trial was suggested
+    verdicts = Verdicts()
+    rungs = scheduler(verdicts)
+    verdicts.costs[7] = {"latency_ms": 2.0}  # known only once the trial was suggested
     trial = SimpleNamespace(config={"number": 7})
     result = {"val_accuracy": 0.5, "training_iteration": 1}
     assert rungs.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE
@@ -117,13 +120,15 @@ def test_a_result_that_misses_something_is_logged_once_and_goes_on(caplog):
 
 
 def test_values_that_are_not_finite_stop_but_are_not_called_early_stopping():
-    rungs = scheduler()
+    verdicts = Verdicts()
+    rungs = scheduler(verdicts)
     assert tell(rungs, 0, float("nan")) == TrialScheduler.STOP
-    assert rungs.diverged == {0} and not rungs.stopped and not rungs.rule.rungs[1]
+    assert verdicts.diverged == {0} and not verdicts.stopped and not rungs.rule.rungs[1]
 
 
 def test_rungs_come_back_from_the_study():
-    live = scheduler()
+    verdicts = Verdicts()
+    live = scheduler(verdicts)
     rows = []
     for number, (accuracy, latency) in enumerate([(0.9, 2.0), (0.5, 3.0), (0.6, 1.0), (0.7, 2.5)]):
         epochs = []
@@ -139,11 +144,11 @@ def test_rungs_come_back_from_the_study():
     back = scheduler()
     back.replay([refused, *reversed(rows)])
     assert back.rule.rungs == live.rule.rungs and len(live.rule.rungs[1]) == 4
-    assert live.stopped == {1, 3}
+    assert verdicts.stopped == {1, 3}
     assert tell(back, 9, 0.1, 5.0) == TrialScheduler.STOP
     assert back.debug_string() == "RungScheduler (1 stopped): epoch 1: 5 trials, epoch 2: 2 trials"
 
 
 def test_numbers_outside_their_range_are_named():
     with pytest.raises(InputError, match="reduction_factor"):
-        RungScheduler(DIRECTIONS, max_epochs=4, grace_epochs=1, reduction_factor=1)
+        RungScheduler(DIRECTIONS, max_epochs=4, grace_epochs=1, reduction_factor=1, verdicts=Verdicts())

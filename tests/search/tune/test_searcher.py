@@ -22,8 +22,8 @@ from search.policy.space import SearchSpace
 from search.study.record import StudyRecord
 from search.tune.board import Board
 from search.tune.callback import StudyCallback, cause
-from search.tune.scheduler import RungScheduler
 from search.tune.searcher import NODE_LOSSES, StudySearcher
+from search.tune.verdicts import Verdicts
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DistillConfig, StudentSpec
 from trainables.costs.table import Costs
@@ -61,7 +61,7 @@ class Session:
             self.record.interrupt()
         else:
             self.record = StudyRecord.create(url, "toy", list(DIRECTIONS.values()))
-        self.scheduler = RungScheduler(DIRECTIONS, max_epochs=3, grace_epochs=1, reduction_factor=2)
+        self.verdicts = Verdicts()
         self.boards: list[dict[int, str]] = []
         self.searcher = StudySearcher(
             experiment,
@@ -74,7 +74,7 @@ class Session:
                 self.record.trials(),
             ),
             blocks,
-            scheduler=self.scheduler,
+            verdicts=self.verdicts,
             watch=lambda board: self.boards.append(dict(board.states)),
             **options,
         )
@@ -149,7 +149,7 @@ def test_a_trial_of_full_length_is_complete(make: Make) -> None:
 def test_a_trial_behind_at_a_rung_is_pruned(make: Make) -> None:
     session = make()
     number = session.start("a")["number"]
-    session.scheduler.stopped.add(number)
+    session.verdicts.stopped.add(number)
     session.train("a", 1, end=True, val_accuracy=0.2)
     row = session.row(number)
     assert (row.state, row.values) == (TrialState.PRUNED, None)
@@ -371,5 +371,7 @@ def test_nothing_of_the_search_is_pickled(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_board_counts_by_state() -> None:
-    board = Board(trials=4, epochs=3, states={0: "COMPLETE", 1: "FAIL", 2: "COMPLETE"})
+    board = Board(trials=4, epochs=3, directions=["maximize"])
+    for number, state in enumerate(("COMPLETE", "FAIL", "COMPLETE")):
+        board.change(number, state)
     assert board.counts() == {"COMPLETE": 2, "FAIL": 1}
