@@ -103,7 +103,10 @@ def hypervolume(points: Floats, within: Box) -> float:
 
     Args:
         points: (n, d), every column minimised, as `Run.points` gives them; rows with NaN count for nothing.
-        within: the box, as `Run.box` gives it: from ideal 0 to the teacher's costs and a chance accuracy.
+        within: the box, as `Run.box` gives it: from the teacher's costs and chance accuracy to the ideal.
+
+    Returns:
+        0 where no point lies in the box, 1 for a point at its ideal corner.
 
     Example:
         run = load("runs/digits")

@@ -1,8 +1,8 @@
 """The public Python API: lazily exported names, their examples, docs/python.md and docs/example.py.
 
-Examples run in a folder that holds the tiny run `runs/digits` and its repeat `runs/other`, a retrained model
-in `models/student` and a teacher in `teacher.safetensors`, with the names of their own package, `data`,
-`teacher`, `blocks`, `setup`, `costs` and the usual imports at hand, as docs/python.md introduces them.
+Examples run in a folder that holds the tiny run `runs/digits`, with a pick, and its repeat `runs/other`, a
+retrained model in `models/student` and a teacher in `teacher.safetensors`. They find the names of their own
+package, `data`, `teacher`, `blocks`, `setup`, `costs` and the usual imports, as docs/python.md has them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def test_what_a_type_checker_sees_is_what_is_exported(package: str) -> None:
 
 def test_modules_keep_their_paths() -> None:
     code = (
-        "from search import search\nimport search.run.search\nfrom search.run import search as module\n"
+        "from search import search\nfrom search.run import search as module\n"
         "from analysis import compare_runs, pick\nimport analysis.picks.pick, analysis.compare.compare\n"
         "from search import search as again\nfrom analysis import pick as picked\n"
         "assert callable(search) and search is again is module.search\n"
@@ -101,15 +101,19 @@ def test_packages_say_that_they_are_typed() -> None:
         assert "py.typed" in data[package]
 
 
+# Without this project's settings and pydantic's plugin: as in a user's own project.
+MYPY = ("--strict", "--follow-imports=silent", "--ignore-missing-imports", f"--config-file={os.devnull}")
 SNIPPET = """
 from analysis import Run, front, load, pick
 from search import Outcome, load_experiment, search
-from trainables import DistillConfig, Setup, distill, evaluate, find_blocks, load_data, load_teacher
+from trainables import DataConfig, DistillConfig, Setup, StudentSpec
+from trainables import distill, evaluate, find_blocks, load_data, load_teacher
 
-data = load_data("digits")
+data = load_data(DataConfig(name="digits", train_limit=200))
 teacher = load_teacher("teacher.safetensors", data)
 blocks = find_blocks(teacher.model, data.image_shape)
-result = distill(DistillConfig(), Setup.of(teacher.model, blocks, data))
+config = DistillConfig(student=StudentSpec(fuse=False), epochs=2)
+result = distill(config, Setup.of(teacher.model, blocks, data))
 reveal_type(evaluate(result.student, data).accuracy)
 reveal_type(search(load_experiment("digits")))
 reveal_type(load("runs/digits"))
@@ -124,11 +128,7 @@ def test_mypy_sees_the_names_and_their_types(tmp_path: Path) -> None:
     file.write_text(SNIPPET)
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
     ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"),
-            *("--ignore-missing-imports", "--cache-dir", str(tmp_path / "cache")),
-            *("--config-file", os.devnull, str(file)),
-        ],
+        [sys.executable, "-m", "mypy", *MYPY, "--cache-dir", str(tmp_path / "cache"), str(file)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -151,8 +151,8 @@ def test_every_public_name_is_documented(package: str, name: str) -> None:
     thing = getattr(importlib.import_module(package), name)
     text = inspect.getdoc(thing) or ""
     assert len(example(thing).splitlines()) <= MOST_LINES
-    assert name in example(thing)
     if inspect.isfunction(thing):
+        assert f"{name}(" in example(thing)
         sections = re.findall(r"^(Args|Returns|Raises|Example):$", text, re.M)
         assert sections == [s for s in ("Args", "Returns", "Raises", "Example") if s in sections]
         assert {"Args", "Example"} <= set(sections)
@@ -180,6 +180,7 @@ def names(folder: Path, local_ray: None) -> dict[str, Any]:
     import torch
     from torch.nn.functional import cross_entropy
 
+    import analysis
     import search
     import trainables as t
 
@@ -187,7 +188,9 @@ def names(folder: Path, local_ray: None) -> dict[str, Any]:
     tiny += ["teacher.arch=cifar_resnet8", "teacher.epochs=1", "teacher.batch_size=64", "costs.seconds=0.1"]
     for seed, run in enumerate(("runs/digits", "runs/other")):
         search.search(search.load_experiment("digits", [*tiny, f"seed={seed}"], out=run))
-    data = t.load_data(t.DataConfig(name="digits", train_limit=200), test=True)
+    analysis.write_pick("runs/digits/pick.yaml", analysis.pick("runs/digits"), "runs/digits")
+    sample = t.DataConfig(name="digits", train_limit=200)
+    data = t.load_data(sample, test=True)
     config = t.TeacherConfig(arch="cifar_resnet8", epochs=1, batch_size=64)
     teacher = t.train_teacher(config, data, t.resolve(), "teacher.safetensors")
     blocks = t.find_blocks(teacher.model, data.image_shape)
@@ -195,7 +198,9 @@ def names(folder: Path, local_ray: None) -> dict[str, Any]:
         teacher.model, blocks, [0.25, 0.5], True, data.image_shape, t.resolve(), seconds=0.1
     )
     setup = t.Setup.of(teacher.model, blocks, data)
-    t.retrain_one(t.DistillConfig(epochs=1), teacher, blocks, data, t.resolve(), "models/student")
+    t.retrain_one(
+        t.DistillConfig(epochs=1), teacher, blocks, data, t.resolve(), "models/student", data_config=sample
+    )
     found = {"data": data, "teacher": teacher, "blocks": blocks, "costs": costs, "setup": setup}
     return {**found, "torch": torch, "np": np, "Path": Path, "cross_entropy": cross_entropy}
 
@@ -210,3 +215,39 @@ def test_every_example_runs(package: str, name: str, names: dict[str, Any], caps
     code = example(getattr(module, name))
     exec(compile(code, f"{package}.{name}", "exec"), {**names, **names_of(module), "__name__": "example"})
     assert capsys.readouterr().out or "print" not in code
+
+
+def test_every_block_of_the_page_runs(names: dict[str, Any], folder: Path) -> None:
+    """The blocks of docs/python.md, one after the other, in a folder without anything."""
+    text = (DOCS / "python.md").read_text()
+    assert len(text.splitlines()) <= PAGE_LINES
+    place = folder / "page"
+    place.mkdir()
+    found = FENCED.findall(text)
+    assert len(found) >= 6
+    space: dict[str, Any] = {"__name__": "page"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for number, block in enumerate(found, start=1):
+            exec(compile(block, f"python.md, block {number}", "exec"), space)
+    imported = set(re.findall(r"\w+", " ".join(re.findall(r"^from \w+ import (.*)$", text, re.M))))
+    assert imported <= {name for _, name in exported()}
+    assert {"load_data", "load_teacher", "find_blocks", "distill", "evaluate", "search", "front"} <= imported
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path: Path) -> None:
+    environment = {**os.environ, "AMA_EXAMPLE": "2 1 2", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment |= {"MPLBACKEND": "agg"}
+    ended = subprocess.run(
+        [sys.executable, str(DOCS / "example.py")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (tmp_path / "front.png").stat().st_size > 5000
+    assert re.search(r"^retrained: test accuracy 0\.\d+, loaded again: 0\.\d+$", ended.stdout, re.M)
+    assert list((tmp_path / "runs" / "example").glob("study.db"))

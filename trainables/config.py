@@ -88,39 +88,51 @@ class DataConfig(Config):
     """
 
     name: str = Field(
-        "digits",
+        default="digits",
         description="data set; `imagefolder` reads train/<class>/* and test/ (or val/) under `root`; or your "
         "own (docs/extending.md)",
         json_schema_extra={
             "form": "digits, cifar10, cifar100, svhn, fashion_mnist, mnist, imagefolder or your own"
         },
     )
-    root: str | None = Field(None, description="folder that holds the data (not needed for digits)")
-    size: PositiveInt | None = Field(None, description="side in pixels images are brought to; null: native")
+    root: str | None = Field(default=None, description="folder that holds the data (not needed for digits)")
+    size: PositiveInt | None = Field(
+        default=None, description="side in pixels images are brought to; null: native"
+    )
     train_limit: PositiveInt | None = Field(
-        None, description="use only this many training images (a seeded, stratified sample)"
+        default=None, description="use only this many training images (a seeded, stratified sample)"
     )
-    val_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of the training images held out")
-    split_seed: int = Field(0, ge=0, description="seed of the train/validation/test split")
-    download: bool = Field(False, description="let torchvision download a missing data set")
-    skip_unreadable: bool = Field(False, description="count and skip images that cannot be decoded")
+    val_fraction: float = Field(
+        default=0.1, gt=0.0, lt=1.0, description="share of the training images held out"
+    )
+    split_seed: int = Field(default=0, ge=0, description="seed of the train/validation/test split")
+    download: bool = Field(default=False, description="let torchvision download a missing data set")
+    skip_unreadable: bool = Field(default=False, description="count and skip images that cannot be decoded")
     augment: Literal["auto", "none", "flip", "crop", "crop-flip"] = Field(
-        "auto", description="training augmentation; auto: what suits the data set (none for digits)"
+        default="auto", description="training augmentation; auto: what suits the data set (none for digits)"
     )
-    mean: Triple | None = Field(None, description="per-channel mean of inputs in 0..1; null: data set's own")
-    std: Triple | None = Field(None, description="per-channel deviation of inputs in 0..1; null: as mean")
-    cache: str | None = Field(None, description="folder for decoded images; null: ~/.cache/ama-search")
+    mean: Triple | None = Field(
+        default=None, description="per-channel mean of inputs in 0..1; null: data set's own"
+    )
+    std: Triple | None = Field(
+        default=None, description="per-channel deviation of inputs in 0..1; null: as mean"
+    )
+    cache: str | None = Field(
+        default=None, description="folder for decoded images; null: ~/.cache/ama-search"
+    )
     storage: Literal["auto", "memory", "stream"] = Field(
-        "auto",
+        default="auto",
         description="memory: all images stay in memory, on the device of the trials; stream: they are read "
         "from `data.cache` as they are needed; auto: stream beyond `data.memory_limit`",
     )
     memory_limit: PositiveFloat | None = Field(
-        None,
+        default=None,
         description="GiB of decoded images that may stay in memory; null: half of this machine's, and a "
         "quarter of its GPU's",
     )
-    workers: int = Field(2, ge=0, description="processes of a trial that prepare streamed images; 0: none")
+    workers: int = Field(
+        default=2, ge=0, description="processes of a trial that prepare streamed images; 0: none"
+    )
 
 
 class TeacherConfig(Config):
@@ -133,19 +145,26 @@ class TeacherConfig(Config):
     """
 
     arch: str = Field(
-        "cifar_resnet20",
+        default="cifar_resnet20",
         description="cifar_resnet<8..110>, wrn<depth>_<k>, torchvision:<name> or import:<module>:<factory>",
     )
-    checkpoint: str | None = Field(None, description="safetensors or state-dict file; null: train one")
-    small_stem: bool | None = Field(
-        None, description="3x3 stride-1 stem without pooling for small images; null: for images up to 64 px"
+    checkpoint: str | None = Field(
+        default=None, description="safetensors or state-dict file; null: train one"
     )
-    epochs: PositiveInt = Field(30, description="epochs of teacher training")
-    lr: PositiveFloat = Field(0.1, description="peak learning rate of teacher training (SGD, Nesterov)")
-    momentum: Fraction = Field(0.9, description="momentum of teacher training")
-    weight_decay: float = Field(5e-4, ge=0.0, description="weight decay of teacher training")
-    batch_size: PositiveInt = Field(128, description="images a step of teacher training")
-    warmup_epochs: float = Field(1.0, ge=0.0, description="epochs of linear warm-up before the cosine")
+    small_stem: bool | None = Field(
+        default=None,
+        description="3x3 stride-1 stem without pooling for small images; null: for images up to 64 px",
+    )
+    epochs: PositiveInt = Field(default=30, description="epochs of teacher training")
+    lr: PositiveFloat = Field(
+        default=0.1, description="peak learning rate of teacher training (SGD, Nesterov)"
+    )
+    momentum: Fraction = Field(default=0.9, description="momentum of teacher training")
+    weight_decay: float = Field(default=5e-4, ge=0.0, description="weight decay of teacher training")
+    batch_size: PositiveInt = Field(default=128, description="images a step of teacher training")
+    warmup_epochs: float = Field(
+        default=1.0, ge=0.0, description="epochs of linear warm-up before the cosine"
+    )
 
 
 class StudentSpec(Config):
@@ -159,7 +178,7 @@ class StudentSpec(Config):
     widths: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="block name to AMA module width; a block not named is kept"
     )
-    fuse: bool = Field(True, description="adjacent replaced blocks of one width become one span")
+    fuse: bool = Field(default=True, description="adjacent replaced blocks of one width become one span")
 
 
 class MethodConfig(Config):
@@ -201,7 +220,9 @@ class LossConfig(MethodConfig):
         description="span weights of the feature term: equal, or learned during training",
     )
     entropy_weight: float = Field(
-        1.0, ge=0.0, description="adaptive only: pull of the learned weights and mixes towards the prior"
+        default=1.0,
+        ge=0.0,
+        description="adaptive only: pull of the learned weights and mixes towards the prior",
     )
 
     def unused(self) -> set[str]:
@@ -234,13 +255,15 @@ class OptimConfig(Config):
     """
 
     lr: PositiveFloat = searched(0.05, 0.01, 0.2, log=True, description="peak learning rate")
-    momentum: Fraction = Field(0.9, description="momentum")
+    momentum: Fraction = Field(default=0.9, description="momentum")
     weight_decay: float = searched(
         5e-4, log=True, ge=0.0, description="weight decay (not on norms and biases)"
     )
-    batch_size: PositiveInt = Field(128, description="images a step")
-    warmup_epochs: float = Field(0.5, ge=0.0, description="epochs of linear warm-up")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="label smoothing of cross-entropy")
+    batch_size: PositiveInt = Field(default=128, description="images a step")
+    warmup_epochs: float = Field(default=0.5, ge=0.0, description="epochs of linear warm-up")
+    label_smoothing: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="label smoothing of cross-entropy"
+    )
 
 
 class DistillConfig(Config):
@@ -257,10 +280,12 @@ class DistillConfig(Config):
     loss: SerializeAsAny[MethodConfig] = LossConfig()  # the settings of `method`
     optim: OptimConfig = OptimConfig()
     epochs: PositiveInt = 10
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     train: Literal["all", "modules"] = "all"
     warm_start: Literal["library", "teacher", "none"] = "teacher"
-    scores: tuple[str, ...] = Field((), description="users' own metrics: entry points or `import:` texts")
+    scores: tuple[str, ...] = Field(
+        default=(), description="users' own metrics: entry points or `import:` texts"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -283,13 +308,15 @@ class LibraryConfig(Config):
         print(build_library(setup, [0.25], config=config).seconds)
     """
 
-    epochs: PositiveFloat = Field(0.5, description="passes in which each module learns its own block")
+    epochs: PositiveFloat = Field(default=0.5, description="passes in which each module learns its own block")
     student_epochs: float = Field(
-        4.0, ge=0.0, description="passes in which modules are trained on in randomly sampled students"
+        default=4.0, ge=0.0, description="passes in which modules are trained on in randomly sampled students"
     )
-    lr: PositiveFloat = Field(5e-3, description="peak learning rate (Adam)")
-    batch_size: PositiveInt = Field(64, description="images a step; small batches, many steps")
-    dir: str | None = Field(None, description="where libraries are kept; null: ~/.cache/ama-search/library")
+    lr: PositiveFloat = Field(default=5e-3, description="peak learning rate (Adam)")
+    batch_size: PositiveInt = Field(default=64, description="images a step; small batches, many steps")
+    dir: str | None = Field(
+        default=None, description="where libraries are kept; null: ~/.cache/ama-search/library"
+    )
 
 
 class RuntimeConfig(Config):
@@ -299,22 +326,26 @@ class RuntimeConfig(Config):
         print(resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1)))
     """
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<n>")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="autocast type of training; auto: bf16 where the device is fast at it, else fp32"
+        default="auto",
+        description="autocast type of training; auto: bf16 where the device is fast at it, else fp32",
     )
     layout: Literal["auto", "contiguous", "channels_last"] = Field(
-        "auto", description="memory layout of activation maps"
+        default="auto", description="memory layout of activation maps"
     )
-    threads: PositiveInt | None = Field(None, description="CPU threads; null: as many as the trial was given")
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads; null: as many as the trial was given"
+    )
     optimizer: Literal["auto", "single", "foreach", "fused"] = Field(
-        "auto", description="how the optimiser walks the parameters: one by one, all at once, in one kernel"
+        default="auto",
+        description="how the optimiser walks the parameters: one by one, all at once, in one kernel",
     )
     compile: Literal["auto", "off", "on"] = Field(
-        "auto",
+        default="auto",
         description="torch.compile of a trial's student; auto: where a trial is long enough to win back the "
         "measured start-up",
     )
     eval_batch: PositiveInt | None = Field(
-        None, description="images a batch where nothing is trained; null: measured, 512 before"
+        default=None, description="images a batch where nothing is trained; null: measured, 512 before"
     )

@@ -87,6 +87,9 @@ def _run_from(folder: Path, run: Run) -> str | None:
 def read_pick(path: str | Path) -> PickFile:
     """Read a pick file, or the `pick.yaml` of a run directory.
 
+    Args:
+        path: the file or the run directory.
+
     Returns:
         The picks, and the run, experiment and teacher that they are from.
 

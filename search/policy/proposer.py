@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from analysis.runs.optuna_adapter import trial_of
 from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from analysis.runs.optuna_adapter import trial_of
 from search.experiment.experiment import Experiment
 from search.experiment.samplers import SAMPLERS
 from search.policy.extrapolation import Curves

@@ -6,9 +6,9 @@ import warnings
 from typing import Any
 
 import optuna
+from analysis.runs.optuna_adapter import generation_key
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from analysis.runs.optuna_adapter import generation_key
 from search.experiment.samplers import SAMPLERS, SamplerKind
 
 

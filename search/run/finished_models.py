@@ -29,7 +29,7 @@ CHECKED_IMAGES = 32  # real test images on which an exported file is compared wi
 
 
 def evaluate_model(
-    model: Path, folder: str | Path | None = None, progress: Progress | None = None
+    model: str | Path, folder: str | Path | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Accuracy and loss of a retrained model on test data.
 
@@ -46,10 +46,10 @@ def evaluate_model(
         InputError: no model there, data missing, or data of other classes.
 
     Example:
-        for model in Path("runs/digits/retrained").glob("trial-*/student/seed-*"):
-            print(model, evaluate_model(model)["accuracy"])
+        found = evaluate_model("models/student")
+        print(f"{found['accuracy']:.1%} of {found['n']} test images")
     """
-    module, manifest = _load(model)
+    module, manifest = _load(Path(model))
     if folder is None:
         split, skipped = _own_images(manifest, progress), 0
     else:

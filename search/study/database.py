@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import optuna
+from analysis.runs.optuna_adapter import Storage
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from analysis.runs.optuna_adapter import Storage
 from analysis.runs.study_url import redact
 from search.errors import FailedError
 from trainables.errors import InputError

@@ -30,12 +30,12 @@ from functools import partial
 from typing import Any
 
 import optuna
+from analysis.runs.optuna_adapter import close, new_token, storage_of, study_id, trial_id
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from analysis.metrics import CURVE_METRICS, Direction
-from analysis.runs.optuna_adapter import close, new_token, storage_of, study_id, trial_id
 from analysis.runs.study_url import redact
 from search.study.database import Waiting, open_storage
 from trainables.errors import InputError

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 import analysis.runs.run as runs
-from analysis.compare.compare import compare
+from analysis.compare.compare import compare_runs
 from analysis.picks.pick_file import read_pick
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def laptop(place: Place, tmp_path: Path) -> Place:
 def test_rows_hold_the_users_metric_and_cost(place: Place) -> None:
     run = runs.Run.open(place.folder / "run")
     assert run.metrics == ["macro_f1", "int8_kib"]
-    trials = run.frame()
+    trials = run.trials
     complete = trials[trials["state"] == "COMPLETE"]
     assert len(complete) == 4
     assert complete["macro_f1"].between(0, 1).all() and complete["macro_f1"].nunique() > 1
@@ -124,7 +124,7 @@ def test_the_report_and_the_pick_need_no_file_of_the_user(laptop: Place, place: 
     assert {"macro_f1", "int8_kib"} <= set(picked.values) and "int8_kib" in picked.costs
     assert "macro_f1" in picked.reason
     assert "macro_f1" in laptop.ama("pick", "run", "--max", "int8_kb=3", code=2)
-    found = compare([laptop.folder / "run", place.folder / "run"])
+    found = compare_runs([laptop.folder / "run", place.folder / "run"])
     assert found.objectives == ("macro_f1", "int8_kib")
 
 
@@ -146,7 +146,7 @@ def test_a_search_with_the_users_files_is_taken_up_again(place: Place, tmp_path:
     shutil.copytree(place.folder / "run", tmp_path / "run")
     again = Place(tmp_path)
     again.ama("search", "own.yaml", "--out", "run", "--resume", "-o", "budget.trials=6")
-    trials = runs.Run.open(tmp_path / "run").frame()
+    trials = runs.Run.open(tmp_path / "run").trials
     complete = trials[trials["state"] == "COMPLETE"]
     assert len(complete) == 6 and complete["macro_f1"].notna().all()
 
@@ -169,7 +169,7 @@ def test_entry_points_of_an_installed_package(place: Place, tmp_path: Path) -> N
     run = runs.Run.open(tmp_path / "run")
     assert run.metrics == ["macro_f1", "int8_kib"]
     assert run.experiment["data"]["name"] == "bars" and run.experiment["sampler"]["name"] == "qmc"
-    assert (run.frame()["state"] == "COMPLETE").sum() == 2
+    assert (run.trials["state"] == "COMPLETE").sum() == 2
 
 
 @pytest.mark.parametrize(

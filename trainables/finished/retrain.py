@@ -179,6 +179,12 @@ def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
     scratch: from random weights; finetune: from the teacher's weights where blocks are kept. Both are trained
     whole, with what the method calls its baseline (cross-entropy alone), everything else as in `config`.
 
+    Args:
+        config: the student's.
+
+    Returns:
+        Configs by the baseline's name.
+
     Example:
         config = DistillConfig(student=StudentSpec(widths={blocks[0].name: 0.25}), epochs=1)
         for name, variant in baselines(config).items():

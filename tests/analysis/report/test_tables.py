@@ -107,7 +107,7 @@ def test_results_by_method(make_study: Make) -> None:
     run = Run.open(study)
     table = tables.methods(run)
     assert table["method"].tolist() == ["ama", "toy"]
-    frame = tables.ran(run.frame())
+    frame = tables.ran(run.trials)
     for (_, row), name in zip(table.iterrows(), run.methods, strict=True):
         part = frame[(frame["method"] == name) & (frame["state"] != "WAITING")]
         done = part[part["state"] == "COMPLETE"]
