@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from trainables.blocks.blocks import Block
 from trainables.config import METHODS, DataConfig, DistillConfig
@@ -211,7 +212,7 @@ def _teacher_of(record: TeacherRecord) -> dict[str, Any]:
 def _read_back(file: Path, origin: Mapping[str, Any]) -> RetrainResult:
     manifest = _read_manifest(file)
     for key, value in origin.items():
-        if manifest.get(key) != value:
+        if _comparable(key, manifest.get(key)) != _comparable(key, value):
             raise InputError(
                 f"{file}: holds a finished model of another {key}; choose another folder or remove this one"
             )
@@ -219,6 +220,16 @@ def _read_back(file: Path, origin: Mapping[str, Any]) -> RetrainResult:
     if not weights.exists():
         raise InputError(f"{weights}: missing beside its manifest; remove {file.name} to train it again")
     return RetrainResult(**manifest["results"], path=weights)
+
+
+def _comparable(key: str, value: Any) -> Any:
+    """A part of a manifest without what later versions added at its default: configs by their digest."""
+    if key != "config" or not isinstance(value, dict):
+        return value
+    try:
+        return DistillConfig.model_validate(value).digest()
+    except ValidationError:
+        return value
 
 
 def _versions() -> dict[str, str]:

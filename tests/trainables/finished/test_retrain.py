@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.errors import InputError
 from trainables.finished.model_card import model_card
-from trainables.finished.model_files import load_model
+from trainables.finished.model_files import MANIFEST, load_model
 from trainables.finished.retrain import RetrainResult, baselines, retrain_one
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import Runtime, resolve
@@ -167,6 +168,25 @@ def test_test_images_are_read_when_training_is_over(
     retrain_one(config, teacher, blocks, fresh, runtime, tmp_path, report=lambda _: epochs.append(splits()))
     assert epochs == [set(), set()]  # training has data of its own, without test images
     assert splits() == {"test"}
+
+
+def test_a_model_that_version_0_1_finished_is_read_back(
+    result: RetrainResult,
+    config: DistillConfig,
+    teacher: Teacher,
+    blocks: tuple[Block, ...],
+    data: ImageData,
+    runtime: Runtime,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(result.path.parent, tmp_path / "old")
+    file = tmp_path / "old" / MANIFEST
+    manifest = json.loads(file.read_text())
+    for added in ("method", "scores"):
+        del manifest["config"][added]
+    file.write_text(json.dumps(manifest))
+    again = retrain_one(config, teacher, blocks, data, runtime, file.parent)
+    assert (again.test_accuracy, again.seed) == (result.test_accuracy, result.seed)
 
 
 def test_finished_run_is_read_back(
