@@ -102,8 +102,8 @@ def draw_span_weights(cells: pd.DataFrame, names: dict[int, str]) -> Figure:
         xs, y, weight = [place[block] for block in part["block"]], ranks.index(rank), part["weight"].iloc[0]
         colour = _weight_colour(weight, scale)
         wide = max(xs) - min(xs) + 0.92
-        look = {"facecolor": colour, "edgecolor": GREY, "lw": 0.5}  # a weight of 1 is nearly white
-        axes.add_patch(Rectangle((min(xs) - 0.46, y - 0.42), wide, 0.84, **look))
+        corner = (min(xs) - 0.46, y - 0.42)  # with an edge: a weight of 1 is nearly white
+        axes.add_patch(Rectangle(corner, wide, 0.84, facecolor=colour, edgecolor=GREY, lw=0.5))
         if len(blocks) <= SMALL:
             middle = (min(xs) + max(xs)) / 2
             axes.text(middle, y, f"{weight:.2f}", ha="center", va="center", fontsize=8, color=text_on(colour))

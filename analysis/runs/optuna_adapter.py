@@ -60,7 +60,7 @@ def storage_of(study: optuna.Study) -> BaseStorage:
 
 
 def close(storage: BaseStorage) -> None:
-    """End all connections of a database's storage; a SQLite file is whole by itself then, and may be moved."""
+    """End all connections of a database; a SQLite file is then whole by itself and may be moved."""
     backend: Any = getattr(storage, "_backend", storage)
     backend.remove_session()
     engine: sa.Engine = backend.engine
