@@ -242,6 +242,17 @@ def test_the_next_major_version_of_a_library_with_an_adapter_is_not_installed() 
         assert int(version(name).split(".")[0]) == major
 
 
+def test_the_training_loop_knows_the_interface_of_methods_alone() -> None:
+    training = [file for name, file in modules().items() if name.startswith("trainables.training.")]
+    known = {
+        name.removeprefix("trainables.methods.").partition(".")[0]
+        for file in training
+        for name in imported(file)
+        if name.startswith("trainables.methods.")
+    }
+    assert known == {"base"}
+
+
 def test_no_package_imports_the_tests_or_benchmarks() -> None:
     assert importers("tests", "benchmarks", "pytest") == set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,13 +29,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def content(self) -> dict[str, Any]:
+    def content(self, always: Collection[str] = ()) -> dict[str, Any]:
         """What differs from the defaults, as JSON values: equal for equal configs of any version.
 
         A key added later does not change it where the key has its default, so digests of files made before
         stay valid. Never change a default's meaning: give the key another name.
+
+        Args:
+            always: keys that are included with their default too.
         """
-        return self.model_dump(mode="json", exclude_defaults=True)
+        return self.model_dump(mode="json", include=set(always)) | self.model_dump(
+            mode="json", exclude_defaults=True
+        )
 
     def digest(self) -> str:
         """SHA-256 (hex, 16 characters) of `content`."""

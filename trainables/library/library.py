@@ -17,6 +17,8 @@ from trainables.errors import InputError
 from trainables.student.spans import spans_of
 
 FORMAT = 1
+# Keys that are part of every library's name; later ones are where they differ from their defaults.
+RECIPE = ("epochs", "student_epochs", "lr", "batch_size")
 WEIGHTS, META = "modules.safetensors", "library.json"
 
 
@@ -96,6 +98,6 @@ def library_key(
 ) -> str:
     """Name of the library that these determine."""
     parts = [block.name for block in blocks], sorted(widths), fuse
-    return hash_json(
-        [FORMAT, teacher_hash, data_hash, *parts, config.model_dump(mode="json", exclude={"dir"}), seed]
-    )
+    recipe = config.content(always=RECIPE)
+    recipe.pop("dir", None)
+    return hash_json([FORMAT, teacher_hash, data_hash, *parts, recipe, seed])

@@ -10,23 +10,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import TeacherConfig, hash_json
+from trainables.config import MethodConfig, TeacherConfig, hash_json
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
 from trainables.files import remove
+from trainables.methods.base import Batch, Group, Method, Phase, Progress
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import Runtime
 from trainables.runtime.seeds import seeded
 from trainables.teacher.teacher import Teacher, placed, save_teacher, scored, untrained
 from trainables.training.checkpoint import has_checkpoint, load_checkpoint, previous_of, save_checkpoint
-from trainables.training.optim import lr_at, make_optimizer, set_lr
+from trainables.training.metrics import Sums
+from trainables.training.optim import lr_at, set_lr
+from trainables.training.step import TOTAL, Stepper, TooLarge
 
+# Keys that are part of every training's identity; later ones are where they differ from their defaults.
+RECIPE = ("arch", "small_stem", "epochs", "lr", "momentum", "weight_decay", "batch_size", "warmup_epochs")
 EPOCH_SEEDS = 1_000_003  # keeps the random streams of neighbouring seeds' epochs apart
 Report = Callable[[dict[str, Any]], None]
+
+
+class _CrossEntropy(Method):
+    """What the training loop's step needs to know: one phase, cross-entropy, all of the model."""
+
+    name = "teacher"
+    Config = MethodConfig
+
+    def __init__(self, model: nn.Module, runtime: Runtime) -> None:
+        nn.Module.__init__(self)  # no setup: nothing is distilled
+        self.student, self.runtime = model, runtime
+
+    def logits(self, images: Tensor) -> Tensor:
+        with self.runtime.autocast():
+            found: Tensor = self.student(images)
+        return found
+
+    def phases(self) -> list[Phase]:
+        return [Phase(self.name, [Group(list(self.student.named_parameters()))])]
+
+    def losses(self, batch: Batch, progress: Progress, phase: str) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        return {"ce": F.cross_entropy(self.logits(batch.images).float(), batch.labels)}
 
 
 @dataclass
@@ -34,14 +61,16 @@ class _Training:
     """What a training goes on from: all of it is in the checkpoint of each epoch."""
 
     model: nn.Module
-    optimizer: torch.optim.SGD
-    scaler: torch.amp.GradScaler
+    stepper: Stepper
     epoch: int = 0  # epochs done
     seconds: float = 0.0
 
     def save(self, path: Path, key: str) -> None:
-        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        state = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.stepper.optimizers[_CrossEntropy.name].state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+        }
         save_checkpoint(path, {"key": key, "epoch": self.epoch, "seconds": self.seconds, **state})
 
     def restore(self, path: Path, key: str) -> None:
@@ -52,8 +81,8 @@ class _Training:
                 "undo the change to go on with it, or delete the file to start from the beginning"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.stepper.optimizers[_CrossEntropy.name].load_state_dict(state["optimizer"])
+        self.stepper.scaler.load_state_dict(state["scaler"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
 
 
@@ -83,8 +112,8 @@ def train_teacher(
         The trained model in eval mode on the runtime's device, and its record with its scores.
 
     Raises:
-        InputError: no such architecture; it does not suit the images; the loss is not finite any more; the
-            checkpoint found is of another training.
+        InputError: no such architecture; it does not suit the images; the loss is not finite any more; not
+            even half a batch fits into memory; the checkpoint found is of another training.
 
     Example:
         config = TeacherConfig(arch="cifar_resnet8", epochs=1, batch_size=32)
@@ -93,18 +122,24 @@ def train_teacher(
     """
     out = Path(out)
     model = placed(untrained(config, data, seed), runtime)
+    method = _CrossEntropy(model, runtime)
     training = _Training(
-        model,
-        make_optimizer(model, config.lr, config.momentum, config.weight_decay),
-        torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16"),
+        model, Stepper(method, runtime, config.lr, config.momentum, config.weight_decay, "auto")
     )
     checkpoint = out.with_suffix(".ckpt")
-    recipe = config.model_dump(mode="json", exclude={"checkpoint"})
+    recipe = config.content(always=RECIPE)
+    recipe.pop("checkpoint", None)
     key = hash_json({"config": recipe, "data": data.hash, "seed": seed})
     if has_checkpoint(checkpoint):
         training.restore(checkpoint, key)
     while training.epoch < config.epochs:
-        metrics = _run_epoch(training, config, data, runtime, seed)
+        try:
+            metrics = _run_epoch(training, config, data, runtime, seed)
+        except TooLarge as fault:
+            raise InputError(
+                f"teacher.batch_size: expected a batch that fits into memory in halves, got "
+                f"{config.batch_size}: {fault}; lower it"
+            ) from None
         if not math.isfinite(metrics["train_loss"]):
             _remove(checkpoint)  # the epochs before are already on their way to this
             raise InputError(
@@ -125,26 +160,20 @@ def _run_epoch(
 ) -> dict[str, Any]:
     """One pass over the training images, then a look at the validation images."""
     started = time.perf_counter()
-    model, optimizer, scaler = training.model.train(), training.optimizer, training.scaler
+    model, stepper = training.model.train(), training.stepper
     steps = data.steps_per_epoch(config.batch_size)
     warmup = round(config.warmup_epochs * steps)
-    total_loss = torch.zeros((), device=runtime.device)
+    sums = Sums(runtime.device)
     lr = 0.0
     # Dropout draws from a stream of this epoch's own: a resumed training needs no random state from before.
     with seeded(seed * EPOCH_SEEDS + training.epoch):
-        batches = data.train_batches(config.batch_size, seed, training.epoch, runtime)
-        for step, (images, labels) in enumerate(batches, start=training.epoch * steps):
+        batches = data.train_steps(config.batch_size, seed, training.epoch, runtime)
+        for step, (images, labels, order) in enumerate(batches, start=training.epoch * steps):
             lr = lr_at(step, config.epochs * steps, warmup, config.lr)
-            set_lr(optimizer, lr)
-            with runtime.autocast():
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), labels)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.step(optimizer)
-            scaler.update()
-            total_loss += loss.detach() * len(labels)
-    train_loss = total_loss.item() / len(data.train)  # waits for the device
+            set_lr(stepper.optimizers[_CrossEntropy.name], lr)
+            progress = Progress(step, config.epochs * steps, steps)
+            sums.add(stepper.step(Batch(images, labels, order), progress), len(labels))
+    train_loss = sums.wait()[TOTAL] / len(data.train)  # waits for the device
     seconds = time.perf_counter() - started
     training.epoch += 1
     training.seconds += seconds

@@ -32,13 +32,19 @@ class Stepper:
     """
 
     def __init__(
-        self, method: Method, runtime: Runtime, lr: float, momentum: float, weight_decay: float
+        self,
+        method: Method,
+        runtime: Runtime,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        walk: str | None = None,
     ) -> None:
-        """Make the optimisers of the method's phases."""
+        """Make the optimisers of the method's phases; `walk` goes before the runtime's way of walking."""
         self.method, self.runtime = method, runtime
         self.phases = method.phases()
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            phase.name: phase_optimizer(phase, lr, momentum, weight_decay, runtime.optimizer)
+            phase.name: phase_optimizer(phase, lr, momentum, weight_decay, walk or runtime.optimizer)
             for phase in self.phases
         }
         self.micro_batches = 1

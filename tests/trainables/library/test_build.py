@@ -90,8 +90,8 @@ def test_proxy_is_the_sum_of_the_modules_of_the_student(made):
 def test_files_come_back_as_they_were_and_saving_twice_keeps_the_first(made, tmp_path):
     library = made[4]
     folder = library.save(tmp_path)
-    assert library.save(tmp_path) == folder == tmp_path / "key"
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    assert library.save(tmp_path) == folder == tmp_path / library.key
+    assert [path.name for path in tmp_path.iterdir()] == [library.key]
     again = Library.load(folder)
     assert again.errors == library.errors and again.solo_loss == library.solo_loss
     for key, state in library.modules.items():
@@ -103,7 +103,7 @@ def test_files_come_back_as_they_were_and_saving_twice_keeps_the_first(made, tmp
 def test_a_damaged_library_is_named(made, tmp_path, damaged):
     folder = made[4].save(tmp_path)
     (folder / damaged).write_bytes(b"{}")
-    with pytest.raises(InputError, match="key"):
+    with pytest.raises(InputError, match=library.key):
         Library.load(folder)
 
 

@@ -197,6 +197,39 @@ def test_fp16_scales_its_loss_and_resumes_the_scale(dropping, data, runtime, tmp
     assert resumed.record.hash == whole.record.hash
 
 
+FUSSY = """
+import torch
+from trainables.teacher.architectures import build_model
+
+class Fussy(torch.nn.Module):
+    "A network that finds no memory for more than `most` images at a time while it trains."
+    def __init__(self, num_classes, most):
+        super().__init__()
+        self.net, self.most = build_model("cifar_resnet8", num_classes, (3, 8, 8)), most
+    def forward(self, images):
+        if self.training and len(images) > self.most:
+            raise torch.OutOfMemoryError(f"{len(images)} images")
+        return self.net(images)
+
+def half(num_classes): return Fussy(num_classes, 20)
+def none(num_classes): return Fussy(num_classes, 5)
+"""
+
+
+def test_a_teachers_batch_that_does_not_fit_is_computed_in_halves(data, runtime, tmp_path, monkeypatch):
+    (tmp_path / "fussy_teacher.py").write_text(FUSSY)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    config = TeacherConfig(arch="import:fussy_teacher:half", epochs=2, batch_size=32)
+    reports: list[dict] = []
+    train_teacher(config, data, runtime, tmp_path / "half.safetensors", report=reports.append)
+    assert reports[1]["train_loss"] < reports[0]["train_loss"]
+    impossible = config.model_copy(update={"arch": "import:fussy_teacher:none"})
+    with pytest.raises(
+        InputError, match=r"teacher\.batch_size: .* got 32: half a batch of 32 images .*lower it"
+    ):
+        train_teacher(impossible, data, runtime, tmp_path / "none.safetensors")
+
+
 def test_loading_gives_the_trained_teacher_back(trained, data, runtime):
     teacher, run_dir, _ = trained
     loaded = load_teacher(CONFIG, data, runtime, run_dir)
