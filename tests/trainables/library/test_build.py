@@ -103,7 +103,7 @@ def test_files_come_back_as_they_were_and_saving_twice_keeps_the_first(made, tmp
 def test_a_damaged_library_is_named(made, tmp_path, damaged):
     folder = made[4].save(tmp_path)
     (folder / damaged).write_bytes(b"{}")
-    with pytest.raises(InputError, match=library.key):
+    with pytest.raises(InputError, match=folder.name):
         Library.load(folder)
 
 
