@@ -45,7 +45,7 @@ def test_the_text_is_the_resolved_experiment_as_yaml(text: str, tiny_yaml: Path,
 
 
 def test_space_blocks_and_limits_are_named(text: str) -> None:
-    assert "# search space: 2^1·3^2 = 18 students × 2 (supervision) × 4 continuous ranges" in text
+    assert "# search space: 2^1·3^2 = 18 students × 2 (ama/supervision) × 4 continuous ranges" in text
     assert "# blocks (3): layer1.0, layer2.0, layer3.0" in text
     assert re.search(r"# teacher: params 78\.0 k, flops 1\.56 M, .*; it is trained first, 3 epochs", text)
     assert "# limit: flops <= 0.8x (that is <= 1.25 M)" in text
