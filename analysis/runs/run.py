@@ -185,7 +185,10 @@ class Run:
         - seconds (of training), replaced (number of blocks replaced), epochs (trained), seed, retries
         - ray_id, reason (of stopping early or failing), checkpoint (relative to the run)
         - level/<block> for every block (0 narrowest … K-1 widest, K kept), then every other searched
-          parameter by its own name (alpha, beta, lr, supervision, …)
+          parameter by its own name: ama/alpha, optim/lr, fuse, … (alpha, lr, … in runs of version 0.1); where
+          several methods were searched `method`, and the parameters of the other methods are missing
+        - what the method recorded in the last epoch: loss/<part>, the weighted parts of the training loss; of
+          `ama` also entropy, weight/<blocks of a span> and mix/<blocks of a span>/<teacher's map>
         - started, ended (local time)
         """
         return self._frame.copy()

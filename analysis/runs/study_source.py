@@ -19,12 +19,6 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 import yaml
-from analysis.runs.optuna_adapter import (
-    TrialModel,
-    TrialParamModel,
-    TrialUserAttributeModel,
-    TrialValueModel,
-)
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
@@ -32,6 +26,12 @@ from sqlalchemy.orm import Session
 
 from analysis.errors import InputError
 from analysis.runs.object_store import Store, is_remote
+from analysis.runs.optuna_adapter import (
+    TrialModel,
+    TrialParamModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+)
 from analysis.runs.study_url import URL_VARIABLE, given_url, redact, sqlite_url, study_url
 
 _READ_ERRORS = (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError, ValueError)
