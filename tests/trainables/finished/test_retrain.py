@@ -144,6 +144,14 @@ def test_test_images_are_read_when_training_is_over(
     assert splits() == {"test"}
 
 
+def test_without_test_images_nothing_trains(
+    config: DistillConfig, teacher: Teacher, blocks: tuple[Block, ...], runtime: Runtime, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"test images: load_data\(\.\.\., test=True\)"):
+        retrain_one(config, teacher, blocks, load_data(DATA), runtime, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_finished_run_is_read_back(
     result: RetrainResult,
     config: DistillConfig,
