@@ -11,7 +11,7 @@ class FailedError(Exception):
 
     Example:
         try:
-            retrain_picks("runs/digits", seeds=1, epochs=1)
+            print(retrain_picks("runs/digits", seeds=1, epochs=1).folder)
         except FailedError as error:
             print(error)
     """

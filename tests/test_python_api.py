@@ -123,6 +123,7 @@ from trainables import load_dato
 """
 
 
+@pytest.mark.slow
 def test_mypy_sees_the_names_and_their_types(tmp_path: Path) -> None:
     file = tmp_path / "snippet.py"
     file.write_text(SNIPPET)
@@ -184,7 +185,7 @@ def names(folder: Path, local_ray: None) -> dict[str, Any]:
     import search
     import trainables as t
 
-    tiny = ["budget.trials=3", "budget.epochs=1", "budget.grace_epochs=1", "data.train_limit=200"]
+    tiny = ["budget.trials=2", "budget.epochs=1", "budget.grace_epochs=1", "data.train_limit=200"]
     tiny += ["teacher.arch=cifar_resnet8", "teacher.epochs=1", "teacher.batch_size=64", "costs.seconds=0.1"]
     for seed, run in enumerate(("runs/digits", "runs/other")):
         search.search(search.load_experiment("digits", [*tiny, f"seed={seed}"], out=run))

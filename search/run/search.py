@@ -102,8 +102,9 @@ def search(
         FailedError: the database stayed away; the run can be resumed.
 
     Example:
-        small = ["budget.trials=2", "budget.epochs=1", "budget.grace_epochs=1", "teacher.epochs=1"]
-        experiment = load_experiment("digits", [*small, "costs.seconds=0.1"], out="runs/small")
+        small = ["teacher.arch=cifar_resnet8", "teacher.epochs=1", "costs.seconds=0.1"]
+        small += ["budget.trials=2", "budget.epochs=1"]
+        experiment = load_experiment("digits", small, out="runs/small")
         outcome = search(experiment)
         print(outcome.reason, outcome.run_dir)
     """

@@ -31,6 +31,11 @@ def family(name: str) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(1, 3, side, side)
 
 
+def test_a_shape_stands_for_an_example() -> None:
+    model = build_model("cifar_resnet8", 10, (3, 8, 8)).double()
+    assert find_blocks(model, (3, 8, 8)) == find_blocks(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+
+
 # name, number of blocks, first block, last block, layout, activation, number of blocks that follow another
 FAMILIES = [
     ("resnet18", 8, "layer1.0", "layer4.1", "nchw", "relu", 7),

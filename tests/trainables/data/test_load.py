@@ -53,8 +53,14 @@ def test_test_images_are_there_only_on_request(digits: ImageData) -> None:
     without = load_data(DIGITS)
     assert without.test is None and without.hash == digits.hash
     assert torch.equal(without.train.images, digits.train.images)
-    with pytest.raises(ValueError, match="test images were not loaded"):
+    with pytest.raises(InputError, match="test images were not loaded"):
         next(without.eval_batches("test", CPU))
+    with pytest.raises(InputError, match="split: expected train, val, test, got 'tets'"):
+        next(without.eval_batches("tets", CPU))
+
+
+def test_the_name_of_a_data_set_means_its_defaults() -> None:
+    assert load_data("digits").hash == load_data(DataConfig(name="digits")).hash
 
 
 def test_computed_normalisation_is_of_the_training_images(digits: ImageData) -> None:

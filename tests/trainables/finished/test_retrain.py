@@ -189,6 +189,14 @@ def test_a_model_that_version_0_1_finished_is_read_back(
     assert (again.test_accuracy, again.seed) == (result.test_accuracy, result.seed)
 
 
+def test_without_test_images_nothing_trains(
+    config: DistillConfig, teacher: Teacher, blocks: tuple[Block, ...], runtime: Runtime, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"test images: load_data\(\.\.\., test=True\)"):
+        retrain_one(config, teacher, blocks, load_data(DATA), runtime, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_finished_run_is_read_back(
     result: RetrainResult,
     config: DistillConfig,

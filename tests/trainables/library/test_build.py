@@ -38,7 +38,8 @@ def made(tmp_path_factory):
     teacher = train_teacher(config, data, runtime, tmp_path_factory.mktemp("t") / "teacher.safetensors")
     blocks = find_blocks(teacher.model, torch.zeros(1, *data.image_shape))
     before = {name: t.clone() for name, t in teacher.model.state_dict().items()}
-    library = build_library(Setup.of(teacher.model, blocks, data, runtime), WIDTHS, True, CONFIG)
+    setup = Setup.of(teacher.model, blocks, data, runtime)
+    library = build_library(setup, WIDTHS, True, CONFIG, key="key")
     return runtime, data, teacher, blocks, library, before
 
 
@@ -56,7 +57,9 @@ def test_modules_come_closer_to_their_blocks_than_untrained_ones(made):
     runtime, data, teacher, blocks, library, _ = made
     setup = Setup.of(teacher.model, blocks, data, runtime)
     fresh = build_library(setup, WIDTHS, True, LibraryConfig(epochs=1e-9, student_epochs=0))
-    assert fresh.key != library.key
+    assert fresh.key == library_key(
+        teacher.record.hash, data.hash, blocks, WIDTHS, True, LibraryConfig(epochs=1e-9, student_epochs=0)
+    )
     assert sum(library.errors.values()) < 0.6 * sum(fresh.errors.values())
     assert all(math.isfinite(loss) for loss in library.solo_loss.values())
 

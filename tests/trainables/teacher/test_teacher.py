@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -237,6 +238,17 @@ def test_loading_gives_the_trained_teacher_back(trained, data, runtime):
     images = data.val.images[:4] / 255
     with torch.no_grad():
         assert torch.equal(loaded.model(images), teacher.model(images))
+
+
+def test_a_trained_teacher_is_loaded_by_its_path(trained, data, tmp_path):
+    teacher, run_dir, _ = trained
+    for place in (run_dir, str(run_dir / "teacher.safetensors")):
+        assert load_teacher(place, data).record == teacher.record
+    with pytest.raises(InputError, match=r"no teacher: .*nowhere\.safetensors does not exist"):
+        load_teacher(tmp_path / "nowhere.safetensors", data)
+    shutil.copy(run_dir / "teacher.safetensors", tmp_path / "bare.safetensors")
+    with pytest.raises(InputError, match=r"no record beside it.*TeacherConfig\(arch=\.\.\., checkpoint="):
+        load_teacher(tmp_path / "bare.safetensors", data)
 
 
 def test_another_split_is_scored_anew_with_a_warning(trained, data, runtime, caplog):

@@ -1,0 +1,1 @@
+"""Read a run: its study, its trials, its status."""
