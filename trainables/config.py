@@ -238,7 +238,7 @@ class LossConfig(MethodConfig):
 
 DEFAULT_METHOD = "ama"
 METHODS: Registry[Any] = Registry(
-    "method", "ama_search.methods", {DEFAULT_METHOD: "trainables.methods.ama:Ama"}
+    "method", "ama_search.method", {DEFAULT_METHOD: "trainables.methods.ama:Ama"}
 )
 
 

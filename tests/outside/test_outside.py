@@ -60,7 +60,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """The files of the page, and a finished search of its experiment."""
     folder = tmp_path_factory.mktemp("outside")
     files = {name: text for name, text in blocks().items() if "." in name}
-    assert sorted(files) == ["mycosts.py", "mydata.py", "mymetrics.py", "mysampler.py", "own.yaml"]
+    own = ["mycosts.py", "mydata.py", "mymetrics.py", "mysampler.py", "own.yaml"]
+    assert sorted(files) == sorted([*own, "methods.yaml", "mymethods.py"])
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     place = Place(folder)

@@ -1,4 +1,4 @@
-"""The README's tour and the tutorial, command by command, with budgets so small that nothing is learnt.
+"""The README's tour and Python code and the tutorial, with budgets so small that nothing is learnt.
 
 Lines that start with `ama` run through the command's entry point, one after the other in one process in an
 empty folder (starting Python for each would take longer than the work); other blocks are given to bash.
@@ -19,6 +19,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 FENCED = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+README_LINES = 200
+WRITTEN = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *(file for file in DOCS if file.name != "experiment.md"),
+]
+UNCLEAR = ("anew", "dear", "dearer", "is to get", "mend", "of one's own", "so many", "where there is one")
 
 RUNNER = """
 import glob, json, logging, os, shlex, sys
@@ -113,6 +121,18 @@ def test_the_readmes_tour_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    (code,) = PYTHON.findall((ROOT / "README.md").read_text())
+    assert code.count('["budget.trials=24"]') == code.count("seeds=3") == 1
+    small = [*TINY[1::2], "budget.trials=3", "teacher.arch=cifar_resnet8"]
+    code = code.replace('["budget.trials=24"]', repr(small)).replace("seeds=3", "seeds=1, epochs=1")
+    environment = {key: value for key, value in os.environ.items() if key != "AMA_STUDY_URL"}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    run([sys.executable, "-c", code], "", tmp_path, environment)
+    assert list((tmp_path / "runs" / "digits" / "retrained").rglob("model.safetensors"))
+
+
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path: Path) -> None:
     run_document(ROOT / "docs" / "tutorial.md", tmp_path)
     assert len(list((tmp_path / "images" / "train").rglob("*.png"))) > 1000
@@ -138,7 +158,35 @@ def test_the_errors_of_the_faq_are_the_ones_there_are() -> None:
     assert [fragment for fragment in quoted if fragment not in source] == []
 
 
-def test_files_that_the_documents_name_are_there() -> None:
-    for file in (ROOT / "docs" / "architecture.md", ROOT / "docs" / "method.md"):
-        for name in re.findall(r"`((?:search|trainables|analysis)/[\w/]+\.py)`", file.read_text()):
-            assert (ROOT / name).is_file(), f"{file.name}: {name}"
+@pytest.mark.parametrize("file", [ROOT / "README.md", *DOCS], ids=lambda file: file.name)
+def test_files_that_the_documents_name_are_there(file: Path) -> None:
+    for name in re.findall(r"`((?:search|trainables|analysis|tests)/[\w/]+\.py)`", file.read_text()):
+        assert (ROOT / name).is_file(), f"{file.name}: {name}"
+
+
+def test_the_architecture_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    assert len(re.findall(r"`(?:search|trainables|analysis)/[\w/]+\.py`", text)) > 60
+    for package in ("search", "trainables", "analysis"):
+        rooms = [file.parent.name for file in (ROOT / package).glob("*/__init__.py")]
+        assert [room for room in rooms if f"`{package}/{room}`" not in text] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+def test_every_result_names_its_command_and_where_its_figures_are() -> None:
+    _, *sections = (ROOT / "docs" / "results.md").read_text().split("\n## ")
+    assert len(sections) > 8
+    for section in sections:
+        assert re.search(r"`make [\w-]+|^ama search", section, re.M), section[:60]
+        assert re.search(r"\]\(\.\./benchmarks/results/|`runs/[\w-]+/retrained/results\.md`", section), (
+            section[:60]
+        )
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.name)
+def test_the_words_are_plain(file: Path) -> None:
+    text = " ".join(file.read_text().split())
+    assert [words for words in UNCLEAR if re.search(rf"\b{words}\b", text)] == []

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from trainables.blocks.blocks import Block
-from trainables.config import DistillConfig
+from trainables.config import StudentSpec
 from trainables.errors import InputError
 from trainables.network.weights import load_weights
 from trainables.student.build import build_student
@@ -47,9 +47,10 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
     model = build_model(
         teacher["arch"], teacher["num_classes"], tuple(teacher["image_shape"]), teacher["small_stem"]
     )
-    config = DistillConfig.model_validate(manifest["config"])
+    # Not the whole config: that would import the method, which may be in a file of the user that is not here.
+    spec = StudentSpec.model_validate(manifest["config"].get("student", {}))
     blocks = [_block(fields) for fields in manifest["blocks"]]
-    student = build_student(model, blocks, config.student)
+    student = build_student(model, blocks, spec)
     load_weights(student, folder / WEIGHTS)
     return student.eval(), manifest
 
