@@ -214,7 +214,7 @@ class Distiller:
         )
 
     def _train_epoch(self, watch: Stopwatch, after_step: Callable[[int], None] | None) -> dict[str, float]:
-        """Train on all images once; return the means of the loss's parts. Steps do not wait for the device."""
+        """Train on all images once; return the means of the loss's parts. Never waits for the device."""
         steps = self.data.train_steps(
             self.config.optim.batch_size, self.config.seed, self.epoch, self.runtime
         )
