@@ -1,4 +1,4 @@
-"""What one trial does: data, teachers, blocks, AMA modules, students, costs and the distillation loop.
+"""Everything one trial needs: data, teachers, blocks, AMA modules, students, costs, the distillation loop.
 
     from trainables import StudentSpec, distill, find_blocks, load_data, load_teacher
 
@@ -126,5 +126,5 @@ if not TYPE_CHECKING:  # a checker that saw `__getattr__` would let every misspe
 
 
 def __dir__() -> list[str]:
-    """The public names, imported or not, beside what is there."""
+    """List the module's attributes and the public names not imported yet."""
     return sorted({*globals(), *_MODULES})

@@ -25,15 +25,15 @@ Triple = tuple[float, float, float]
 
 
 class Config(BaseModel):
-    """Base of every config: immutable, unknown keys are faults."""
+    """Base of every config: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def content(self, always: Collection[str] = ()) -> dict[str, Any]:
-        """What differs from the defaults, as JSON values: equal for equal configs of any version.
+        """Return the keys that differ from their defaults, as JSON values.
 
-        A key added later does not change it where the key has its default, so digests of files made before
-        stay valid. Never change a default's meaning: give the key another name.
+        Equal configs have equal content in every version: a key added later does not appear while it has its
+        default, so digests in older files stay valid. Never change what a default means: rename the key.
 
         Args:
             always: keys that are included with their default too.
@@ -62,15 +62,16 @@ def searched(
     choices: tuple[Any, ...] = (),
     **field: Any,
 ) -> Any:
-    """A config's field with the range that a search explores unless the experiment file says otherwise.
+    """Declare a field of a `MethodConfig` and the range that a search explores by default.
 
     Args:
-        default: the value outside of a search, and in one that fixes the key at its default.
-        low: smallest value searched; None with `high` None and no `choices`: not searched by default.
+        default: the value outside a search, and in a search that fixes the key at its default.
+        low: smallest value searched. If `low`, `high` and `choices` are all left out, the key is not searched
+            by default.
         high: largest value searched.
-        log: ranges of this key are searched in orders of magnitude, those of the experiment file too.
+        log: search this key on a logarithmic scale, also in ranges that the experiment file gives.
         choices: values searched, in place of a range.
-        **field: as for pydantic's `Field`: description and bounds.
+        **field: arguments of pydantic's `Field`: description and bounds.
 
     Returns:
         A pydantic field, for the body of a `MethodConfig`.
@@ -86,7 +87,7 @@ def searched(
 
 
 class DataConfig(Config):
-    """Which images, in which size, split how.
+    """Data set, image size, splits, augmentation and storage.
 
     Example:
         config = DataConfig(name="digits", train_limit=200, val_fraction=0.2)
@@ -103,7 +104,7 @@ class DataConfig(Config):
     )
     root: str | None = Field(default=None, description="folder that holds the data (not needed for digits)")
     size: PositiveInt | None = Field(
-        default=None, description="side in pixels images are brought to; null: native"
+        default=None, description="side in pixels to resize images to; null: native"
     )
     train_limit: PositiveInt | None = Field(
         default=None, description="use only this many training images (a seeded, stratified sample)"
@@ -115,26 +116,26 @@ class DataConfig(Config):
     download: bool = Field(default=False, description="let torchvision download a missing data set")
     skip_unreadable: bool = Field(default=False, description="count and skip images that cannot be decoded")
     augment: Literal["auto", "none", "flip", "crop", "crop-flip"] = Field(
-        default="auto", description="training augmentation; auto: what suits the data set (none for digits)"
+        default="auto", description="training augmentation; auto: the data set's default (none for digits)"
     )
     mean: Triple | None = Field(
-        default=None, description="per-channel mean of inputs in 0..1; null: data set's own"
+        default=None, description="per-channel mean of inputs in 0..1; null: the data set's"
     )
     std: Triple | None = Field(
-        default=None, description="per-channel deviation of inputs in 0..1; null: as mean"
+        default=None, description="per-channel standard deviation of inputs in 0..1; null: the data set's"
     )
     cache: str | None = Field(
         default=None, description="folder for decoded images; null: ~/.cache/ama-search"
     )
     storage: Literal["auto", "memory", "stream"] = Field(
         default="auto",
-        description="memory: all images stay in memory, on the device of the trials; stream: they are read "
-        "from `data.cache` as they are needed; auto: stream beyond `data.memory_limit`",
+        description="memory: keep all images in memory, on the device of the trials; stream: read them from "
+        "`data.cache` when needed; auto: stream if they exceed `data.memory_limit`",
     )
     memory_limit: PositiveFloat | None = Field(
         default=None,
-        description="GiB of decoded images that may stay in memory; null: half of this machine's, and a "
-        "quarter of its GPU's",
+        description="GiB of decoded images that may stay in memory; null: half of this machine's memory, and "
+        "a quarter of its GPU's",
     )
     workers: int = Field(
         default=2, ge=0, description="processes of a trial that prepare streamed images; 0: none"
@@ -142,7 +143,7 @@ class DataConfig(Config):
 
 
 class TeacherConfig(Config):
-    """The network to distil, where its weights are, or how to train it.
+    """The teacher's architecture, and its weights file or the recipe to train it.
 
     Example:
         trained = TeacherConfig(arch="cifar_resnet20", epochs=30, lr=0.1)
@@ -174,7 +175,7 @@ class TeacherConfig(Config):
 
 
 class StudentSpec(Config):
-    """The chosen level of every block: with the teacher it determines the student's architecture.
+    """The student's architecture, given the teacher: for every block, kept or replaced at which width.
 
     Example:
         narrow = StudentSpec(widths={block.name: 0.25 for block in blocks}, fuse=False)
@@ -184,7 +185,9 @@ class StudentSpec(Config):
     widths: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="block name to AMA module width; a block not named is kept"
     )
-    fuse: bool = Field(default=True, description="adjacent replaced blocks of one width become one span")
+    fuse: bool = Field(
+        default=True, description="replace adjacent blocks of equal width by one module (a span)"
+    )
 
 
 class MethodConfig(Config):
@@ -201,7 +204,10 @@ class MethodConfig(Config):
     """
 
     def unused(self) -> set[str]:
-        """Keys that change nothing beside the others' values: configs that differ in them are duplicates."""
+        """Return the keys that have no effect given the other values.
+
+        Configs that differ in these alone are duplicates.
+        """
         return set()
 
 
@@ -226,13 +232,11 @@ class LossConfig(MethodConfig):
         description="span weights of the feature term: equal, or learned during training",
     )
     entropy_weight: float = Field(
-        default=1.0,
-        ge=0.0,
-        description="adaptive only: pull of the learned weights and mixes towards the prior",
+        default=1.0, ge=0.0, description="adaptive only: pull of learned weights and mixes towards the prior"
     )
 
     def unused(self) -> set[str]:
-        """Only adaptive supervision has weights to keep apart."""
+        """`entropy_weight` has an effect with adaptive supervision alone."""
         return {"entropy_weight"} if self.supervision == "uniform" else set()
 
 
@@ -243,7 +247,7 @@ METHODS: Registry[Any] = Registry(
 
 
 def method_config(name: str) -> type[MethodConfig]:
-    """The settings of a distillation method; importing a method other than the default loads torch.
+    """Return the config class of a distillation method. A method other than the default imports torch.
 
     Raises:
         InputError: no such method.
@@ -273,7 +277,7 @@ class OptimConfig(Config):
 
 
 class DistillConfig(Config):
-    """One trial: student spec + distillation method and its settings + optimiser settings + seed.
+    """One trial: student, distillation method and its settings, optimiser settings, epochs, seed.
 
     Example:
         spec = StudentSpec(widths={"layer1.0": 0.25, "layer3.0": 0.5})
@@ -296,7 +300,7 @@ class DistillConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _settings_of_the_method(cls, value: Any) -> Any:
-        """Without settings, a method has its own defaults."""
+        """Use the method's default settings if none are given."""
         return {"loss": {}, **value} if isinstance(value, dict) and "method" in value else value
 
     @field_validator("loss", mode="before")
@@ -307,26 +311,30 @@ class DistillConfig(Config):
 
 
 class LibraryConfig(Config):
-    """How the module library is distilled.
+    """How to distil the module library.
 
     Example:
         config = LibraryConfig(epochs=0.1, student_epochs=0)
         print(build_library(setup, [0.25], config=config).seconds)
     """
 
-    epochs: PositiveFloat = Field(default=0.5, description="passes in which each module learns its own block")
+    epochs: PositiveFloat = Field(
+        default=0.5, description="epochs in which each module learns its block alone"
+    )
     student_epochs: float = Field(
-        default=4.0, ge=0.0, description="passes in which modules are trained on in randomly sampled students"
+        default=4.0,
+        ge=0.0,
+        description="epochs in which modules are trained further in randomly sampled students",
     )
     lr: PositiveFloat = Field(default=5e-3, description="peak learning rate (Adam)")
-    batch_size: PositiveInt = Field(default=64, description="images a step; small batches, many steps")
+    batch_size: PositiveInt = Field(default=64, description="images a step")
     dir: str | None = Field(
-        default=None, description="where libraries are kept; null: ~/.cache/ama-search/library"
+        default=None, description="folder for libraries; null: ~/.cache/ama-search/library"
     )
 
 
 class RuntimeConfig(Config):
-    """How this machine computes: nothing here changes what is computed beyond rounding.
+    """Device, precision and speed settings. They change results by rounding alone.
 
     Example:
         print(resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1)))
@@ -335,7 +343,7 @@ class RuntimeConfig(Config):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<n>")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="autocast type of training; auto: bf16 where the device is fast at it, else fp32",
+        description="autocast type of training; auto: bf16 if it is fast on the device, else fp32",
     )
     layout: Literal["auto", "contiguous", "channels_last"] = Field(
         default="auto", description="memory layout of activation maps"
@@ -343,15 +351,16 @@ class RuntimeConfig(Config):
     threads: PositiveInt | None = Field(
         default=None, description="CPU threads; null: as many as the trial was given"
     )
+    threads: PositiveInt | None = Field(default=None, description="CPU threads; null: the trial's CPU cores")
     optimizer: Literal["auto", "single", "foreach", "fused"] = Field(
         default="auto",
-        description="how the optimiser walks the parameters: one by one, all at once, in one kernel",
+        description="the optimiser's update: one parameter at a time, all at once, or in one kernel",
     )
     compile: Literal["auto", "off", "on"] = Field(
         default="auto",
-        description="torch.compile of a trial's student; auto: where a trial is long enough to win back the "
+        description="torch.compile of a trial's student; auto: if a trial is long enough to make up for the "
         "measured start-up",
     )
     eval_batch: PositiveInt | None = Field(
-        default=None, description="images a batch where nothing is trained; null: measured, 512 before"
+        default=None, description="images a batch in evaluation; null: measured (512 until then)"
     )

@@ -4,8 +4,8 @@
 class InputError(ValueError):
     """A file, key, value or combination that the user gave cannot be used.
 
-    The message names the file, key or trial, what was expected and what came. The command line prints it
-    without a traceback and exits with code 2.
+    The message names the file, key or trial, what was expected and what was found. The command line prints
+    it without a traceback and exits with code 2.
 
     Example:
         try:

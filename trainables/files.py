@@ -1,4 +1,4 @@
-"""Write files atomically, delete them on purpose, describe an error in one line, name this code's version."""
+"""Write files atomically, delete files, shorten an error to one line, return this package's version."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes the place of `path` when the block ends well.
+    """Yield a temporary file beside `path` to write to; it replaces `path` when the block succeeds.
 
     Readers see the old file or the new one, never a part. Missing folders are made. After an error `path` is
-    as it was and the temporary file is gone.
+    unchanged and the temporary file is deleted.
 
         with replacing(Path("costs.json")) as fresh:
             fresh.write_text("{}")
@@ -35,7 +35,7 @@ _told: list[Callable[[Path], None]] = []
 
 
 def remove(path: Path) -> None:
-    """Delete a file that is no longer needed, in the copies of its folder too; none there is no error."""
+    """Delete a file and inform the listeners of `removals`. A missing file is not an error."""
     path.unlink(missing_ok=True)
     for tell in list(_told):
         tell(path)
@@ -45,8 +45,8 @@ def remove(path: Path) -> None:
 def removals(tell: Callable[[Path], None]) -> Iterator[None]:
     """Call `tell` with the path of every file that `remove` deletes inside the block, in any thread.
 
-    For a folder that is the working copy of another place. That a file is missing says nothing: whatever
-    cleans temporary folders may have taken it.
+    Use it for the working copy of a remote folder. A missing file alone does not mean that it was deleted
+    on purpose: the system may clean temporary folders.
     """
     _told.append(tell)
     try:
@@ -62,11 +62,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type where it has none."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def code_version() -> str:
-    """The version of `ama-search` that runs."""
+    """Return the installed version of `ama-search`."""
     return version("ama-search")

@@ -1,6 +1,7 @@
-"""Find things by name: built-in ones, those of installed packages, and those of the user's own files.
+"""Registries: look up data sets, samplers, methods, ... by name.
 
-A registry loads an entry when it is asked for, so that an experiment imports only what it names.
+An entry is built in, comes from an installed package, or from the user's files. It is imported when it is
+looked up, so that an experiment imports only what it names.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 class Registry(Generic[T]):
-    """Named things of one kind, such as data sets or samplers.
+    """Named objects of one kind, such as data sets or samplers.
 
     An entry is named by
       - a built-in name;
       - the name of an entry point in `group`, which an installed package declares;
-      - `import:<package.module>:<name>` or `import:<file.py>:<name>`, an object of the user's own.
+      - `import:<package.module>:<name>` or `import:<file.py>:<name>`, an object in the user's code.
 
     Args:
-        kind: what an entry is, for messages: "data set".
+        kind: what an entry is called in messages, such as "data set".
         group: the entry-point group, `ama_search.<kind>`.
-        builtins: "module:attribute" by name; a module is imported when its entry is asked for.
+        builtins: "module:attribute" by name; a module is imported when its entry is looked up.
         expects: the class (or runtime-checkable protocol) of entries; None: anything.
 
     Example:
@@ -53,14 +54,14 @@ class Registry(Generic[T]):
         self._expects = expects
 
     def names(self) -> tuple[str, ...]:
-        """The built-in names, then those of installed packages."""
+        """Return the built-in names, then those of installed packages."""
         return tuple(dict.fromkeys([*self._builtins, *sorted(entry.name for entry in self._installed())]))
 
     def get(self, text: str) -> T:
-        """The entry that `text` names; built-in names go before those of installed packages.
+        """Load the entry that `text` names. A built-in name wins over the same name in a package.
 
         Raises:
-            InputError: no such entry, it cannot be imported, or it is something else.
+            InputError: no such entry, it cannot be imported, or it is not of the expected type.
         """
         if text.startswith(IMPORT):
             found = import_object(text)
@@ -77,7 +78,7 @@ class Registry(Generic[T]):
         return cast(T, found)
 
     def check(self, text: str) -> None:
-        """Check that `get` knows `text`; a built-in entry is not loaded for that.
+        """Check that `text` names an entry, without loading a built-in one.
 
         Raises:
             InputError: as `get`.
@@ -109,14 +110,14 @@ class Registry(Generic[T]):
 
 
 def import_object(text: str) -> Any:
-    """The object that `import:<package.module>:<name>` or `import:<file.py>:<name>` names.
+    """Import the object that `import:<package.module>:<name>` or `import:<file.py>:<name>` names.
 
-    The working directory is searched after the installed packages. A file is imported as a module of its
-    name, so that Ray's workers, to which it is sent as such, find it too; where the file does not exist, a
-    module of that name is taken.
+    The working directory is searched after the installed packages. A file is imported as a module named
+    like the file, because Ray ships it to workers under that name. If the file does not exist, a module of
+    that name is imported instead.
 
     Raises:
-        InputError: not such a text, the module cannot be imported, or it does not have that name.
+        InputError: another form, the module cannot be imported, or it does not define that name.
     """
     module = import_module(text)
     name = text.rpartition(":")[2]
@@ -128,7 +129,7 @@ def import_object(text: str) -> Any:
 
 
 def import_module(text: str) -> ModuleType:
-    """The module that an `import:` text names; see `import_object`."""
+    """Import the module of an `import:` text; see `import_object`."""
     match = _TEXT.fullmatch(text)
     where = match["module"] if match else ""
     file = Path(where) if where.endswith(".py") else None
@@ -152,7 +153,7 @@ def import_module(text: str) -> ModuleType:
 
 
 def _search(folder: Path) -> None:
-    """Let imports find modules in `folder`: last, so that it never hides an installed package."""
+    """Append `folder` to `sys.path`: last, so that it never hides an installed package."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 

@@ -1,4 +1,4 @@
-"""One trial as Ray Tune runs it: a class Trainable around the training loop. The only Ray import here."""
+"""The Ray Tune `Trainable` of one trial, around the training loop. The only file here that imports Ray."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ CHECKPOINT_FILE = "distiller.pt"
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a search share: put into Ray's object store once, loaded once an actor.
+    """Objects that all trials of a search share: stored in Ray's object store, loaded once per actor.
 
     Args:
-        data: `ImageData.to_arrays()`: NumPy arrays, so that every actor of a node maps the same memory.
+        data: `ImageData.to_arrays()`: NumPy arrays, so that all actors of a node share the memory.
         teacher: the trained teacher in eval mode.
         blocks: the teacher's blocks that may be replaced.
         runtime: how the workers compute.
         modules: pre-distilled module weights by span key, or None.
-        profile: folder for a profile of the first trial that gets to its second epoch, or None.
-        growth: when an actor has gathered so much memory that a fresh one takes its place.
+        profile: folder for the profile of the first trial that reaches its second epoch, or None.
+        growth: when to replace an actor whose memory use has grown.
     """
 
     data: Mapping[str, Any]
@@ -55,15 +55,15 @@ class TrialContext:
 
 
 class DistillTrial(tune.Trainable):  # type: ignore[misc]
-    """A full distillation job; one step is one epoch.
+    """A distillation as a Tune trial; one step is one epoch.
 
-    The trial's config has `number` (of the study's row), `distill` (a `DistillConfig` as JSON) and,
-    for a trial that an earlier session left unfinished, `resume` (its checkpoint folders, newest first) and
-    `told` (epochs that the study surely knows of; those after it that the checkpoint has are told again).
+    The trial's config has `number` (of the study's row) and `distill` (a `DistillConfig` as JSON). For a
+    trial that an earlier session left unfinished it also has `resume` (checkpoint folders, newest first) and
+    `told` (the last epoch known to be in the study; later ones in the checkpoint are reported again).
     """
 
     def setup(self, config: dict[str, Any], *, context: TrialContext) -> None:
-        """Load what outlives a trial: data, teacher, blocks; then start the first one."""
+        """Load data, teacher and blocks, which later trials reuse; then start the first trial."""
         self._context = context
         self._runtime = resolve(context.runtime)
         self._data = ImageData.from_arrays(context.data)
@@ -72,10 +72,10 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Drop everything of the last trial and start the next in this actor.
+        """Discard the state of the last trial and start the next one in this actor.
 
         Raises:
-            MemoryGrown: the actor should end; Ray retries the trial in a fresh one.
+            MemoryGrown: the actor should end; Ray retries the trial in a new one.
         """
         self.__dict__.pop("_distiller", None)
         self._growth.check(self._runtime.device)
@@ -89,7 +89,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         self._refused: str | None = None
         try:
             self._distiller = Distiller(distill, self._setup)
-        except InputError as fault:  # told by the first step: if raised here, Ray would start the trial again
+        except InputError as fault:  # reported by the first step: if raised here, Ray would retry the trial
             self._refused = str(fault)
             return
         self._take_up(config.get("resume") or ())
@@ -97,14 +97,14 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         self._startup_seconds = time.perf_counter() - started
 
     def _tell_after(self, epochs: int) -> None:
-        """Report the epochs after so many, trained or not; one at least, a trial's end is a report."""
+        """Report epochs after this one again after a resume (at least the last)."""
         self._told = min(epochs, self._distiller.config.epochs - 1)
 
     def _take_up(self, checkpoints: Sequence[str]) -> int | None:
-        """Continue from the first of `checkpoints` that can be read; from the beginning where none can.
+        """Continue from the first of `checkpoints` that can be read; if none can, from the beginning.
 
         Returns:
-            Epochs that had been reported when the checkpoint was written; None: none can be read.
+            Epochs that had been reported when the checkpoint was written; None if none can be read.
         """
         for path in checkpoints:
             try:
@@ -117,10 +117,11 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         return None
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch and report it; one that cannot be trained (on) ends with its reason.
+        """Train one epoch and report it. A trial that cannot train (on) ends with the reason.
 
-        Ray saves a trial that a rung stops before the study hears of the epoch. One that was cut off between
-        the two is taken up with an epoch that nobody was told of: it is reported first, and judged again.
+        Ray saves a trial that a rung stops before the study learns of the epoch. If the session ended between
+        the two, the checkpoint holds an epoch that was never reported: it is reported first, and the rung
+        decides again.
         """
         if self._refused is not None:
             return self._failure(self._refused)
@@ -134,21 +135,21 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         return {
             **recorded,
             "recorded": list(recorded),  # the keys that go into the study's row
-            "further": metrics.further,  # those of them that its learning curve shows beside the usual ones
+            "further": metrics.further,  # those of them that the learning curve shows beside the usual ones
             "number": self._number,
             "startup_seconds": self._startup_seconds,
-            "began_at": began,  # seconds since 1970; with the epoch's seconds, when this worker was busy
+            "began_at": began,  # seconds since 1970; with the epoch's seconds: when this worker was busy
             "again": again,
             "done": metrics.epoch == self._distiller.config.epochs,
         }
 
     def _failure(self, reason: str) -> dict[str, Any]:
-        """The result that ends the trial as failed; Ray does not try it again."""
+        """Return the result that ends the trial as failed; Ray does not retry it."""
         return {"number": self._number, "failure": reason, "done": True}
 
     def _epoch(self) -> EpochMetrics:
         folder = self._context.profile
-        # The second epoch: the first one warms up caches, allocators and kernels.
+        # Profile the second epoch: the first one warms up caches, allocators and kernels.
         if folder is None or self._distiller.epoch != 1 or not claim(Path(folder)):
             return self._distiller.run_epoch()
         return profiled_epoch(self._distiller, Path(folder), f"trial-{self._number}")
@@ -161,9 +162,9 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         save_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, state)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Continue from what `save_checkpoint` wrote; where it is damaged, from the checkpoint before it.
+        """Continue from the checkpoint; if it is damaged, from the one before it.
 
-        A trial whose checkpoints are all damaged starts again: epochs are lost, the trial is not.
+        A trial whose checkpoints are all damaged starts from the beginning.
         """
         newest = Path(checkpoint_dir)
         older = sorted(newest.parent.glob("checkpoint_*"), reverse=True)

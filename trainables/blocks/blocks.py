@@ -1,4 +1,4 @@
-"""The teacher's blocks: submodules that an AMA module can replace, found by tracing one forward pass."""
+"""Find the teacher's blocks, submodules that an AMA module can replace, by tracing one forward pass."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class Block:
 def find_blocks(
     model: nn.Module, example: torch.Tensor | Sequence[int], patterns: Sequence[str] = ()
 ) -> tuple[Block, ...]:
-    """The blocks of `model` in execution order. The model is left as it was.
+    """Find the blocks of `model`, in execution order. The model is not changed.
 
-    Blocks lie at the grain at which the network repeats itself: a residual block, an inverted residual, an
-    encoder layer, a VGG stage. Each was tried: the model runs with all of them cut out.
+    A block is the unit that the network repeats: a residual block, an inverted residual, an encoder layer, a
+    VGG stage. The result is tested: the model runs with all blocks replaced.
 
     Args:
         model: an image classifier on any device; it runs a few times in eval mode.
         example: one image (1, 3, H, W) on the same device, further images are ignored; or the shape of one,
             (3, H, W), for a black image.
-        patterns: shell globs on block names; one with a leading "!" excludes. Without an including one, all
-            blocks are included.
+        patterns: shell globs on block names; a leading "!" excludes. If no pattern includes, all blocks are
+            included.
 
     Returns:
         Blocks in execution order, with their shapes, params and FLOPs.
@@ -86,10 +86,10 @@ def find_blocks(
 
 
 def select_names(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
-    """The block names that `patterns` choose; see `find_blocks`.
+    """Return the block names that `patterns` select; see `find_blocks`.
 
     Raises:
-        InputError: a pattern matches no name (all such patterns are listed), or no name is left.
+        InputError: a pattern matches no name (the message lists all such patterns), or no name is left.
     """
     known = f"the blocks are {', '.join(names)}"
     lost = [p for p in patterns if not any(fnmatchcase(name, p.removeprefix("!")) for name in names)]
@@ -128,7 +128,7 @@ def _name(group: Group) -> str:
 
 
 def _linked(record: Trace, blocks: list[Block]) -> list[Block]:
-    """The blocks with `follows` filled in: not where anything else reads the tensor between two blocks."""
+    """Fill in `follows`; it stays None if anything else reads the tensor between two blocks."""
     makers = {}
     for block in blocks:
         last = record.single(block.members[-1])
@@ -145,7 +145,7 @@ def _linked(record: Trace, blocks: list[Block]) -> list[Block]:
 
 
 class _Stub(nn.Module):
-    """Gives the output that the block gave, whatever comes in, and counts its calls."""
+    """Return the block's recorded output for any input, and count the calls."""
 
     def __init__(self, output: torch.Tensor) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class _Stub(nn.Module):
 
 
 def _replaceable(model: nn.Module, image: torch.Tensor, record: Trace, groups: list[Group]) -> list[Group]:
-    """The groups that can really be cut out: code that reaches into a block's parts would fail without it."""
+    """Return the groups that the model runs without; code that accesses parts of a block would fail."""
     if _runs_without(model, image, record, groups):
         return groups
     return [group for group in groups if _runs_without(model, image, record, [group])]
@@ -173,7 +173,7 @@ def _runs_without(model: nn.Module, image: torch.Tensor, record: Trace, groups: 
     with undisturbed(model), exchanged(model, stubs), torch.no_grad():
         try:
             output = model(image)
-        except Exception:  # whatever the user's code raises says the same
+        except Exception:  # the user's code may raise anything
             return False
     same = not isinstance(output, torch.Tensor) or tuple(output.shape) == expected
     return same and all(stub.calls == 1 for stub in stubs.values() if isinstance(stub, _Stub))

@@ -1,8 +1,8 @@
-"""At which grain a network repeats itself: the submodules that make sensible blocks, chosen from a trace.
+"""Choose the submodules that become blocks, from a trace.
 
-First choice are composite modules (a residual block, an inverted residual, an encoder layer): code of their
-own around several convolutions or linear layers. Where those hardly carry the computation (VGG, plain
-Sequentials), runs of layers between changes of the map's size are taken.
+The first choice are composite modules (a residual block, an inverted residual, an encoder layer): modules
+with code around several convolutions or linear layers. If these do little of the computation (VGG, plain
+Sequentials), choose runs of layers between changes of the map's size.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from trainables.network.trace import Call, Trace, compute_leaves, is_compute, is
 
 Group = tuple[str, ...]  # paths of submodules that run one after the other
 
-MOST = 0.8  # a block with more of the model's FLOPs than this is the network itself
-ENOUGH = 0.5  # composites with less of them together leave the bulk of the network to runs of layers
+MOST = 0.8  # larger than this share of the FLOPs: not a block
+ENOUGH = 0.5  # composites with a smaller share of the FLOPs in total: use runs of layers as well
 
 
 def choose_groups(record: Trace) -> list[Group]:
-    """Groups of submodules in execution order, each with one tensor in and one out; the head is in none."""
+    """Return groups of submodules in execution order, each with one tensor in and out; never the head."""
     return _Grain(record).choose()
 
 
@@ -69,7 +69,7 @@ class _Grain:
         return sum(self._call(path).flops for path in group) / max(1, self.record.flops)
 
     def _head(self) -> str | None:
-        """Path of the layer with weights that ends last: the classifier."""
+        """Return the path of the classifier: the layer with weights whose call ends last."""
         ends = [(call.end, call.begin, call.path) for call in self.record.order if is_compute(call.module)]
         return max(ends)[2] if ends else None
 
@@ -80,15 +80,15 @@ class _Grain:
         return self.head is None or not f"{self.head}.".startswith(f"{path}.")
 
     def _is_stage(self, path: str) -> bool:
-        """Whether a composite is a row of composites of one class, to be taken apart into them."""
+        """Return whether a composite is a sequence of composites of one class, to be split into them."""
         inner = [p for p in self.composites if p.startswith(f"{path}.")]
         kinds = [type(self.modules[p]) for p in inner]
         repeated = [p for p, kind in zip(inner, kinds, strict=True) if kinds.count(kind) >= 2]
-        # A residual block made of two separable convolutions is one block; a row of residual blocks is not.
+        # A residual block of two separable convolutions is one block; a sequence of residual blocks is not.
         return bool(repeated) and (not self._adds(path) or any(self._adds(p) for p in repeated))
 
     def _adds(self, path: str) -> bool:
-        """Whether the module's own code, not a child's, ends in a sum and perhaps an activation."""
+        """Return whether the module's code, not a child's, ends in a sum and perhaps an activation."""
         call = self._call(path)
         key, node = call.out_key, call.result
         inner = {other.out_key: other for other in self.record.inside(call) if other.out_key is not None}
@@ -109,7 +109,7 @@ class _Grain:
         return [found for child in self._children(path) for found in self._descend(child)]
 
     def _without_stem(self, found: list[str]) -> list[str]:
-        """Less a composite that reads the image itself and is the only one of its class."""
+        """Remove a composite that reads the image itself and is the only one of its class."""
         kinds = [type(self.modules[path]) for path in found]
         image = self.record.image
         kept = [
@@ -120,7 +120,7 @@ class _Grain:
         return sorted(kept or found, key=lambda path: self._call(path).begin)
 
     def _runs(self, path: str, level: str, closed: set[str]) -> list[Group]:
-        """Groups inside the module at `path`; `closed` are composites taken as they are."""
+        """Return the groups inside the module at `path`; composites in `closed` are not split."""
         if path in closed:
             return [(path,)]
         if not self.leaves[path]:
@@ -134,14 +134,14 @@ class _Grain:
         return self._split(path, level, closed)
 
     def _is_whole(self, path: str) -> bool:
-        """Whether a Sequential of single layers changes the map's size at most once, so is one stage."""
+        """Return whether a Sequential of single layers is one stage: changes the map's size at most once."""
         children = self._children(path)
         if not path or not self._eligible(path) or any(self.leaves[child] > 1 for child in children):
             return False
         return sum(self._call(child).resized for child in children if self.record.single(child)) <= 1
 
     def _split(self, path: str, level: str, closed: set[str]) -> list[Group]:
-        """Runs of a Sequential's children between pooling layers, strided layers and nested networks."""
+        """Split a Sequential into runs of children between pooling, strided layers and nested networks."""
         groups: list[Group] = []
         run: list[str] = []
 

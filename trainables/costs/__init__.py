@@ -1,1 +1,1 @@
-"""Prices of blocks and modules, known before anything is trained."""
+"""Costs of blocks and modules, known before training."""

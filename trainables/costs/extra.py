@@ -1,7 +1,7 @@
-"""Costs beside params, FLOPs and latency, which every table holds.
+"""Further costs, beside params, FLOPs and latency, which every cost table holds.
 
-A built-in one is a file in this folder, an entry in `COSTS` and a row in `analysis.metrics`. Importing this
-module loads no torch.
+To add a built-in cost, add a file in this folder, an entry in `COSTS` and a row in `analysis.metrics`.
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Cost(Protocol):
-    """A cost of a model that is known before it trains and adds up over its parts.
+    """A cost of a model, known before training, that is a sum over the model's parts.
 
     Attributes:
         metric: an `analysis.metrics.Metric` of kind cost; its name is the key of the values.
@@ -31,10 +31,10 @@ class Cost(Protocol):
     metric: Any
 
     def measure(self, module: nn.Module, inputs: torch.Tensor, runtime: Runtime) -> float:
-        """The cost of `module`, a whole model or an AMA module, in eval mode.
+        """Return the cost of `module`, a whole model or an AMA module, in eval mode.
 
         Args:
-            module: on the runtime's device; must stay as it is.
+            module: on the runtime's device; must not be changed.
             inputs: one image or one activation map, (1, ...), on the same device.
             runtime: device, layout, threads.
         """
@@ -44,7 +44,7 @@ COSTS: Registry[Cost] = Registry("cost", "ama_search.cost", {}, expects=Cost)
 
 
 def load_extra_costs(texts: Sequence[str]) -> dict[str, Cost]:
-    """The costs that `texts` name, by the names of their metrics.
+    """Load the costs that `texts` name, by the names of their metrics.
 
     Raises:
         InputError: one is unknown or cannot be imported.
@@ -56,10 +56,10 @@ def load_extra_costs(texts: Sequence[str]) -> dict[str, Cost]:
 def measure_extra(
     costs: Mapping[str, Cost], module: nn.Module, inputs: torch.Tensor, runtime: Runtime
 ) -> dict[str, float]:
-    """Every cost of `module`, by name.
+    """Measure every cost of `module`, by name.
 
     Raises:
-        InputError: a cost failed, or is no finite number.
+        InputError: a cost failed or is not a finite number.
     """
     found = {}
     for name, cost in costs.items():

@@ -1,11 +1,12 @@
-"""Latency of whole models and of their parts, measured so that a busy machine disturbs it little.
+"""Measure the latency of whole models and of their parts, robust to other load on the machine.
 
-Interference by other processes only ever adds time. So a figure is the median of the quickest quarter of many
-runs (with another process on the same cores its error was a fifth of the plain median's), and the
-models take turns in random order, so that drift hits all of them alike. One CPU thread is timed by its own
-CPU time, which is the latency on an idle machine however busy this one is; several threads by wall time,
-a GPU by its events. Parts are timed where they stand, while the whole model runs, so that caches are as in
-real use; freed memory stays with the process (see `keep_freed_memory`).
+- Other processes can only add time. So the latency is the median of the fastest quarter of many runs. With
+  another process on the same cores, its error was a fifth of the plain median's.
+- Models take turns in random order, so that drift affects all of them alike.
+- A single CPU thread is timed by its CPU time, which equals the latency on an idle machine. Several threads
+  are timed by wall time, a GPU by CUDA events.
+- Parts are timed in place while the whole model runs, so that caches are as in real use.
+- Freed memory stays with the process (see `keep_freed_memory`).
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from torch import nn
 
 from trainables.runtime.runtime import Runtime
 
-SECONDS = 20.0  # of measuring, shared by all models that take turns
-VISITS = 3  # turns that a model gets at least, however slow it is
+SECONDS = 20.0  # measuring time, shared by all models
+VISITS = 3  # least number of turns of a model, however slow it is
 MAX_VISITS = 1000
-RUNS = 3  # timed runs a turn, after one untimed: the caches held another model
-QUIET = 12.5  # percentile; the median of the quickest quarter
+RUNS = 3  # timed runs a turn, after an untimed one that fills the caches
+QUIET = 12.5  # percentile: the median of the fastest quarter
 
-# M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (its greatest value) of malloc.h, in bytes.
+# M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (its largest value) of malloc.h, in bytes.
 MALLOC = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
 
 Times = np.ndarray[Any, np.dtype[np.float64]]  # ms
@@ -43,14 +44,14 @@ Name = TypeVar("Name", bound=Hashable)
 class Latency:
     """Time of one forward pass on one batch."""
 
-    median_ms: float  # of the quickest quarter of the runs
+    median_ms: float  # of the fastest quarter of the runs
     spread_ms: float  # interquartile range of all runs
     runs: int
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a model: from entering the submodule `first` to leaving the submodule `last`."""
+    """A part of a model: from entering the submodule `first` to leaving the submodule `last`."""
 
     first: str
     last: str
@@ -64,7 +65,7 @@ def measure_latency(
     precision: str = "fp32",
     seconds: float = SECONDS,
 ) -> Latency:
-    """Latency of the whole model end to end; see `measure_many`."""
+    """Measure the latency of a whole model end to end; see `measure_many`."""
     return measure_many({"model": model}, example, runtime, precision=precision, seconds=seconds)["model"]
 
 
@@ -77,15 +78,15 @@ def measure_many(
     seconds: float = SECONDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Latency]:
-    """Latencies of whole models end to end, in eval mode; the models take turns.
+    """Measure the latencies of whole models end to end, in eval mode; the models take turns.
 
     Args:
         models: any modules by name; copies of them are measured.
         example: images (B, 3, H, W); B is the batch size measured.
-        runtime: its device, layout and threads are used, its (training) precision is not.
-        precision: autocast type of inference; weights are cast once, outside the time measured.
-        seconds: how long to measure all of them together, slow models longer (three turns each).
-        progress: called with (tenths of a second spent, all).
+        runtime: its device, layout and threads are used; its (training) precision is not.
+        precision: autocast type of inference; weights are cast once, outside the measured time.
+        seconds: total measuring time; slow models take longer (three turns each).
+        progress: called with (tenths of a second spent, total).
 
     Returns:
         The latency of each model, by its name.
@@ -98,13 +99,13 @@ def measure_many(
 
 
 def summary(times: Times) -> Latency:
-    """Times in ms (runs,), at least one, to a `Latency`."""
+    """Summarise times in ms (runs,), at least one, as a `Latency`."""
     low, high = np.percentile(times, [25, 75])
     return Latency(float(np.percentile(times, QUIET)), float(high - low), len(times))
 
 
 def prepared(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """A copy of `model` in eval mode, on the runtime's device and in its layout."""
+    """Return a copy of `model` in eval mode, on the runtime's device and in its layout."""
     return copy.deepcopy(model).eval().to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload,no-any-return]
 
 
@@ -112,9 +113,9 @@ class Probe(Generic[Name]):
     """A model whose runs are timed, as a whole and in parts.
 
     Args:
-        model: becomes this probe's own: the `forward` of the parts' submodules is wrapped for good. (Hooks
+        model: owned by this probe: the `forward` of the parts' submodules is wrapped permanently. (Hooks
             would switch off fused fast paths, such as that of `nn.TransformerEncoderLayer`.)
-        parts: by name; a part that runs several times in one pass counts the sum.
+        parts: by name; the time of a part that runs several times in one pass is the sum.
     """
 
     def __init__(self, model: nn.Module, parts: Mapping[Name, Part]) -> None:
@@ -127,7 +128,7 @@ class Probe(Generic[Name]):
             self._wrap(model.get_submodule(part.last), self._stops[index], before=False)
 
     def run(self, images: torch.Tensor) -> list[float]:
-        """Milliseconds of one forward pass: of the whole, then of every part in order."""
+        """Run one forward pass; return the milliseconds of the whole, then of every part in order."""
         for marks in (*self._starts, *self._stops):
             marks.clear()
         self._mark = clock_of(images.device.type)
@@ -158,7 +159,7 @@ class Probe(Generic[Name]):
 
 
 def clock_of(device_type: str) -> Callable[[], Any]:
-    """What marks a point in time on this device, with as many CPU threads as torch now uses."""
+    """Return the function that marks a point in time on this device, given torch's current CPU threads."""
     if device_type == "cuda":
         return _event
     # Windows counts a thread's CPU time in ticks of 16 ms.
@@ -172,7 +173,7 @@ def _event() -> Any:
 
 
 def _elapsed(start: Any, stop: Any) -> float:
-    """Milliseconds between two marks: CUDA events, or seconds of the clock."""
+    """Return the milliseconds between two marks: CUDA events, or clock readings in seconds."""
     if isinstance(start, float):
         return (stop - start) * 1e3  # type: ignore[no-any-return]
     return float(start.elapsed_time(stop))
@@ -190,7 +191,7 @@ def measure_probes(
     """Run the probes in turns, in random order; see `measure_many` for the arguments.
 
     Returns:
-        For each probe its times in ms, (runs, 1 + parts): the whole first, then the parts in order.
+        Times in ms of each probe, (runs, 1 + parts): the whole first, then the parts in order.
     """
     keep_freed_memory()
     images = example.to(runtime.device, memory_format=runtime.memory_format)
@@ -220,10 +221,10 @@ def measure_probes(
 
 
 def keep_freed_memory() -> None:
-    """Have glibc's malloc keep freed memory for this process, from now on; without glibc nothing happens.
+    """Make glibc's malloc keep freed memory in this process from now on; without glibc, do nothing.
 
-    By default it hands memory back and has it faulted in again at the next pass, or does not, by what else
-    the process holds: up to 1.4 ms of a 10 ms pass of a ResNet-56 that is not the model's own.
+    By default malloc may return memory to the system and fault it in again at the next pass, depending on
+    what else the process holds. That added up to 1.4 ms to a 10 ms pass of a ResNet-56.
     """
     if sys.platform != "linux":
         return

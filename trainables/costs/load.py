@@ -1,4 +1,4 @@
-"""Load a cost table and check that it belongs to the teacher and the blocks at hand."""
+"""Load a cost table and check that it was measured for this teacher and these blocks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_costs(
     batch_size: int | None = None,
     extra: Sequence[str] = (),
 ) -> CostTable:
-    """Read a cost table, and refuse one that was not measured for this search.
+    """Read a cost table; raise if it was not measured for this search.
 
     Args:
         path: a file that `CostTable.save` wrote.
@@ -37,13 +37,13 @@ def load_costs(
         blocks: that the search may replace, in execution order.
         widths: that the table must hold.
         fuse: whether the table must hold fused spans.
-        device: name of the device that latencies should be of; None: this machine's GPU, else its CPU.
-        allow_other_device: take latencies as they are; for a driver whose workers measured them.
-        batch_size: that latencies should be of; None: any.
+        device: name of the expected device of the latencies; None: this machine's GPU, else its CPU.
+        allow_other_device: do not check the device; for a driver whose workers measured the latencies.
+        batch_size: expected batch size of the latencies; None: any.
         extra: names of the costs that the table must hold beside params, flops and latency_ms.
 
     Raises:
-        InputError: the file cannot be read, or does not match; all mismatches are listed.
+        InputError: the file cannot be read or does not match; all mismatches are listed.
     """
     table = _read(path)
     if device is None:

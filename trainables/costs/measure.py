@@ -1,4 +1,4 @@
-"""Measuring a cost table, and loading one that fits."""
+"""Measure a cost table."""
 
 from __future__ import annotations
 
@@ -66,31 +66,32 @@ def measure_costs(
     progress: Callable[[int, int], None] | None = None,
     extra: Mapping[str, Cost] | None = None,
 ) -> CostTable:
-    """Measure what a teacher, its blocks and its candidate modules cost.
+    """Measure the costs of a teacher, its blocks and its candidate modules.
 
-    Blocks are timed inside the running teacher, modules inside running students: one for each width with
-    every block replaced, and as few more as it takes to have every kind of module run once. Modules of the
-    same shapes and layers do the same work wherever they stand and share one figure.
+    Blocks are timed inside the running teacher, modules inside running students: one student for each width
+    with every block replaced, and as few more as needed to run every kind of module once. Modules of the
+    same shapes and layers do the same work at every place and share one latency.
 
     Args:
-        teacher: stays as it is; copies of it run.
+        teacher: not changed; copies of it run.
         blocks: of this teacher, as `find_blocks` gave them.
         widths: of the candidate modules.
         fuse: whether to include spans of several blocks.
         image_shape: (3, H, W).
-        runtime: its device, layout and threads are used, its (training) precision is not.
+        runtime: its device, layout and threads are used; its (training) precision is not.
         batch_size: images a forward pass; None: 32 on a CPU, 256 on a GPU.
         precision: autocast type of inference.
-        seconds: how long to measure latencies, slow models longer.
-        progress: called with (tenths of a second spent, all).
+        seconds: measuring time of the latencies; slow models take longer.
+        progress: called with (tenths of a second spent, total).
         extra: further costs by metric name.
 
     Returns:
-        A table that prices any student of this teacher, with params, FLOPs of one image and ms of one batch.
+        A table that gives the cost of any student of this teacher: params, FLOPs of one image, ms of one
+        batch.
 
     Raises:
-        InputError: costs do not add up, because blocks share weights with each other or with the rest, or an
-            extra cost is no sum over the parts; or an extra cost failed.
+        InputError: the costs of the parts do not add up, because blocks share weights with each other or
+            with the rest, or because an extra cost is not a sum over the parts; or an extra cost failed.
 
     Example:
         widths = [0.25, 0.5]
@@ -147,7 +148,7 @@ def measure_costs(
 
 @dataclass(frozen=True)
 class _Kind:
-    """What modules of the same shapes and layers have in common."""
+    """Modules of the same shapes and layers: their params, FLOPs and extra costs."""
 
     text: str
     params: int
@@ -156,7 +157,7 @@ class _Kind:
 
 
 def _kinds(spans: Sequence[Span], extra: Mapping[str, Cost], runtime: Runtime) -> dict[str, _Kind]:
-    """The kind of every span's module, by the span's key."""
+    """Return the kind of every span's module, by the span's key."""
     known: dict[tuple[Any, ...], _Kind] = {}
     kinds = {}
     for span in spans:
@@ -181,7 +182,10 @@ def _block_others(
     image: torch.Tensor,
     runtime: Runtime,
 ) -> dict[str, dict[str, float]]:
-    """The extra costs of every block: the teacher's, less those of the teacher without it (with a module)."""
+    """Return the extra costs of every block.
+
+    A block costs as much as the teacher, minus a student with this block replaced, plus the module.
+    """
     if not extra:
         return {block.name: {} for block in blocks}
     singles = {key.rpartition("@")[0]: key for key in kinds}  # by the blocks of a span
@@ -198,7 +202,7 @@ def _block_others(
 def _covering(
     blocks: Sequence[Block], widths: Sequence[float], kinds: Mapping[str, _Kind]
 ) -> Iterator[StudentSpec]:
-    """Few students in which every kind of module stands at least once."""
+    """Yield a few students that together contain every kind of module."""
     seen: set[str] = set()
     least = {block.name: merged_widths(block, widths) for block in blocks}
     for width in widths:
@@ -227,9 +231,9 @@ def _probes(
     kinds: Mapping[str, _Kind],
     runtime: Runtime,
 ) -> list[Probe[tuple[str, str, str]]]:
-    """The teacher as it is, the teacher with its blocks timed, and a student with its modules timed per spec.
+    """Make probes of the teacher alone, the teacher with its blocks timed, and each student's modules timed.
 
-    Parts are named (block or module, what its latency is filed under, block name or span key).
+    A part's name is ("block" or "module", key of its latency, block name or span key).
     """
     timed = {("block", b.name, b.name): Part(b.members[0], b.members[-1]) for b in blocks}
     probes = [Probe(prepared(teacher, runtime), {}), Probe(prepared(teacher, runtime), timed)]
@@ -245,7 +249,7 @@ def _probes(
 def _figures(
     probes: Sequence[Probe[tuple[str, str, str]]], samples: Sequence[Times]
 ) -> tuple[Latency, dict[tuple[str, str], Latency]]:
-    """Latency of the whole teacher, and of the parts: the median over all places of the same kind."""
+    """Return the latency of the whole teacher, and of each part: the median over all parts of its kind."""
     found: dict[tuple[str, str], list[Latency]] = {}
     for probe, sample in zip(probes, samples, strict=True):
         for column, (role, text, _) in enumerate(probe.parts, start=1):

@@ -1,7 +1,7 @@
 """The cost table: params, FLOPs and measured latency of every block and every candidate module of a teacher.
 
-With it the cost of any student is known before it trains: the teacher's, less its replaced blocks, plus
-its modules. Params and FLOPs are exact; latency adds up as far as the parts do not disturb each other.
+It gives the cost of any student before training: the teacher's, minus its replaced blocks, plus its modules.
+Params and FLOPs are exact. Latency is approximate: it assumes that parts do not affect each other's speed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COST_METRICS = ("params", "flops", "latency_ms")
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model or a part of one costs. FLOPs are of one image, latency of one batch.
+    """Costs of a model or of a part. FLOPs are of one image, latency of one batch.
 
     `others` holds the extra costs of the experiment, by metric name.
 
@@ -40,12 +40,12 @@ class Costs:
     others: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
-        """By metric name; params and FLOPs stay integers."""
+        """Return the costs by metric name; params and FLOPs stay integers."""
         named = {"params": self.params, "flops": self.flops, "latency_ms": self.latency_ms}
         return {**named, **self.others}
 
     def plus(self, other: Costs, sign: int = 1) -> Costs:
-        """The sum of two costs, or with `sign` -1 their difference."""
+        """Return the sum of two costs, or their difference with `sign` -1."""
         return Costs(
             self.params + sign * other.params,
             self.flops + sign * other.flops,
@@ -55,7 +55,7 @@ class Costs:
 
 
 def _named(value: Any) -> Any:
-    """Costs as they are written, by metric name in one mapping, in the form that they are validated in."""
+    """Convert costs from the file's form (one mapping by metric name) to the fields of `Costs`."""
     if not isinstance(value, dict):
         return value
     others = {name: cost for name, cost in value.items() if name not in COST_METRICS}
@@ -83,7 +83,7 @@ class _Step(NamedTuple):
 
 
 class CostTable(Config):
-    """Costs of a teacher, its blocks and its candidate modules, and the conditions of the measurement.
+    """Costs of a teacher, its blocks and its candidate modules, and how they were measured.
 
     Example:
         spec, least = costs.cheapest("flops")
@@ -120,19 +120,19 @@ class CostTable(Config):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the costs."""
+        """Return the names of the costs."""
         return tuple(self.teacher.as_dict())
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
-        """Every span in the table, in execution order."""
+        """Return every span in the table, in execution order."""
         return candidate_spans(self.structure, self.widths, self.fuse)
 
     def price(self, spec: StudentSpec) -> Costs:
-        """The cost of a student, in microseconds: no model is built.
+        """Return the cost of a student. It takes microseconds: no model is built.
 
         Raises:
-            InputError: a block or a width that the table does not hold.
+            InputError: the table does not hold a block or a width of `spec`.
         """
         wanted, fuse = spec.widths, spec.fuse
         runs: list[tuple[int, int, float]] = []
@@ -165,24 +165,24 @@ class CostTable(Config):
         return Costs(params, flops, latency, others)
 
     def cheapest(self, metric: str, fuse: bool | None = None) -> tuple[StudentSpec, Costs]:
-        """The student that costs least, found exactly by dynamic programming over the blocks.
+        """Find the cheapest student, exactly, by dynamic programming over the blocks.
 
         Args:
             metric: params, flops, latency_ms or the name of an extra cost.
             fuse: whether adjacent replaced blocks of one width are fused; None: whichever is cheaper.
 
         Raises:
-            InputError: no such metric; or fused students are asked for, but not in the table.
+            InputError: no such metric; or `fuse` is True but the table has no fused spans.
         """
         return self._extreme(metric, fuse, sign=1)
 
     def price_bounds(self, metric: str, fuse: bool | None = None) -> tuple[float, float]:
-        """The least and the greatest cost of any student; see `cheapest`."""
+        """Return the lowest and the highest cost of any student; see `cheapest`."""
         prices = [self._extreme(metric, fuse, sign)[1].as_dict()[metric] for sign in (1, -1)]
         return prices[0], prices[1]
 
     def to_profile(self) -> dict[str, Any]:
-        """The JSON form of `ama profile`."""
+        """Return the table as `ama profile` prints it in JSON."""
         blocks = [
             {
                 "name": block.name,
@@ -209,7 +209,7 @@ class CostTable(Config):
         return {"teacher": teacher, "blocks": blocks, "modules": modules, **conditions}
 
     def save(self, path: Path) -> None:
-        """Write the table as JSON; a reader never sees half of it."""
+        """Write the table as JSON, atomically."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
     @cached_property
@@ -221,7 +221,7 @@ class CostTable(Config):
 
     @cached_property
     def _changes(self) -> dict[tuple[int, int, float], Costs]:
-        """By (first block, block after the last, width): the module's cost less that of its blocks."""
+        """Map (first block, block after the last, width) to the module's cost minus its blocks' cost."""
         place = {block.name: index for index, block in enumerate(self.structure)}
         changes = {}
         for span in self.spans:
@@ -229,7 +229,7 @@ class CostTable(Config):
             start = place[span.blocks[0]]
             change = self.modules[span.key].plus(reduce(Costs.plus, blocks), -1)
             for width, least in merged_widths(self.structure[start], self.widths).items():
-                if least == span.width:  # a width that gives the same module has its price
+                if least == span.width:  # widths that give the same module cost the same
                     changes[start, start + len(blocks), width] = change
         return changes
 
@@ -253,10 +253,10 @@ class CostTable(Config):
         return min(found, key=lambda pair: sign * pair[1].as_dict()[metric])
 
     def _best_widths(self, metric: str, fuse: bool, sign: int) -> dict[str, float]:
-        """Widths of the student with the least `sign * metric`.
+        """Return the widths of the student with the lowest `sign * metric`.
 
-        `best[i]` maps the width that the blocks before i end with (None: kept) to the least change of cost
-        and the choices that lead there. A span may not be followed by one that would have joined it.
+        `best[i]` covers the blocks before i. It maps the width of the last one (None: kept) to the lowest
+        change of cost and the widths that give it. A span is never followed by one that fusing would join.
         """
         steps = self._steps
         best: list[dict[float | None, tuple[float, dict[str, float]]]] = [{} for _ in range(len(steps) + 1)]

@@ -1,1 +1,1 @@
-"""Images: sources, splits, decoding, caches, augmentation, streaming."""
+"""Image data: sources, splits, decoding, caches, augmentation, streaming."""

@@ -1,9 +1,9 @@
 """Training augmentation as batched tensor operations on uint8 images.
 
-Random crops and flips are index arithmetic: where each output row and column comes from. A batch is then two
-gathers straight from the data set, whole rows first (a memory copy each), columns second; nothing is padded
-and the images are never written to. On a CPU this is several times faster than cropping padded copies
-(`benchmarks/augmentation.py`). Crops run over the border by reflection, so no black edges come in.
+Crops and flips are computed as source indices for each output row and column. A batch then takes two gathers
+from the data set: whole rows first (one memory copy each), columns second. Nothing is padded and the images
+are never written to. On a CPU this is several times faster than cropping padded copies
+(`benchmarks/augmentation.py`). Crops beyond the border are filled by reflection, so there are no black edges.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ import torch
 
 @dataclass(frozen=True)
 class Augment:
-    """What happens to training images: a crop shifted by up to `pad` pixels each way, a mirror image."""
+    """Augmentation of training images: a crop shifted by up to `pad` pixels each way, a horizontal flip."""
 
     pad: int = 0
     flip: bool = False
 
 
 def augment_for(kind: str, size: int) -> Augment:
-    """The augmentation none, flip, crop or crop-flip for images of `size` pixels a side."""
+    """Return the augmentation none, flip, crop or crop-flip for images of `size` pixels a side."""
     return Augment(max(1, size // 8) if "crop" in kind else 0, "flip" in kind)
 
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """Which image comes when in one epoch, and how it is cropped and flipped. All tensors are (N,)."""
+    """Order, crops and flips of the images of one epoch. All tensors are (N,)."""
 
     order: torch.Tensor  # int64, indices into the split
-    down: torch.Tensor  # int64, rows the crop is shifted by, -pad..pad
-    right: torch.Tensor  # int64, columns
+    down: torch.Tensor  # int64, shift of the crop in rows, -pad..pad
+    right: torch.Tensor  # int64, shift in columns, likewise
     flip: torch.Tensor  # bool
 
     def batches(self, steps: int) -> list[EpochPlan]:
-        """This plan in `steps` parts whose lengths differ by one at most."""
+        """Split the plan into `steps` parts whose lengths differ by at most one."""
         parts = (t.tensor_split(steps) for t in (self.order, self.down, self.right, self.flip))
         return [EpochPlan(*part) for part in zip(*parts)]
 
     def to(self, device: torch.device) -> EpochPlan:
-        """The same plan on `device`."""
+        """Return the plan on `device`."""
         return EpochPlan(*(t.to(device) for t in (self.order, self.down, self.right, self.flip)))
 
 
 def plan_epoch(n: int, augment: Augment, seed: int, epoch: int) -> EpochPlan:
-    """Order and augmentation of `n` images in one epoch: a function of the arguments alone.
+    """Draw the order and augmentation of `n` images in one epoch; they depend on the arguments alone.
 
-    The numbers are drawn on the CPU, so that every device sees the same epoch.
+    Random numbers are drawn on the CPU, so that every device sees the same epoch.
     """
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]) >> 1)
@@ -64,7 +64,7 @@ def plan_epoch(n: int, augment: Augment, seed: int, epoch: int) -> EpochPlan:
 
 
 def gather_augmented(images: torch.Tensor, plan: EpochPlan, augment: Augment) -> torch.Tensor:
-    """One batch: the planned images, cropped and flipped.
+    """Return a batch: the planned images, cropped and flipped.
 
     Args:
         images: the whole split, uint8 (N, 3, H, W), contiguous; only read.
@@ -91,6 +91,6 @@ def gather_augmented(images: torch.Tensor, plan: EpochPlan, augment: Augment) ->
 
 
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Indices up to `size - 1` outside 0..size-1 mirrored at the border pixel; farther ones are clamped."""
+    """Mirror indices outside 0..size-1 at the border pixel; clamp those more than `size - 1` outside."""
     last = size - 1
     return (last - (last - index.abs()).abs()).clamp_(min=0)

@@ -1,8 +1,8 @@
-"""Images for one experiment: read, split, normalised, and served in batches on the device.
+"""The images of one experiment, in normalised batches on the device.
 
-`load_data(DataConfig(name="digits"))` gives an `ImageData`. Images stay uint8 in memory and on the device;
-a batch is augmented and normalised when it is asked for. Test images are read only with `test=True`, which
-searching never passes.
+`load_data(DataConfig(name="digits"))` returns an `ImageData`. Images stay uint8 in memory and on the device;
+a batch is augmented and normalised when it is made. Test images are read with `test=True` alone, which a
+search never passes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class ImageData:
         classes: class names; a label is an index into them.
         mean: per channel, of inputs in 0..1.
         std: likewise, the deviation.
-        augment: what happens to training images.
-        hash: 16 hex digits, of the training images' content and the config that shapes the splits. The same
-            in every process, with and without the test images.
-        skipped: files that could not be decoded and were left out.
-        workers: processes that prepare images, where these are streamed.
+        augment: augmentation of training images.
+        hash: 16 hex digits, of the training images' content and the config of the splits. The same in every
+            process, with and without the test images.
+        skipped: number of files that could not be decoded and were left out.
+        workers: processes that prepare streamed images.
 
     Example:
         images, labels = next(data.eval_batches("val", resolve(), batch_size=8))
@@ -74,20 +74,20 @@ class ImageData:
         return 3, height, width
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches in one pass over the training images."""
+        """Return the number of batches in one pass over the training images."""
         return math.ceil(len(self.train) / batch_size)
 
     def train_batches(self, batch_size: int, seed: int, epoch: int, runtime: Runtime) -> Iterator[Batch]:
-        """One epoch of shuffled, augmented training images.
+        """Yield one epoch of shuffled, augmented training images.
 
         Args:
-            batch_size: most images a batch; batches differ in size by one at most.
-            seed: together with `epoch` it determines every number of the epoch, whatever ran before.
-            epoch: any number that is not negative.
-            runtime: where, and in which layout.
+            batch_size: most images a batch; sizes differ by at most one.
+            seed: order and augmentation depend on `seed` and `epoch` alone.
+            epoch: not negative.
+            runtime: its device and layout are used.
 
         Yields:
-            Normalised images, float32 (B, 3, H, W), and labels, int64 (B,), new tensors on the device.
+            Normalised images, float32 (B, 3, H, W), and labels, int64 (B,), as new tensors on the device.
         """
         for images, labels, _ in self.train_steps(batch_size, seed, epoch, runtime):
             yield images, labels
@@ -110,12 +110,12 @@ class ImageData:
             yield normalise(images, constants, runtime.memory_format), labels, part.order
 
     def eval_batches(self, split: str, runtime: Runtime, batch_size: int = 512) -> Iterator[Batch]:
-        """The images of one split in order, normalised, without augmentation.
+        """Yield the images of one split in order, normalised, without augmentation.
 
         Args:
             split: train, val or test.
-            runtime: where, and in which layout.
-            batch_size: images a batch; the last one has the rest.
+            runtime: its device and layout are used.
+            batch_size: images a batch; the last one may be smaller.
 
         Yields:
             Images, float32 (B, 3, H, W), and labels, int64 (B,), on the device.
@@ -136,11 +136,10 @@ class ImageData:
             yield normalise(images, constants, runtime.memory_format), classes
 
     def to_arrays(self) -> dict[str, Any]:
-        """NumPy arrays `<split>.images`, `<split>.labels`, sharing memory, and plain values under `meta`.
+        """Return the images as NumPy arrays, without copies, for Ray's object store.
 
-        Of a streamed split, the split itself: `<split>.stream`.
-
-        Ray's object store keeps such arrays once per machine, and every process maps them read-only.
+        The keys are `<split>.images`, `<split>.labels`, or `<split>.stream` for a streamed split, and `meta`
+        with plain values. The object store keeps arrays once per machine; every process maps them read-only.
         """
         splits = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
         arrays: dict[str, Any] = {}
@@ -156,7 +155,7 @@ class ImageData:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> ImageData:
-        """What `to_arrays` gave; the arrays may be read-only and are not copied."""
+        """Restore the data from `to_arrays`; arrays may be read-only and are not copied."""
         train, val, test = (
             split_of(arrays[f"{name}.images"], arrays[f"{name}.labels"])
             if f"{name}.images" in arrays
@@ -179,7 +178,7 @@ class ImageData:
     def _stream(
         self, name: str, augment: Augment, parts: list[EpochPlan], runtime: Runtime
     ) -> Iterator[torch.Tensor]:
-        """The planned images of a streamed split on the device, uint8; its workers are started once."""
+        """Yield the planned images of a streamed split on the device, uint8; workers are started once."""
         if (name, augment) not in self._streams:
             split = self._split(name)
             assert isinstance(split, StreamedSplit)
@@ -188,11 +187,11 @@ class ImageData:
         return (_sent(images, runtime) for images in self._streams[name, augment].batches(parts))
 
     def _split_on(self, name: str, device: torch.device) -> Split:
-        """The split on `device`, moved there once."""
+        """Return the split on `device`; it is moved once."""
         if (name, device) not in self._on_device:
             split = self._split(name)
             assert isinstance(split, Split)
-            # The copy outlives the caller's mode: tensors born in inference mode cannot be trained on.
+            # Leave inference mode: the copy is kept, and inference tensors cannot be trained on.
             with torch.inference_mode(False):
                 self._on_device[name, device] = Split(
                     split.images.to(device).contiguous(), split.labels.to(device)
@@ -204,5 +203,5 @@ class ImageData:
 
 
 def _sent(tensor: torch.Tensor, runtime: Runtime) -> torch.Tensor:
-    """It on the device, without waiting where it lies in page-locked memory."""
+    """Copy to the device, asynchronously from pinned memory."""
     return tensor.to(runtime.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Decode image files to uint8 arrays, here or in a pool of processes. Pillow and NumPy only."""
+"""Decode image files to uint8 arrays, in this process or in a pool. Imports Pillow and NumPy alone."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from PIL import Image, UnidentifiedImageError
 from trainables.errors import InputError
 from trainables.files import first_line
 
-SERIAL_BELOW = 512  # fewer images than this are decoded before a process has started
+SERIAL_BELOW = 512  # fewer images are decoded faster than a process starts
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one file gave no image: not decodable, or (`other_size`) not of the size all must have."""
+    """Why a file gave no image: not decodable, or (`other_size`) of another size than the others."""
 
     reason: str
     other_size: bool = False
@@ -43,18 +43,18 @@ class Job:
     array: Path
     start: int
     side: int
-    exact: bool  # an image that is not side x side already is a failure
+    exact: bool  # an image that is not already side x side is a failure
 
 
 Results = list[str | Failure]
 
 
 def decode_job(job: Job) -> list[str | Failure]:
-    """Do the job; for each file the SHA-256 (hex) of its bytes, or why it gave no image."""
+    """Do the job; return for each file the SHA-256 (hex) of its bytes, or why it gave no image."""
     rows = np.load(job.array, mmap_mode="r+")
     results: list[str | Failure] = []
     for row, name in enumerate(job.files, job.start):
-        # Broken files make Pillow's decoders raise all kinds of exceptions.
+        # Pillow's decoders may raise anything on damaged files.
         try:
             content = (job.folder / name).read_bytes()
             with Image.open(io.BytesIO(content)) as image:
@@ -70,7 +70,7 @@ def decode_job(job: Job) -> list[str | Failure]:
 
 
 def image_size(path: Path) -> tuple[int, int] | Failure:
-    """Width and height from the file's header."""
+    """Read width and height from the file's header."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -79,10 +79,10 @@ def image_size(path: Path) -> tuple[int, int] | Failure:
 
 
 def to_array(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """An opened image of any mode and size as uint8 (3, side, side).
+    """Convert an opened image of any mode and size to uint8 (3, side, side).
 
-    The centre square, as wide as the shorter side, is resized (bilinear, antialiased). An image that has the
-    size keeps its pixels.
+    Cut out the centre square, as wide as the shorter side, and resize it (bilinear, antialiased). An image
+    that already has the size keeps its pixels.
     """
     image.draft(None, (2 * side, 2 * side))  # large JPEG files: decode at a fraction of the size
     rgb = to_rgb(image)
@@ -94,10 +94,10 @@ def to_array(image: Image.Image, side: int) -> NDArray[np.uint8]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image of any mode.
+    """Convert an image of any mode to 8-bit RGB.
 
-    Transparent images are laid over white, 16-bit grey keeps its upper byte, and float grey is taken as 0..1
-    if it never exceeds 1, else as 0..255.
+    Transparent images get a white background. 16-bit grey keeps its upper byte. Float grey is in 0..1 if it
+    never exceeds 1, else in 0..255.
     """
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16-bit values at 255.
@@ -115,7 +115,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def unreadable(path: Path, reason: str) -> InputError:
-    """The error that names the file and the way out."""
+    """Make the error that names the file and what to do."""
     return InputError(
         f"{path}: cannot be decoded as an image ({reason}); remove it, or count and skip such files with"
         " -o data.skip_unreadable=true"
@@ -129,7 +129,7 @@ def _one_line(error: Exception) -> str:
 
 
 def run_jobs(jobs: Sequence[Job]) -> Iterator[tuple[Job, Results]]:
-    """Every job with the results of `decode_job`, as they get done; here if there are few images."""
+    """Yield every job with its results as it is done; few images are decoded in this process."""
     workers = min(_cores(), len(jobs))
     if workers < 2 or sum(len(job.files) for job in jobs) < SERIAL_BELOW:
         yield from ((job, decode_job(job)) for job in jobs)
@@ -138,7 +138,7 @@ def run_jobs(jobs: Sequence[Job]) -> Iterator[tuple[Job, Results]]:
         idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         for _ in range(workers):
             idle.put(stack.enter_context(_process()))
-        # One thread per process, waiting for its answers.
+        # One thread per process waits for its results.
         threads = stack.enter_context(ThreadPoolExecutor(workers))
         running = {threads.submit(_hand_over, job, idle): job for job in jobs}
         try:
@@ -149,7 +149,7 @@ def run_jobs(jobs: Sequence[Job]) -> Iterator[tuple[Job, Results]]:
 
 
 def serve(jobs: BinaryIO, results: BinaryIO) -> None:
-    """What a decoding process does: read pickled jobs to the end, write the pickled results of each."""
+    """Run a decoding process: read pickled jobs until the end, write the pickled results of each."""
     while True:
         try:
             job = pickle.load(jobs)
@@ -161,7 +161,7 @@ def serve(jobs: BinaryIO, results: BinaryIO) -> None:
 
 @contextmanager
 def _process() -> Iterator[subprocess.Popen[bytes]]:
-    """A decoding process, ended afterwards."""
+    """Start a decoding process; end it on exit."""
     code = (
         "import sys; from trainables.data.decoding import serve; serve(sys.stdin.buffer, sys.stdout.buffer)"
     )
@@ -171,13 +171,13 @@ def _process() -> Iterator[subprocess.Popen[bytes]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        start_new_session=True,  # Ctrl-C is for the parent alone, which ends this one
+        start_new_session=True,  # Ctrl-C goes to the parent alone, which ends this process
     )
     assert process.stdin and process.stdout
     try:
         yield process
     finally:
-        with suppress(BrokenPipeError):  # it died with a job half written
+        with suppress(BrokenPipeError):  # the process died while a job was written
             process.stdin.close()
         process.stdout.close()
         process.wait()
@@ -201,7 +201,7 @@ def _hand_over(job: Job, idle: SimpleQueue[subprocess.Popen[bytes]]) -> Results:
 
 
 def _cores() -> int:
-    """Cores this process may use; a container often has fewer than the machine."""
+    """Return the number of cores this process may use; in a container often fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

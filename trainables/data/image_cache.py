@@ -1,8 +1,8 @@
-"""Decoded images on disk: each split once, in parallel, then memory-mapped.
+"""Cache decoded images on disk: decode each split once, in parallel, then memory-map it.
 
-A split lies in `<cache>/imagefolder-<key>/`, the key being a hash of the listing (relative paths, sizes,
-modification times) and the image size. The folder appears complete or not at all, so several processes may
-ask for the same one. Free of torch, so that the decoding processes start quickly.
+A split is in `<cache>/imagefolder-<key>/`. The key is a hash of the listing (relative paths, sizes,
+modification times) and the image size. The folder is created atomically, so several processes may use it at
+once. Does not import torch, so that the decoding processes start quickly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Listing:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """One split from the cache; `images` is a read-only memory map."""
+    """A split from the cache; `images` is a read-only memory map."""
 
     images: Images
     labels: Labels
@@ -51,15 +51,15 @@ class Decoded:
 def decode_split(
     listing: Listing, side: int, exact: bool, cache: Path, skip_unreadable: bool, progress: Progress | None
 ) -> Decoded:
-    """The images of `listing`, from the cache or else decoded into it.
+    """Return the images of `listing` from the cache; decode them into it first if they are not there.
 
     Args:
         listing: the files.
         side: pixels a side of the decoded images.
-        exact: fault images that are not `side` x `side` as they are; else resize and crop them.
+        exact: refuse images that are not already `side` x `side`; else resize and crop them.
         cache: folder for decoded images.
         skip_unreadable: leave out and count images that cannot be decoded.
-        progress: told the number of images decoded.
+        progress: called with the number of images decoded.
 
     Raises:
         InputError: see `read_imagefolder`.
@@ -79,7 +79,7 @@ def decode_split(
 def _decode_all(
     listing: Listing, side: int, exact: bool, out: Path, skip_unreadable: bool, progress: Progress | None
 ) -> None:
-    """Fill `out` with images.npy, labels.npy and meta.json."""
+    """Write images.npy, labels.npy and meta.json into `out`."""
     array = out / "images.npy"
     shape = (len(listing.files), 3, side, side)
     np.lib.format.open_memmap(array, mode="w+", dtype=np.uint8, shape=shape).flush()
@@ -115,7 +115,7 @@ def _decode_all(
 def _results(
     listing: Listing, array: Path, side: int, exact: bool, progress: Progress | None
 ) -> Iterator[tuple[str, str | Failure]]:
-    """Every file of the listing with its result, in no particular order; the pixels go into `array`."""
+    """Yield every file with its result, in no particular order; write the pixels into `array`."""
     total = len(listing.files)
     jobs = [
         Job(listing.folder, listing.files[start : start + CHUNK], array, start, side, exact)
@@ -143,7 +143,7 @@ def _keep_rows(array: Path, kept: NDArray[np.bool_]) -> None:
 
 
 def _load(place: Path, listing: Listing, skip_unreadable: bool) -> Decoded | None:
-    """What `decode_split` left in `place`; None if nothing that this version can read."""
+    """Load the split from `place`; None if there is none that this version can read."""
     try:
         meta = json.loads((place / "meta.json").read_text())
         labels = np.load(place / "labels.npy")
@@ -160,15 +160,15 @@ def _load(place: Path, listing: Listing, skip_unreadable: bool) -> Decoded | Non
 
 @contextmanager
 def fresh_folder(place: Path, size: int) -> Iterator[Path]:
-    """A new folder with room for `size` bytes that becomes `place` if the body succeeds, and else is removed.
+    """Yield a new folder that becomes `place` if the block succeeds; otherwise it is removed.
 
     Raises:
-        InputError: it cannot be made or written, or the disk is too full.
+        InputError: the folder cannot be made or written, or the disk does not have `size` bytes free.
     """
     scratch = place.with_name(f".{place.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         scratch.mkdir(parents=True)
-        # Writing a memory map to a full disk kills the process: look first.
+        # Check first: writing a memory map to a full disk kills the process.
         if (free := shutil.disk_usage(scratch).free) < size:
             raise InputError(
                 f"data.cache: the decoded images need {size / 1e9:.2f} GB, but {place.parent} has"
@@ -178,7 +178,7 @@ def fresh_folder(place: Path, size: int) -> Iterator[Path]:
         try:
             scratch.replace(place)
         except OSError:
-            if not place.is_dir():  # else another process was first, with the same images
+            if not place.is_dir():  # else another process was first; its images are the same
                 raise
     except OSError as error:
         raise InputError(

@@ -1,6 +1,6 @@
-"""Folders of images, one sub-folder a class: `train/<class>/*` and `test/<class>/*` (or `val/`).
+"""Read folders of images, one sub-folder per class: `train/<class>/*` and `test/<class>/*` (or `val/`).
 
-Free of torch, so that the decoding processes start quickly.
+Does not import torch, so that the decoding processes start quickly.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif"
 def read_imagefolder(
     root: Path, size: int | None, cache: Path, skip_unreadable: bool, test: bool, progress: Progress | None
 ) -> Source:
-    """`root/train/<class>/*` and, if asked for, `root/test/<class>/*` (`val/` where there is no `test/`).
+    """Read `root/train/<class>/*` and, with `test`, `root/test/<class>/*` (`val/` if there is no `test/`).
 
     Args:
         root: the folder.
-        size: side in pixels; None takes the first image's, if it is square and all have the same.
+        size: side in pixels; None: the first image's, if it is square and all images have the same size.
         cache: folder for decoded images; made if missing.
         skip_unreadable: leave out and count images that cannot be decoded.
-        test: decode the test split too; without it only the names of its class folders are looked at.
-        progress: told how many images of a split are decoded.
+        test: decode the test split too; without it only the names of its class folders are checked.
+        progress: called with the number of images of a split that are decoded.
 
     Raises:
-        InputError: a folder is missing or empty, fewer than two classes, test classes other than those of
-            train, an image that cannot be decoded, images of several sizes with `size` None, or a cache
-            that cannot be written.
+        InputError: a folder is missing or empty; there are fewer than two classes; test and train have
+            different classes; an image cannot be decoded; images differ in size and `size` is None; or the
+            cache cannot be written.
     """
     if not root.is_dir():
         raise InputError(f"data.root: no such folder: {root}")
@@ -63,15 +63,15 @@ def read_imagefolder(
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the sub-folders, sorted; hidden ones do not count."""
+    """Return the names of the sub-folders, sorted, without hidden ones."""
     return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def list_images(folder: Path, classes: Sequence[str]) -> Listing:
-    """All image files below `folder/<class>/`, at any depth.
+    """List all image files below `folder/<class>/`, at any depth.
 
     Raises:
-        InputError: a class folder has none.
+        InputError: a class folder has no image.
     """
     files: list[str] = []
     labels: list[int] = []
@@ -94,7 +94,7 @@ def list_images(folder: Path, classes: Sequence[str]) -> Listing:
 
 
 def _test_folder(root: Path, classes: tuple[str, ...], needed: bool) -> Path | None:
-    """The folder of the test split, its class names checked; None where there is none and none is needed."""
+    """Return the test split's folder after checking its class names; None if missing and not `needed`."""
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if folder is None:
         if needed:
@@ -119,7 +119,7 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 
 def _common_side(listing: Listing, skip_unreadable: bool) -> int:
-    """Side of the first readable image, which must be square."""
+    """Return the side of the first readable image, which must be square."""
     for name in listing.files:
         path = listing.folder / name
         size = image_size(path)

@@ -1,4 +1,4 @@
-"""Load a data set as `DataConfig` describes it: in memory or streamed, split and normalised."""
+"""Load a data set as `DataConfig` says: in memory or streamed, split and normalised."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 def load_data(config: DataConfig | str, *, test: bool = False, progress: Progress | None = None) -> ImageData:
-    """Read, split and describe the images that `config` means.
+    """Load and split the images of a data set.
 
-    The split is stratified and a function of `split_seed`: `val_fraction` of the training images become the
-    validation images, then `train_limit` samples the rest. Data sets that come with test images keep them
-    whatever the seed; of digits, 20 % of all images become the test images first.
+    The split is stratified and depends on `split_seed` alone: `val_fraction` of the training images become
+    the validation images, then `train_limit` samples the rest. A data set with its own test images keeps
+    them for any seed; of digits, 20 % of all images become the test images first.
 
     Args:
-        config: which images; the name of a data set means its defaults.
+        config: the data set and its options; the name of a data set stands for its defaults.
         test: read the test images too.
-        progress: told what is being decoded, how many images are done, and of how many.
+        progress: called with (what is being decoded, images done, images in all).
 
     Returns:
         Training and validation images, uint8 (N, 3, H, W), with their labels, and the test images or None.
 
     Raises:
-        InputError: the data is missing, damaged or unfit, or the config asks for what it does not have.
+        InputError: the data is missing, damaged or does not fit the config.
 
     Example:
         data = load_data("digits")
@@ -85,7 +85,7 @@ def load_data(config: DataConfig | str, *, test: bool = False, progress: Progres
 
 
 def _in_files(source: Source, size: int, cache: Path) -> Source:
-    """The same images, brought to `size` and kept in files."""
+    """Return the source with images resized to `size` and kept in files."""
     test = source.test and (row_file(source.test[0], size, cache), source.test[1])
     return replace(source, images=row_file(source.images, size, cache), test=test)
 
@@ -123,9 +123,9 @@ def _read(config: DataConfig, test: bool, progress: Progress | None) -> tuple[Da
 def _normalisation(
     config: DataConfig, data_set: DataSet, images: Images | RowFile, training: Indices, size: int
 ) -> tuple[Triple, Triple]:
-    """Mean and deviation as given, as known, or computed from the training images.
+    """Return mean and standard deviation: as given, the data set's, or computed from the training images.
 
-    Those are the ones before `train_limit`: a teacher's normalisation fits whatever part is trained on.
+    They are computed from the images before `train_limit`, so that a teacher's normalisation fits any limit.
     """
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
@@ -135,7 +135,7 @@ def _normalisation(
 
 
 def streams(config: DataConfig, size: int) -> bool:
-    """Whether `size` bytes of decoded images are streamed."""
+    """Return whether `size` bytes of decoded images are streamed."""
     if config.storage != "auto":
         return config.storage == "stream"
     limit = default_limit() if config.memory_limit is None else config.memory_limit * GIB
@@ -143,7 +143,10 @@ def streams(config: DataConfig, size: int) -> bool:
 
 
 def default_limit() -> float:
-    """Bytes of images that may stay in memory: half of what this process may use, a quarter of its GPU's."""
+    """Return the bytes of images that may stay in memory.
+
+    They are the smaller of half of this process's memory and a quarter of its GPU's.
+    """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2]
     for file in map(Path, CGROUPS):
         if file.exists() and (text := file.read_text().strip()).isdigit():
@@ -154,10 +157,10 @@ def default_limit() -> float:
 
 
 def row_file(images: Images | RowFile, size: int, cache: Path) -> RowFile:
-    """Images (N, 3, H, H) brought to `size` pixels a side, in a file: their own, or one made in `cache`.
+    """Return a file of the images (N, 3, H, H) resized to `size`: the given file, or a new one in `cache`.
 
     Raises:
-        InputError: the file cannot be written there.
+        InputError: the file cannot be written.
     """
     if isinstance(images, RowFile):
         return images

@@ -1,4 +1,4 @@
-"""From uint8 pixels to network inputs: size and normalisation."""
+"""Resize and normalise images: from uint8 pixels to network inputs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from trainables.data.stratify import Indices
 
 Constants = tuple[torch.Tensor, torch.Tensor]
 
-CHUNK_BYTES = 2**20  # of uint8 images handled at once where whole splits are converted
+CHUNK_BYTES = 2**20  # uint8 images handled at once when whole splits are converted
 
 
 def normalise(images: torch.Tensor, constants: Constants, memory_format: torch.memory_format) -> torch.Tensor:
-    """uint8 images (B, 3, H, W) to float32 `(images / 255 - mean) / std`, a new tensor in `memory_format`."""
+    """Normalise uint8 images (B, 3, H, W) to a new float32 tensor `(images / 255 - mean) / std`."""
     scale, offset = constants
     return images.to(torch.float32, memory_format=memory_format).mul_(scale).add_(offset)
 
 
 def normalisation_constants(mean: Triple, std: Triple, device: torch.device) -> Constants:
-    """Scale and offset, float32 (1, 3, 1, 1) on `device`, that bring 0..255 to `(x / 255 - mean) / std`."""
+    """Return scale and offset, float32 (1, 3, 1, 1), that map 0..255 to `(x / 255 - mean) / std`."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     offset = torch.tensor([-m / s for m, s in zip(mean, std)], device=device)
     return scale.view(1, 3, 1, 1), offset.view(1, 3, 1, 1)
 
 
 def resize(images: Images, size: int) -> Images:
-    """Square images (N, 3, H, H) brought to `size` pixels a side (bilinear, antialiased).
+    """Resize square images (N, 3, H, H) to `size` pixels a side (bilinear, antialiased).
 
-    Images that have the size are returned as they are.
+    Images that already have the size are returned unchanged.
     """
     if images.shape[-1] == size:
         return images
@@ -46,17 +46,17 @@ def resize(images: Images, size: int) -> Images:
 
 
 def chunk_length(size: int) -> int:
-    """How many images of `size` pixels a side are handled at once."""
+    """Return how many images of `size` pixels a side are handled at once."""
     return max(1, CHUNK_BYTES // (3 * size**2))
 
 
 def channel_statistics(images: Images | RowFile, indices: Indices, size: int) -> tuple[Triple, Triple]:
-    """Mean and deviation per channel, to four decimals, of inputs in 0..1.
+    """Compute mean and standard deviation per channel of inputs in 0..1, to four decimals.
 
     Args:
         images: (N, 3, H, H), may be a memory map or a file.
-        indices: which of them.
-        size: side that they are resized to first.
+        indices: of the images to use.
+        size: side in pixels that they are resized to first.
     """
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     count = chunk_length(max(size, images.shape[-1]))

@@ -1,4 +1,4 @@
-"""Decoded images in a file, read image by image: what was read is not kept, unlike pages of a memory map."""
+"""Decoded images in a file, read image by image; unlike a memory map, it keeps no pages in memory."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Rows = NDArray[np.int64]
 
 
 class RowFile:
-    """The images of a .npy file, uint8 (N, 3, H, W); indexing with an array of N' indices gives N' of them.
+    """The images of a .npy file, uint8 (N, 3, H, W); indexing with an array of N' indices reads N' of them.
 
-    Pickled, it is the file's name: whoever unpickles it must have the file.
+    Pickling stores the file's path alone: the process that unpickles it must be able to read the file.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], offset: int) -> None:
-        """Take the file as `of` found it."""
+        """Use `of` instead, which reads shape and offset from the file."""
         self.path, self.shape, self._offset = path, shape, offset
 
     @classmethod
     def of(cls, path: Path) -> RowFile:
-        """The images in the file at `path`."""
+        """Open the images in the file at `path`."""
         array: Any = np.load(path, mmap_mode="r")
         assert array.dtype == np.uint8 and array.ndim == 4 and array.flags.c_contiguous
         return cls(path, array.shape, array.offset)

@@ -1,6 +1,6 @@
-"""Decoded images as NumPy arrays in their native size: what a data set's reader gives.
+"""`Source`: the decoded images of a data set in their native size, as its reader returns them.
 
-A data set is in `trainables.data.sets`, one file each.
+The data sets are in `trainables.data.sets`, one file each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainables.errors import InputError
 
 Images = NDArray[np.uint8]  # (N, 3, H, W)
 Labels = NDArray[np.int64]  # (N,)
-Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+Progress = Callable[[str, int, int], None]  # (task, items done, items in all)
 
 DEFAULT_CACHE = Path("~/.cache/ama-search")
 
@@ -37,9 +37,9 @@ class Source:
 
     images: Images | RowFile
     labels: Labels
-    test: tuple[Images | RowFile, Labels] | None  # None unless asked for
+    test: tuple[Images | RowFile, Labels] | None  # None unless requested
     classes: tuple[str, ...]
-    hash: str  # of the training content alone, so the same with and without the test images
+    hash: str  # of the training images alone, so the same with and without the test images
     skipped: int = 0
 
     @classmethod
@@ -50,16 +50,16 @@ class Source:
         classes: Sequence[str],
         test: tuple[Images, Labels] | None = None,
     ) -> Source:
-        """The source of these arrays, hashed.
+        """Make a source from arrays and compute its hash.
 
         Args:
             images: uint8 (N, 3, H, H), or (N, H, H) in grey.
-            labels: whole numbers (N,), from 0 to one below the number of classes.
-            classes: their names.
-            test: test images and labels alike; None: not asked for, or there are none.
+            labels: integers (N,) in 0..len(classes)-1.
+            classes: the class names.
+            test: test images and labels of the same form; None: not requested, or there are none.
 
         Raises:
-            InputError: arrays of other types or shapes, or labels beyond the classes.
+            InputError: arrays of other types or shapes, or labels out of range.
         """
         images, labels = _checked("images", images, labels, len(classes))
         again = None if test is None else _checked("test images", *test, len(classes))
@@ -67,7 +67,7 @@ class Source:
 
 
 def hash_arrays(*arrays: NDArray[Any]) -> str:
-    """SHA-256 (hex, 16 characters) of the arrays' types, shapes and values."""
+    """Return the SHA-256 (hex, 16 characters) of the arrays' types, shapes and values."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
@@ -76,12 +76,12 @@ def hash_arrays(*arrays: NDArray[Any]) -> str:
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """Where decoded and downloaded images of this config are kept."""
+    """Return the folder for decoded and downloaded images of this config."""
     return Path(config.cache or DEFAULT_CACHE).expanduser()
 
 
 def grey_to_rgb(grey: Images) -> Images:
-    """Grey images (N, H, W) with three equal channels (N, 3, H, W)."""
+    """Repeat grey images (N, H, W) over three equal channels (N, 3, H, W)."""
     return np.ascontiguousarray(np.repeat(grey[:, None], 3, axis=1))
 
 

@@ -1,4 +1,4 @@
-"""Some images and their classes: in memory, or in a file from which they are streamed."""
+"""Splits: images and their labels, in memory or streamed from a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Some images and their classes. The images are never written to: they may be shared memory."""
+    """Images in memory and their labels. The images are never written to: they may be shared memory."""
 
     images: Tensor  # uint8 (N, 3, H, W)
     labels: Tensor  # int64 (N,)
@@ -33,17 +33,17 @@ class Split:
         return tuple(self.images.shape[1:])
 
     def chunks(self, size: int) -> Iterator[Batch]:
-        """The images, uint8 (B, 3, H, W), and labels (B,), in order, `size` at a time."""
+        """Yield the images, uint8 (B, 3, H, W), and labels (B,), in order, `size` at a time."""
         return zip(torch.split(self.images, size), torch.split(self.labels, size), strict=True)
 
     def every(self, stride: int) -> Split:
-        """Every `stride`-th image, from the first on; shares the memory of this split."""
+        """Return every `stride`-th image, from the first on; shares the memory of this split."""
         return Split(self.images[::stride], self.labels[::stride])
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """Some images in a file, and their classes."""
+    """Images in a file, and their labels."""
 
     rows: RowFile
     index: Indices  # (N,), of the images in the file
@@ -58,13 +58,13 @@ class StreamedSplit:
         return self.rows.shape[1:]
 
     def chunks(self, size: int) -> Iterator[Batch]:
-        """The images, uint8 (B, 3, H, W), and labels (B,), in order, `size` at a time."""
+        """Yield the images, uint8 (B, 3, H, W), and labels (B,), in order, `size` at a time."""
         for start in range(0, len(self), size):
             images = self.rows[self.index[start : start + size]]
             yield torch.from_numpy(images), self.labels[start : start + size]
 
     def every(self, stride: int) -> StreamedSplit:
-        """Every `stride`-th image, from the first on; nothing is read."""
+        """Return every `stride`-th image, from the first on, without reading images."""
         return StreamedSplit(self.rows, self.index[::stride], self.labels[::stride])
 
 
@@ -72,15 +72,15 @@ AnySplit = Split | StreamedSplit
 
 
 def split_of(images: Images, labels: Labels) -> Split:
-    """Arrays (N, 3, H, W) and (N,) as a split that shares their memory, which may be read-only."""
+    """Make a split of arrays (N, 3, H, W) and (N,) that shares their memory, which may be read-only."""
     with warnings.catch_warnings():
-        # Nothing here writes to images, so that they are not writable is no danger.
+        # Nothing here writes to images, so a read-only array is safe.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
 
 def select(images: Images | RowFile, labels: Labels, rows: Indices, size: int) -> AnySplit:
-    """The images `rows` of a data set, brought to `size` pixels a side; those in a file have it already."""
+    """Return the images `rows` of a data set, resized to `size`; images in a file already have that size."""
     if isinstance(images, RowFile):
         return StreamedSplit(images, rows, torch.from_numpy(labels[rows]))
     return split_of(resize(images[rows], size), labels[rows])

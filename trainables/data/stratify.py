@@ -1,4 +1,4 @@
-"""Seeded, stratified samples of labelled images. NumPy only."""
+"""Draw seeded, stratified samples of labelled images. Imports NumPy alone."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from trainables.errors import InputError
 
 Indices = NDArray[np.int64]
 
-# Each use of `split_seed` draws from a stream of its own, so one split never shifts another.
+# Each use of `split_seed` draws from a separate random stream, so one split does not change another.
 TEST_STREAM, VAL_STREAM, LIMIT_STREAM = 0, 1, 2
 
 
 def allocate(counts: Indices, total: int, low: Indices, high: Indices) -> Indices:
-    """How many of each class to take, in proportion to `counts` and `total` altogether.
+    """Compute how many images of each class to take: `total` in all, in proportion to `counts`.
 
     Args:
         counts: images of each class, (classes,).
-        total: images wanted; brought into `low.sum()`..`high.sum()` where it lies outside.
+        total: images wanted; clamped to `low.sum()`..`high.sum()`.
         low: fewest to take of each class, (classes,).
-        high: most to take of each class, (classes,); nowhere below `low`.
+        high: most to take of each class, (classes,); at least `low`.
 
     Returns:
         (classes,), each within its bounds, with the smallest deviations from proportional shares.
@@ -41,7 +41,7 @@ def allocate(counts: Indices, total: int, low: Indices, high: Indices) -> Indice
 def stratified_split(
     labels: NDArray[np.int64], fraction: float, classes: Sequence[str], seed: int, stream: int
 ) -> tuple[Indices, Indices]:
-    """Hold out `fraction` of the images, of every class in proportion.
+    """Hold out `fraction` of the images, in proportion from every class.
 
     Args:
         labels: class of every image, (N,), values 0..len(classes)-1.
@@ -73,10 +73,10 @@ def stratified_split(
 def stratified_sample(
     labels: NDArray[np.int64], size: int, num_classes: int, seed: int, stream: int
 ) -> Indices:
-    """Ascending indices of `size` images, of every class in proportion and at least one.
+    """Sample `size` images, in proportion and at least one from every class; return ascending indices.
 
     Raises:
-        InputError: `size` is below the number of classes, or there are fewer images than that.
+        InputError: `size` is below the number of classes or above the number of images.
     """
     if size > len(labels):
         raise InputError(

@@ -1,7 +1,7 @@
-"""Images too many for the memory: read from a file and augmented by DataLoader workers, ahead of their use.
+"""Stream images that do not fit into memory: DataLoader workers read and augment them ahead of use.
 
-A batch holds the very numbers that it would hold in memory. What happens to the image at a place in an epoch
-is drawn beforehand, for the whole epoch, by `plan_epoch`; workers only carry it out.
+Batches are equal to those of images in memory, bit for bit. `plan_epoch` draws the order and augmentation of
+the whole epoch in advance; workers only apply them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ PREFETCH = 2  # batches a worker prepares ahead
 
 
 class Stream:
-    """Batches of a split, prepared by workers that stay from epoch to epoch."""
+    """Batches of a split, prepared by workers that live across epochs."""
 
     def __init__(self, split: StreamedSplit, augment: Augment, workers: int, pin: bool) -> None:
-        """Start nothing yet.
+        """Store the settings; workers start with the first epoch.
 
         Args:
-            augment: what the plans are drawn for.
-            workers: processes; 0: none, the images are read when they are asked for.
-            pin: put batches into page-locked memory, from where a GPU takes them without waiting.
+            augment: the augmentation that the plans are drawn for.
+            workers: processes; 0: read images in this process when they are needed.
+            pin: put batches into pinned memory, for asynchronous copies to a GPU.
         """
         self._parts = _Parts()
         ahead: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": PREFETCH} if workers else {}
@@ -42,13 +42,13 @@ class Stream:
         )
 
     def batches(self, parts: list[EpochPlan]) -> Iterator[Tensor]:
-        """The planned images, uint8 (B, 3, H, W), part by part."""
+        """Yield the planned images, uint8 (B, 3, H, W), part by part."""
         self._parts.parts = parts
         return iter(self._loader)
 
 
 class _Parts(Sampler[EpochPlan]):
-    """What the workers are to prepare next."""
+    """The parts of the plan that the workers prepare next."""
 
     def __init__(self) -> None:
         self.parts: list[EpochPlan] = []
@@ -61,7 +61,7 @@ class _Parts(Sampler[EpochPlan]):
 
 
 class _Images(Dataset[Tensor]):
-    """Looks up planned batches."""
+    """A data set whose items are planned batches."""
 
     def __init__(self, split: StreamedSplit, augment: Augment) -> None:
         self.split, self.augment = split, augment
@@ -75,7 +75,7 @@ class _Images(Dataset[Tensor]):
 
 
 def _augmented(image: Tensor, pad: int, down: int, right: int, flip: bool) -> Tensor:
-    """One image (3, H, W) cropped from its reflection and mirrored, as `augment.gather_augmented` does it."""
+    """Crop (with reflected borders) and flip one image (3, H, W), as `augment.gather_augmented` does."""
     from torchvision.transforms.v2 import functional as v2
 
     height, width = image.shape[1:]
@@ -86,7 +86,7 @@ def _augmented(image: Tensor, pad: int, down: int, right: int, flip: bool) -> Te
 
 
 def in_order(count: int, size: int) -> list[EpochPlan]:
-    """A plan of `count` images as they are, `size` at a time."""
+    """Return a plan of `count` images in order, without augmentation, `size` at a time."""
     still = torch.zeros(count, dtype=torch.int64)
     whole = (torch.arange(count), still, still, still.bool())
     return [EpochPlan(*part) for part in zip(*(torch.split(each, size) for each in whole), strict=True)]

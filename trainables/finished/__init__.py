@@ -1,1 +1,1 @@
-"""Finished models: retrain, write, load, export."""
+"""Finished models: retrain, save, load, export."""

@@ -1,6 +1,6 @@
-"""Files that run a finished student without this package: `torch.export` (.pt2) and ONNX (.onnx).
+"""Export a finished student to files that run without this package: `torch.export` (.pt2), ONNX (.onnx).
 
-Whatever is written was loaded again and compared with the eager PyTorch model before it takes its place.
+Every file is loaded again and compared with the eager PyTorch model before it is put in place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainables.runtime.runtime import Runtime
 FORMATS = ("pt2", "onnx")
 ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # largest absolute difference of a logit, fp32
-ONNX_BYTES = 2**31 - 2**20  # a protobuf file holds 2 GiB; leave room for the graph
+ONNX_BYTES = 2**31 - 2**20  # most weights: a protobuf file holds 2 GiB, including the graph
 RANDOM_IMAGES = 7
 LEAST_IMAGES = 3
 TIMED_SECONDS = 0.3
@@ -37,11 +37,11 @@ Outputs = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A written and checked file.
+    """An exported and checked file.
 
     `max_abs_difference` is the largest difference of a logit from eager PyTorch in fp32 over all batches
-    compared; latencies are medians in ms for one image on this machine's CPU; `mean` and `std` are what
-    inputs in 0..1 must be normalised with.
+    compared. Latencies are medians in ms for one image on this machine's CPU. Inputs in 0..1 must be
+    normalised with `mean` and `std`.
 
     Example:
         result = export_model("models/student", "pt2", "student.pt2")
@@ -73,15 +73,15 @@ def export_model(
         path: the model's folder, as `retrain` wrote it.
         format: "pt2" or "onnx".
         out: the file to write; None: `model.<format>` beside the weights.
-        runtime: its thread count is what the latencies are measured with; the file itself is for CPUs, fp32.
+        runtime: its thread count is used to measure latencies; the file itself is for CPUs, in fp32.
         images: a few dozen real normalised images (N, 3, H, W) to compare on; None: random ones.
 
     Returns:
-        Where the file is, how large, how exact and how fast.
+        Path, size, largest difference and latencies of the file.
 
     Raises:
-        InputError: no model there, images of another size, an unknown format, a missing package, a model that
-            cannot be exported, or outputs that differ.
+        InputError: no model in `path`, images of another size, an unknown format, a missing package, a model
+            that cannot be exported, or outputs that differ.
 
     Example:
         result = export_model("models/student", out="student.pt2")
@@ -114,20 +114,20 @@ def export_module(
     """Export a model with a dynamic batch size, load the file again and compare the two.
 
     Args:
-        model: images (B, 3, H, W) to logits (B, classes), left as it is; a copy on the CPU, in fp32 and in
-            eval mode is what the file computes.
-        example: normalised images (B, 3, H, W), B >= 3, real ones where there are some. The export sees the
-            first two; outputs are compared on one and on all of them.
+        model: images (B, 3, H, W) to logits (B, classes); not changed. A copy on the CPU, in fp32 and eval
+            mode, is exported.
+        example: normalised images (B, 3, H, W), B >= 3, real ones if possible. The first two are used for the
+            export; outputs are compared on one image and on all.
         format: "pt2" or "onnx".
-        out: the file to write. It is replaced only by one that passed the comparison.
-        tolerance: differences from this on are an error.
+        out: the file to write. It is replaced only by a file that passed the comparison.
+        tolerance: smallest difference of a logit that is an error.
 
     Returns:
-        Where the file is, how large, how exact and how fast.
+        Path, size, largest difference and latencies of the file.
 
     Raises:
-        InputError: unknown format, a package that is missing, a model that the exporter cannot capture, or
-            outputs that differ.
+        InputError: unknown format, a missing package, a model that the exporter does not support, or outputs
+            that differ.
     """
     if format not in FORMATS:
         raise InputError(f"export: format must be one of {', '.join(FORMATS)}, but got {format!r}")
@@ -145,7 +145,7 @@ def export_module(
         try:
             exported = _write(model, images[:2], format, draft)
             difference = _largest_difference(model, exported, images)
-        except Exception as error:  # exporters and run times raise whatever the model's code meets
+        except Exception as error:  # exporters and run times may raise anything
             name = type(model).__name__
             raise InputError(f"export: {name} cannot be exported as {format}: {_reason(error)}") from error
         if not difference < tolerance:
@@ -167,7 +167,7 @@ def export_module(
 
 
 def snippet(result: ExportResult) -> str:
-    """Ten lines of Python that load and run the file on any machine that has torch (or onnxruntime)."""
+    """Return ten lines of Python that load and run the file on any machine with torch (or onnxruntime)."""
     shape = ", ".join(map(str, result.image_shape))
     normalise = [
         f"images = np.random.rand(1, {shape}).astype(np.float32)  # your RGB images in 0..1, (B, {shape})",
@@ -209,7 +209,7 @@ def _reason(error: Exception) -> str:
 
 
 def _write(model: nn.Module, pair: torch.Tensor, format: str, path: Path) -> Outputs:
-    """Export to `path` and return what the file computes: images (B, 3, H, W) to logits (B, classes)."""
+    """Export to `path`; return a function that runs the file: images (B, 3, H, W) to logits (B, classes)."""
     with quiet(), torch.no_grad():
         return _write_pt2(model, pair, path) if format == "pt2" else _write_onnx(model, pair, path)
 
@@ -256,20 +256,20 @@ def _write_onnx(model: nn.Module, pair: torch.Tensor, path: Path) -> Outputs:
 
 @torch.no_grad()
 def _largest_difference(model: nn.Module, exported: Outputs, images: torch.Tensor) -> float:
-    """Over a batch of one and of all images (B, 3, H, W); NaN where either gives NaN."""
+    """Compare on the first image and on all images (B, 3, H, W); NaN if either model returns NaN."""
     largest = torch.zeros(())
     for batch in (images[:1], images):
         expected, got = model(batch), exported(batch)
         if expected.shape != got.shape:
             return float("nan")
-        # torch.maximum lets NaN through.
+        # torch.maximum propagates NaN.
         largest = torch.maximum(largest, (expected - got).abs().max())
     return float(largest)
 
 
 @torch.no_grad()
 def _median_ms(outputs: Outputs, images: torch.Tensor) -> float:
-    with quiet():  # importing it may warn about CUDA
+    with quiet():  # the import may warn about CUDA
         from torch.utils.benchmark import Timer
     timer = Timer("outputs(images)", globals={"outputs": outputs, "images": images})
     timer.timeit(2)  # warm-up
@@ -278,7 +278,7 @@ def _median_ms(outputs: Outputs, images: torch.Tensor) -> float:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing that Python code prints, logs or warns reaches the terminal; errors still raise."""
+    """Hide everything that Python code prints, logs or warns; errors still raise."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

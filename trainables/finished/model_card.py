@@ -1,4 +1,4 @@
-"""The model card: what a retrained model's manifest says, in Markdown for people."""
+"""Write the model card: the manifest of a retrained model as Markdown."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from trainables.config import DEFAULT_METHOD
 
 START = {
     "teacher": "the teacher's weights where blocks are kept",
-    "library": "the teacher's weights and modules distilled before",
+    "library": "the teacher's weights and modules from the library",
     "none": "random weights",
 }
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
-    """A card with intended use, data, training, results, and how to load the model.
+    """Return a card with intended use, data, training, results, and how to load the model.
 
     Args:
         manifest: as `retrain_one` writes it.
@@ -42,9 +42,9 @@ def model_card(manifest: Mapping[str, Any]) -> str:
             "ONNX and `torch.export` files that need none of this.",
         ],
         "Limits": [
-            "It was chosen on validation images and tested on images of the same source: expect less "
-            "elsewhere. Nothing was done about biases of the data or of the teacher, which the student is "
-            "made to repeat."
+            "It was chosen on validation images and tested on images of the same source: expect lower "
+            "accuracy on other images. Biases of the data or of the teacher were not corrected; the student "
+            "learns to repeat them."
         ],
         "Made with": _made(manifest, made),
     }  # fmt: skip
@@ -58,8 +58,8 @@ def _architecture(manifest: Mapping[str, Any]) -> list[str]:
     widths = manifest["config"]["student"]["widths"]
     names = [block["name"] for block in manifest["blocks"]]
     if not widths:
-        return ["The teacher's own: no block is replaced."]
-    joined = ", neighbours of one width as one module" if manifest["config"]["student"]["fuse"] else ""
+        return ["The teacher's architecture: no block is replaced."]
+    joined = ", adjacent blocks of equal width by one module" if manifest["config"]["student"]["fuse"] else ""
     rows = [
         f"| {name} | {f'AMA module, width {widths[name]:g}' if name in widths else 'kept'} |"
         for name in names
@@ -81,7 +81,7 @@ def _training(config: Mapping[str, Any], data: Mapping[str, Any], manifest: Mapp
 
 
 def _method(config: Mapping[str, Any]) -> list[str]:
-    """The method with its settings, and the loss in words where the method is `ama`."""
+    """List the method with its settings, and the loss in words if the method is `ama`."""
     name, settings = config.get("method", DEFAULT_METHOD), config["loss"]  # version 0.1 names no method
     listed = ", ".join(f"{key} {_setting(value)}" for key, value in settings.items())
     lines = [f"- Method: {name}" + (f" ({listed})" if listed else "")]

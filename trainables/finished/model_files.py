@@ -1,4 +1,4 @@
-"""The files of a finished model, and `load_model`, which needs nothing else."""
+"""The files of a finished model, and `load_model`, which needs these files alone."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ WEIGHTS, MANIFEST, CARD, CHECKPOINT = "model.safetensors", "model.json", "README
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """A retrained model, in eval mode on the CPU, and its manifest.
+    """Load a retrained model, in eval mode on the CPU, and its manifest.
 
     Args:
-        path: its folder, its weights or its manifest.
+        path: the model's folder, weights or manifest.
 
     Returns:
-        The model, images (B, 3, H, W) to logits (B, classes), and what its `model.json` says: config,
+        The model, images (B, 3, H, W) to logits (B, classes), and the content of its `model.json`: config,
         teacher, blocks, data (with the mean and std of its inputs) and results.
 
     Raises:
-        InputError: there is no such model, or its files do not fit together.
+        InputError: no such model, or its files do not fit together.
 
     Example:
         model, manifest = load_model("models/student")
@@ -71,7 +71,7 @@ def _read_manifest(file: Path) -> dict[str, Any]:
 
 
 def _block(fields: Mapping[str, Any]) -> Block:
-    """A block from its JSON form, in which tuples are lists."""
+    """Restore a block from JSON, in which tuples are lists."""
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
     }

@@ -1,8 +1,8 @@
-"""Retraining a picked config with its full budget, its baselines, and the finished model as files.
+"""Retrain a picked config with its full budget, and its baselines; write the finished model to files.
 
-A finished run is a folder with `model.safetensors`; `model.json`, a manifest that says what the model is
-and what it was made from; and `README.md`, the same for people. `load_model` needs the first two and nothing
-else. Test images are read here, once a finished model: training is given none.
+A finished model is a folder with `model.safetensors`, `model.json` (a manifest: architecture, origin,
+results) and `README.md` (the model card). `load_model` needs the first two alone. Test images are read here,
+once for each finished model; training never gets them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from trainables.training.loop import Report, distill
 
 @dataclass(frozen=True)
 class RetrainResult:
-    """One finished model. Accuracies in 0..1, losses are mean cross-entropy in nats.
+    """A finished model. Accuracies are in 0..1, losses are mean cross-entropy in nats.
 
     Example:
         config = DistillConfig(epochs=1, seed=2)
@@ -65,7 +65,7 @@ class RetrainResult:
     seconds: float  # of training, interrupted sessions included
     params: int
     flops: int  # of one image, a multiply-accumulate counted as 2
-    path: Path  # the weights; the manifest lies beside them
+    path: Path  # of the weights; the manifest is beside them
 
 
 def retrain_one(
@@ -84,7 +84,7 @@ def retrain_one(
 ) -> RetrainResult:
     """Train the student of `config`, test it once, and write it to `out_dir`.
 
-    Interrupted, it continues where it was; finished, it is read back and neither trained nor tested again.
+    An interrupted training is resumed. A finished model is read back, neither trained nor tested again.
 
     Args:
         config: the trial to repeat, with the epochs and the seed of this training.
@@ -92,16 +92,15 @@ def retrain_one(
         blocks: of this teacher, as `find_blocks` gave them.
         data: with its test images.
         runtime: device, precision and layout of the training; the model is tested in fp32.
-        out_dir: folder for the model; made where it is missing.
+        out_dir: folder for the model; made if missing.
         modules: pre-distilled weights by span key, for `warm_start: library`.
-        report: called after every epoch; returning True ends the training there.
-        kind: the result's name in the table: student, or a baseline's.
-        data_config: what `data` was loaded from, for the manifest.
-        made: what else the caller knows of how the model is made (JSON values: the command, the seeds of its
-            fellows, overrides), for the manifest.
+        report: called after every epoch; training stops if it returns True.
+        kind: the result's name in the table: student, or the name of a baseline.
+        data_config: the config of `data`, for the manifest.
+        made: further information for the manifest, as JSON values: the command, the other seeds, overrides.
 
     Returns:
-        The model's scores on validation and test images, its costs and its place.
+        The model's scores on validation and test images, its costs and its path.
 
     Raises:
         InputError: `out_dir` holds the model of another config, teacher or data set; no test images.
@@ -132,7 +131,7 @@ def retrain_one(
     setup = Setup.of(teacher.model, blocks, unseen, runtime, modules)
     trained = distill(config, setup, report, checkpoint)
     student = trained.student
-    # In full precision: the figure is the model's, not the training's way of computing.
+    # Score in fp32, so that the result does not depend on the precision of the training.
     exact = dataclasses.replace(runtime, precision="fp32")
     test = evaluate(student, data.eval_batches("test", exact), exact)
     example = torch.zeros(1, *data.image_shape, device=runtime.device)
@@ -175,10 +174,10 @@ def retrain_one(
 
 
 def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
-    """The same student without distillation, by name.
+    """Return the configs of the baselines: the same student without distillation, by name.
 
-    scratch: from random weights; finetune: from the teacher's weights where blocks are kept. Both are trained
-    whole, with what the method calls its baseline (cross-entropy alone), everything else as in `config`.
+    scratch starts from random weights, finetune from the teacher's weights in kept blocks. Both train all
+    parameters with the method's baseline settings (cross-entropy alone), everything else as in `config`.
 
     Args:
         config: the student's.

@@ -1,1 +1,1 @@
-"""The module library: candidate modules distilled against the blocks they replace."""
+"""The module library: candidate modules, distilled in advance from the blocks that they replace."""

@@ -1,9 +1,9 @@
-"""The module library: every candidate AMA module, distilled once per teacher; trials start from it.
+"""Build the module library: distil every candidate AMA module once per teacher; trials start from it.
 
-Two phases, both without labels. First every module learns to give the block's output from the block's input,
-all of them on one teacher forward a batch: their losses share nothing, so each is a small problem of its own.
+There are two phases, both without labels. First, every module learns alone to map the block's input to the
+block's output; one teacher forward pass per batch serves all modules, whose losses are independent.
 Then students are sampled at random and the modules in them are trained together on the teacher's maps and
-logits, so that each learns to live with the errors of those before it.
+logits, so that each module learns to handle the errors of the modules before it.
 
 Sources: blockwise supervision by the teacher's own activations, Li et al. 2020 (DNA, arXiv 1911.13053) and
 Moons et al. 2021 (DONNA, arXiv 2012.08859); weight sharing between sampled networks, Cai et al. 2020
@@ -36,10 +36,10 @@ from trainables.student.build import build_span
 from trainables.student.spans import Span, candidate_spans, merged_widths, spans_of
 from trainables.training.optim import lr_at
 
-TRIED = 4  # images on which it is looked whether maps are overwritten
-TAU = 4.0  # of the logit term in the second phase
-SOLO_IMAGES = 1024  # validation images behind a module's solo loss
-SOLO_BATCH = 128  # of them at a time: large ones run out of a CPU's caches
+TRIED = 4  # images of the check for maps that are changed in place
+TAU = 4.0  # softmax temperature of the logit term in the second phase
+SOLO_IMAGES = 1024  # validation images for a module's solo loss
+SOLO_BATCH = 128  # images at a time: larger batches exceed a CPU's caches
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,14 +60,14 @@ def build_library(
     2020 (Once-for-All, arXiv 1908.09791).
 
     Args:
-        setup: teacher, images (B, 3, H, W) to logits, left as it is; blocks that may be replaced; training
-            and validation images; runtime.
+        setup: the teacher (not changed), its blocks that may be replaced, training and validation images,
+            runtime.
         widths: of the modules.
         fuse: whether fused spans are candidates.
         config: epochs of both phases, learning rate, batch size; None: the defaults.
-        seed: of the modules' first weights and of the sampled students.
-        key: the library's name; None: `library_key` of all this.
-        progress: called with (what, batches done, batches in all).
+        seed: of the modules' initial weights and of the sampled students.
+        key: the library's name; None: the `library_key` of these arguments.
+        progress: called with (task, batches done, batches in all).
 
     Returns:
         The modules' weights by span key, for `Setup.of(..., modules=library.modules)`, and their errors.
@@ -100,13 +100,13 @@ def build_library(
 def sampled_students(
     blocks: Sequence[Block], widths: Sequence[float], fuses: bool, seed: int
 ) -> Iterator[StudentSpec]:
-    """Random students without end, each with one block replaced or more; any number is equally likely.
+    """Yield random students without end, each with 1 to all blocks replaced, every number equally likely.
 
     Args:
-        blocks: that may be replaced.
-        widths: of the library's modules, sorted.
-        fuses: whether half of the students have their neighbours joined.
-        seed: of the draws.
+        blocks: blocks that may be replaced.
+        widths: widths of the library's modules, sorted.
+        fuses: whether half of the students fuse adjacent blocks.
+        seed: of the random draws.
     """
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -128,7 +128,7 @@ def _place(module: nn.Module, runtime: Runtime) -> nn.Module:
 
 
 class _Phases:
-    """Both phases of the training, over the same modules."""
+    """The two training phases of the same modules."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class _Phases:
         self.copied = _overwritten(teacher, spans, data, runtime)
 
     def alone(self) -> None:
-        """Every module against its own block, on the teacher's activations."""
+        """Train every module alone to reproduce its block on the teacher's activations."""
         outputs = sorted({span.last for span in self.spans})
         with Inputs(self.teacher, sorted({span.first for span in self.spans}), self.copied) as inputs:
             for images in self._batches("distilling modules", self.config.epochs, 0):
@@ -160,11 +160,11 @@ class _Phases:
                 for span in self.spans:
                     with self.runtime.autocast():
                         shown = self.modules[span.key](inputs.inputs[span.first])
-                    # Each graph is freed at once: memory stays that of the largest module.
+                    # Each graph is freed at once: the peak is the memory of the largest module.
                     relative_error(shown, targets[span.last]).backward()  # type: ignore[no-untyped-call]
 
     def together(self) -> None:
-        """Modules of randomly sampled students, on the teacher's maps and logits."""
+        """Train the modules of randomly sampled students on the teacher's maps and logits."""
         students = sampled_students(self.blocks, self.widths, self.fuses, self.seed)
         with frozen(self.teacher):
             for images in self._batches("training sampled students", self.config.student_epochs, 10_000):
@@ -186,7 +186,7 @@ class _Phases:
                     loss.backward()  # type: ignore[no-untyped-call]
 
     def _batches(self, what: str, epochs: float, first_epoch: int) -> Any:
-        """Training images, with an optimiser step behind each batch; the caller leaves gradients."""
+        """Yield batches of training images; after each, step the optimiser with the caller's gradients."""
         size = self.config.batch_size
         per_epoch = self.data.steps_per_epoch(size)
         total = math.ceil(epochs * per_epoch)
@@ -218,7 +218,7 @@ def _score(
     runtime: Runtime,
     copied: frozenset[str],
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative error and solo loss of every module, on up to `SOLO_IMAGES` validation images."""
+    """Compute relative error and solo loss of every module, on up to `SOLO_IMAGES` validation images."""
     batches = _some(data, runtime)
     base = evaluate(teacher, batches, runtime).loss
     errors: dict[str, float] = {}
@@ -245,7 +245,7 @@ def _score(
 def _overwritten(
     teacher: nn.Module, spans: Sequence[Span], data: ImageData, runtime: Runtime
 ) -> frozenset[str]:
-    """Paths of spans' inputs and outputs that the teacher's own code writes into."""
+    """Return the paths of spans' inputs and outputs that the teacher changes in place."""
     images, _ = next(data.eval_batches("val", runtime, TRIED))
     with runtime.autocast():
         firsts, lasts = {span.first for span in spans}, {span.last for span in spans}
@@ -254,7 +254,7 @@ def _overwritten(
 
 
 def _some(data: ImageData, runtime: Runtime) -> list[Batch]:
-    """Validation images spread evenly over the split (which may be in class order), in batches.
+    """Return batches of validation images spread evenly over the split, which may be in class order.
 
     Only these images are read, sent to the device and normalised: fp32 images (B, 3, H, W), labels (B,).
     """

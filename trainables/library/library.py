@@ -1,4 +1,4 @@
-"""The module library as data: its key, its modules, its files."""
+"""`Library`: the distilled modules of a teacher, and their files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Library:
     """All candidate modules of one teacher.
 
     Attributes:
-        key: hash of all that determines the library; its folder's name.
+        key: hash of everything that determines the library; the name of its folder.
         modules: state dict by `Span.key`, tensors on the CPU.
-        errors: by `Span.key`, |module - block|² / |block|² on validation images, given the block's own input.
+        errors: by `Span.key`, |module - block|² / |block|² on validation images, for the block's input.
         solo_loss: by `Span.key`, the rise of the validation loss when this span alone is replaced.
-        seconds: what it took to make.
+        seconds: time that building took.
 
     Example:
         library = build_library(setup, [0.25], config=LibraryConfig(epochs=0.1, student_epochs=0))
@@ -46,17 +46,17 @@ class Library:
     seconds: float
 
     def save(self, root: Path) -> Path:
-        """Write into `root/<key>` in one step: others find it whole or not at all. Returns the folder."""
+        """Write into `root/<key>`, atomically. Returns the folder."""
         folder = root / self.key
         draft = root / f".{self.key}.{time.time_ns()}"
         draft.mkdir(parents=True)
         flat = {f"{key}/{name}": t for key, state in self.modules.items() for name, t in state.items()}
-        (draft / WEIGHTS).write_bytes(save(flat))  # `save_file` would make it readable to its owner alone
+        (draft / WEIGHTS).write_bytes(save(flat))  # `save_file` creates the file with mode 0600
         meta = {k: v for k, v in asdict(self).items() if k != "modules"}
         (draft / META).write_text(json.dumps({"format": FORMAT, **meta}, indent=2) + "\n")
         try:
             draft.rename(folder)
-        except OSError:  # somebody else finished the same library first: theirs is as good
+        except OSError:  # another process finished the same library first: use that one
             for file in draft.iterdir():
                 file.unlink()
             draft.rmdir()
@@ -72,7 +72,7 @@ class Library:
         try:
             meta = json.loads((folder / META).read_text())
             flat = load_file(folder / WEIGHTS)
-        except Exception as error:  # safetensors raises its own kinds
+        except Exception as error:  # safetensors raises its own exception types
             raise InputError(f"{folder}: not a readable module library ({error}); remove it") from None
         if meta.pop("format", None) != FORMAT:
             raise InputError(f"{folder}: expected a module library of format {FORMAT}; remove it")
@@ -83,7 +83,7 @@ class Library:
         return cls(modules=modules, **meta)
 
     def proxy(self, blocks: Sequence[Block], spec: StudentSpec) -> float:
-        """Additive proxy of a student's loss before fine-tuning: the sum of its modules' solo losses."""
+        """Estimate a student's loss before fine-tuning by the sum of its modules' solo losses."""
         return sum(self.solo_loss[span.key] for span in spans_of(blocks, spec))
 
 
@@ -96,7 +96,7 @@ def library_key(
     config: LibraryConfig,
     seed: int = 0,
 ) -> str:
-    """Name of the library that these determine."""
+    """Return the key of the library that these arguments determine."""
     parts = [block.name for block in blocks], sorted(widths), fuse
     recipe = config.content(always=RECIPE)
     recipe.pop("dir", None)

@@ -15,9 +15,9 @@ OWN_SHARE = (
 
 
 def mixed_map(maps: Sequence[Tensor], shares: Tensor) -> Tensor:
-    """The convex mix of maps, each brought to the first one's norm first.
+    """Return the convex mix of maps, after scaling each to the first map's norm.
 
-    Maps grow along a residual stage: unscaled, the mix would choose by size instead of content.
+    Maps grow along a residual stage: unscaled, the mix would depend on size instead of content.
     """
     stack = torch.stack(list(maps))  # (candidates, B, ...)
     norms = torch.stack([squared_norm(each) for each in maps]).sqrt()  # (candidates,)
@@ -27,7 +27,7 @@ def mixed_map(maps: Sequence[Tensor], shares: Tensor) -> Tensor:
 
 
 def log_prior(count: int) -> Tensor:
-    """Logarithms of the prior shares of a mix of `count` maps, the span's own first: (count,)."""
+    """Return the logarithms of the prior shares of `count` maps, the span's own map first: (count,)."""
     if count == 1:
         return torch.zeros(1)
     return torch.tensor([OWN_SHARE] + [(1 - OWN_SHARE) / (count - 1)] * (count - 1)).log()

@@ -1,6 +1,6 @@
-"""Activation-map adaptation (AMA), the default method: its loss in named parts, and the method around it.
+"""Activation-map adaptation (AMA), the default method: its loss in named parts, and the method itself.
 
-Feature supervision by the teacher's activation maps, weighed adaptively during training, follows Wu et al.
+Feature supervision by the teacher's activation maps, with weights learned during training, follows Wu et al.
 2020, "Activation Map Adaptation for Effective Knowledge Distillation" (arXiv:2010.13500); the logit term is
 that of Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531).
 """
@@ -26,7 +26,8 @@ from trainables.network.taps import Taps
 from trainables.student.spans import Span, spans_of
 from trainables.student.start import start_student
 
-# Maps in a learned mix: each is held in fp32 at every step, and a long residual stage has dozens alike.
+# Most maps in a learned mix: each is held in fp32 at every step, and a long residual stage has dozens of
+# the same shape.
 MAX_CANDIDATES = 4
 
 
@@ -36,19 +37,19 @@ class DistillationLoss(nn.Module):
     Uniform supervision has wᵢ = 1 and the replaced block's own map as the target fᵗᵢ. Adaptive supervision
     learns w = n softmax(a) and, for a span with several candidate maps, the target as a convex mix p of them.
 
-    Why the learned weights do not collapse onto what is easiest: the regulariser is λ Σᵢ wᵢ log wᵢ, that is
-    λ n KL(w/n || uniform), with λ = entropy_weight. Over the simplex, Σᵢ wᵢ Lᵢ + λ Σᵢ wᵢ log wᵢ has its one
-    minimum at wᵢ ∝ exp(-Lᵢ/λ), so two weights differ at most by the factor exp(|Lᵢ - Lⱼ| / λ): by e for
-    relative errors within 0..1 and λ = 1. With λ = 0 the minimum is a vertex.
-    Each mix pays λ KL(p || prior): at the minimum L(p) + λ KL(p || prior) <= L(prior), hence
-    KL(p || prior) <= L(prior) / λ whatever the maps are.
-    Both pulls carry the factor β of the feature term, so the bounds are the same at every β.
+    The regulariser keeps the learned weights from collapsing onto the easiest span. It is λ Σᵢ wᵢ log wᵢ,
+    that is λ n KL(w/n || uniform), with λ = entropy_weight. Over the simplex, Σᵢ wᵢ Lᵢ + λ Σᵢ wᵢ log wᵢ has
+    its only minimum at wᵢ ∝ exp(-Lᵢ/λ). So two weights differ at most by the factor exp(|Lᵢ - Lⱼ| / λ): by e
+    for relative errors within 0..1 and λ = 1. With λ = 0 the minimum is a vertex.
+    Each mix adds λ KL(p || prior). At the minimum L(p) + λ KL(p || prior) <= L(prior), hence
+    KL(p || prior) <= L(prior) / λ for any maps.
+    Both terms carry the factor β of the feature term, so the bounds are the same at every β.
     """
 
     def __init__(
         self, config: LossConfig, candidates: Sequence[int] = (), label_smoothing: float = 0.0
     ) -> None:
-        """Make the loss for spans of which the i-th has candidates[i] >= 1 teacher maps, its own first."""
+        """Make the loss; the i-th span has candidates[i] >= 1 teacher maps, its own first."""
         super().__init__()
         self.config = config
         self.label_smoothing = label_smoothing
@@ -59,29 +60,29 @@ class DistillationLoss(nn.Module):
         self.register_buffer("equal", torch.ones(len(self.candidates)), persistent=False)
         if self.adaptive:
             self.weight_logits = nn.Parameter(torch.zeros(len(self.candidates)))
-            # Logits are relative to the prior: zero is the prior itself.
+            # The logits are added to the prior's: zero gives the prior.
             self.mix_logits = nn.ParameterList(torch.zeros(count) for count in self.candidates)
             for index, count in enumerate(self.candidates):
                 self.register_buffer(f"log_prior_{index}", log_prior(count), persistent=False)
 
     @property
     def lr_scale(self) -> float:
-        """Step size of the learned weights relative to the network's: they move alike at every beta."""
+        """Factor on the learning rate of the learned weights, which makes their steps independent of beta."""
         return 1.0 / (self.config.beta * (1.0 + self.config.entropy_weight)) if self.adaptive else 1.0
 
     def weights(self) -> Tensor:
-        """(spans,) weights of the spans in the feature term, of mean 1, on the loss's device."""
+        """Return the weights of the spans in the feature term: (spans,), mean 1, on the loss's device."""
         if self.adaptive:
             return len(self.candidates) * self.weight_logits.softmax(0)
         return self.get_buffer("equal")
 
     def log_mix(self, span: int) -> Tensor:
-        """(candidates of the span,) logarithms of the shares of the teacher maps in the span's target."""
+        """Return the logarithms of the teacher maps' shares in the span's target: (candidates,)."""
         logits: Tensor = self.mix_logits[span] + self.get_buffer(f"log_prior_{span}")
         return logits.log_softmax(0)
 
     def entropy(self) -> float:
-        """Entropy of the span weights as a share of its maximum: 1 for equal weights, 0 for a single one."""
+        """Return the entropy of the span weights, 0..1: 1 for equal weights, 0 for all weight on one span."""
         shares = self.weights().detach() / max(1, len(self.candidates))
         if len(shares) < 2:
             return 1.0
@@ -95,19 +96,19 @@ class DistillationLoss(nn.Module):
         student_maps: Sequence[Tensor] = (),
         teacher_maps: Sequence[Sequence[Tensor]] = (),
     ) -> dict[str, Tensor]:
-        """The parts of the loss of one batch, in fp32 whatever comes; call it outside autocast.
+        """Compute the parts of the loss of one batch, in fp32 for any input type; call it outside autocast.
 
         Args:
             student_logits: (B, classes).
             teacher_logits: (B, classes); not read when alpha is 0.
             labels: (B,) int64.
             student_maps: one map a span; not read when beta is 0.
-            teacher_maps: for every span its candidate maps, each shaped as the student's, the own one first.
+            teacher_maps: candidate maps of every span, shaped as the student's map, the span's own map first.
 
         Returns:
             0-d tensors that add up to the loss, in this order; a part whose weight is zero is left out.
             ce: (1-α) cross-entropy; kl: α τ² KL; feature: β Σ weight x relative error; regulariser, adaptive
-            only: β times what the learned weights and mixes pay for leaving the prior.
+            only: β times the regularisers of weights and mixes (see the class).
         """
         alpha, beta = self.config.alpha, self.config.beta
         student_logits = student_logits.float()
@@ -130,7 +131,7 @@ class DistillationLoss(nn.Module):
     def _adaptive(
         self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Sequence[Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """The feature term and the regulariser, both without the factor beta."""
+        """Return the feature term and the regulariser, both without the factor beta."""
         weights = self.weights()
         kept = (weights * weights.clamp_min(1e-12).log()).sum()  # n KL(w/n || uniform) = Σ w log w
         errors_, mixes = [], []
@@ -139,24 +140,24 @@ class DistillationLoss(nn.Module):
             target = maps[0] if len(maps) == 1 else mixed_map(maps, log_mix.exp())
             errors_.append(relative_error(student, target))
             mixes.append((log_mix.exp() * (log_mix - self.get_buffer(f"log_prior_{index}"))).sum())
-        # A span's mix feels its error times its weight; the same factor on its pull keeps the bound above.
+        # The error of a mix is multiplied by the span's weight. So is its KL term: the bound above holds.
         regulariser = self.config.entropy_weight * (kept + (weights.detach() * torch.stack(mixes)).sum())
         return (weights * torch.stack(errors_)).sum(), regulariser
 
 
 class Ama(Method):
-    """Activation-map adaptation: the teacher's spans are replaced by AMA modules, trained on its maps."""
+    """Activation-map adaptation: replace spans of the teacher by AMA modules and train them on its maps."""
 
     name = "ama"
     Config = LossConfig
     teaching = ("alpha", "beta")
 
     def __init__(self, setup: Setup, config: DistillConfig) -> None:
-        """Assemble student and loss on the runtime's device.
+        """Build student and loss on the runtime's device.
 
         Raises:
-            InputError: unknown block names; a library start without the modules it needs; `train: modules`
-                with a student whose kept parts would be random.
+            InputError: unknown block names; `warm_start: library` without the modules it needs;
+                `train: modules` with a student whose kept parts would be random.
         """
         super().__init__(setup, config)
         assert isinstance(config.loss, LossConfig)
@@ -194,18 +195,18 @@ class Ama(Method):
 
     @cached_property
     def _prefix(self) -> tuple[str, ...]:
-        """Modules that a frozen student shares with its teacher and that run before anything trained."""
+        """Modules of a frozen student that equal the teacher's and run before any trained module."""
         shared = self.config.train == "modules" and self.spans and not self.runtime.compiled
         return self.setup.supervisor.shared_prefix(self.student, self.spans) if shared else ()
 
     def phases(self) -> list[Phase]:
-        """One: the student's parameters, and beside them the learned weights, which are not decayed."""
+        """Return one phase: the student's parameters, and the learned weights, which are not decayed."""
         student = Group(list(self.student.named_parameters()))
         learned = Group(list(self.loss.named_parameters()), self.loss.lr_scale, decay=False)
         return [Phase("student", [student, learned])]
 
     def losses(self, batch: Batch, progress: Progress, phase: str) -> dict[str, Tensor]:
-        """ce, kl, feature and regulariser, as far as their weights are not zero."""
+        """Return ce, kl, feature and regulariser; a part with weight zero is left out."""
         assert batch.labels is not None
         try:
             signals = self._teach(batch.images, batch.index)
@@ -217,11 +218,11 @@ class Ama(Method):
                 [[signals.maps[path] for path in paths] for paths in self._targets],
             )
         finally:
-            self._maps.clear()  # a pass that ran out of memory must not hold on to its maps
+            self._maps.clear()  # free the maps of a pass that ran out of memory
         return parts
 
     def metrics(self) -> dict[str, float]:
-        """Entropy and learned weight of every span, and the shares of the maps in its target."""
+        """Return the entropy, the learned weight of every span and the shares of the maps in its target."""
         found = {"entropy": self.loss.entropy()}
         if self.loss.adaptive:
             names = ["+".join(span.blocks) for span in self.spans]
@@ -235,7 +236,7 @@ class Ama(Method):
 
 
 def candidate_maps(span: Span, blocks: Sequence[Block], loss: LossConfig) -> list[str]:
-    """Paths in the teacher of the maps that may supervise a span, its own first.
+    """Return the teacher's paths whose maps may supervise a span, the span's own first.
 
     Adaptive supervision adds the outputs of the blocks nearest in execution order that have the same shape,
     up to `MAX_CANDIDATES` in all.

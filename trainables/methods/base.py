@@ -1,15 +1,16 @@
-"""What a distillation method is: the contract between a method's file and the training loop.
+"""The interface of a distillation method to the training loop.
 
-A method is one file in this room (or anywhere: `space.method: import:module:Class`) with a subclass of
-`Method` and a `MethodConfig` whose fields say their own ranges. The loop calls, for every epoch,
+A method is one file in this package (or anywhere: `space.method: import:module:Class`) with a subclass of
+`Method` and a `MethodConfig` whose fields give their search ranges. The loop calls, for every epoch,
 
-    with method.reading():                                # hooks on, train mode
-        for every batch, for every phase in phases():
-            parts = method.losses(batch, progress, phase)   # differentiated, logged
-        and after the step was applied: method.after_step(batch, progress)
+    with method.reading():                                # hooks on, training mode
+        for every batch:
+            for every phase in phases():
+                parts = method.losses(batch, progress, phase)   # differentiated, logged
+            method.after_step(batch, progress)            # after all optimiser steps
     method.metrics()                                      # logged beside the parts
 
-and afterwards scores, prices, saves and exports `method.student`, nothing else.
+Afterwards `method.student` alone is scored, measured, saved and exported.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.student.start import Modules
 
-TEACHER = "teacher"  # the name in `Setup.teachers` of the network whose blocks are replaced
+TEACHER = "teacher"  # key in `Setup.teachers` of the network whose blocks are replaced
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
@@ -45,7 +46,7 @@ class Batch:
     Attributes:
         images: (B, 3, H, W) in fp32.
         labels: (B,) int64; None for a stream without labels.
-        index: (B,) int64, the images' places in the training set: the same image has the same in every epoch.
+        index: (B,) int64, the images' indices in the training set, the same in every epoch.
         extra: batches of further streams by their name (`Method.streams`).
 
     Example:
@@ -63,7 +64,7 @@ class Batch:
         return len(self.images)
 
     def split(self, parts: int) -> list[Batch]:
-        """Consecutive parts of nearly equal size; every stream is split alike."""
+        """Split into consecutive parts of nearly equal size; every stream is split alike."""
         images = self.images.tensor_split(parts)
         labels = self.labels.tensor_split(parts) if self.labels is not None else [None] * parts
         index = self.index.tensor_split(parts)
@@ -76,7 +77,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: `step` of `steps` in all epochs, from 0.
+    """The position in a training: `step` (from 0) of `steps` over all epochs.
 
     Example:
         halfway = Progress(step=50, steps=100, steps_per_epoch=20)
@@ -89,7 +90,7 @@ class Progress:
 
     @property
     def done(self) -> float:
-        """Share of the training done before this step, 0..1: for warm-ups and curricula."""
+        """Share of the training done before this step, 0..1, e.g. for warm-ups and curricula."""
         return self.step / self.steps if self.steps else 1.0
 
     @property
@@ -100,7 +101,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that one optimiser steps alike.
+    """Parameters with the same optimiser settings.
 
     Attributes:
         parameters: (name, parameter) pairs; those without gradients are left out.
@@ -120,9 +121,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Phase:
-    """One loss, one backward pass and one optimiser of a step; the phases of a step run in order.
+    """One loss, one backward pass and one optimiser. The phases of a step run in order.
 
-    Only the parameters of the phase's groups are updated by it, whatever its loss depends on.
+    A phase updates the parameters of its groups alone, even if its loss depends on others.
 
     Example:
         student = build_student(teacher.model, blocks, StudentSpec())
@@ -136,10 +137,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a method needs made once a run, before the first trial.
+    """Work that a method needs done once a run, before the first trial.
 
     Attributes:
-        name: of the folder below the run directory that it fills.
+        name: of the folder in the run directory that the stage fills.
         make: called with the setup, the experiment's seed and the empty folder.
     """
 
@@ -149,7 +150,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all distillations of a search share. Keep one for many trials: what it computes once, it keeps.
+    """Teacher, blocks, data and runtime that all distillations of a search share.
+
+    Use one setup for many trials: it caches what it computes, such as the teacher's outputs.
 
     Attributes:
         teachers: networks by name, images (B, 3, H, W) to logits (B, classes); `teacher` is the one whose
@@ -157,7 +160,7 @@ class Setup:
         blocks: the teacher's blocks that may be replaced, in execution order.
         data: training and validation images.
         runtime: device, precision, layout.
-        modules: pre-distilled AMA modules by span key, or None; read with `warm_start: library` alone.
+        modules: pre-distilled AMA modules by span key, or None; used with `warm_start: library` alone.
         stages: folders that the method's stages filled, by the stage's name.
 
     Example:
@@ -181,7 +184,7 @@ class Setup:
         runtime: Runtime | None = None,
         modules: Modules | None = None,
     ) -> Setup:
-        """The setup of a single teacher; without a runtime, this machine's default one."""
+        """Make the setup of a single teacher; without `runtime`, use this machine's default."""
         return cls({TEACHER: teacher}, blocks, data, runtime or resolve(), modules)
 
     @property
@@ -191,7 +194,7 @@ class Setup:
 
     @cached_property
     def supervisor(self) -> Supervisor:
-        """The teacher's logits and maps, computed no further and no more often than needed."""
+        """Computes the teacher's logits and maps, only as far and as often as needed."""
         return Supervisor(self.teachers[TEACHER], self.blocks, self.data, self.runtime)
 
     @cached_property
@@ -203,20 +206,20 @@ class Setup:
 
 
 class Method(nn.Module, ABC):
-    """A way to distil: makes the student, and gives the losses of a batch.
+    """A distillation method: makes the student and computes the losses of a batch.
 
-    A subclass builds `self.student` and whatever else it trains in `__init__(setup, config)`. Its state dict
-    (student, further networks, banks, learned weights) is what an exact resume needs. Random draws come from
-    (config.seed, epoch, step), and state that a step changes besides weights changes in `after_step` alone:
-    a step that runs out of memory is computed again in two halves.
+    A subclass builds `self.student` and anything else that it trains in `__init__(setup, config)`. Its state
+    dict (student, further networks, memory banks, learned weights) must hold everything that an exact resume
+    needs. Derive random numbers from (config.seed, epoch, step). Change state other than weights in
+    `after_step` alone: a step that runs out of memory is computed again in two halves.
 
     Attributes:
         name: as in `space.method`; the prefix of its parameters in the study.
         Config: its settings, with defaults and the range of every key that can be searched.
         streams: names of further data it reads, below `data.targets`.
-        stages: what must be made once a run before the first trial.
-        teaching: keys of `Config` that weigh what comes from a teacher; zero for the baseline.
-        student: what is scored, priced, saved and exported; nothing else is.
+        stages: work done once a run, before the first trial.
+        teaching: keys of `Config` that weigh the teacher's signals; zero for the baseline.
+        student: the model that is scored, measured, saved and exported.
 
     Example:
         class Plain(Method):
@@ -236,49 +239,49 @@ class Method(nn.Module, ABC):
     student: nn.Module
 
     def __init__(self, setup: Setup, config: DistillConfig) -> None:
-        """Keep what all methods need; subclasses go on from here.
+        """Store setup and config; subclasses extend this.
 
         Raises:
-            InputError: the setup does not have what the method or the config needs.
+            InputError: the setup lacks what the method or the config needs.
         """
         super().__init__()
         self.setup, self.config, self.runtime = setup, config, setup.runtime
-        self._compiled: list[Any] = []  # in a list: a submodule would be in the state dict twice
+        self._compiled: list[Any] = []  # in a list: as a submodule it would be in the state dict twice
 
     def logits(self, images: Tensor) -> Tensor:
-        """The student's logits (B, classes) under the runtime's autocast, compiled where it says so."""
+        """Return the student's logits (B, classes) under autocast, compiled if the runtime says so."""
         with self.runtime.autocast():
             found: Tensor = self._student()(images)
         return found
 
     def _student(self) -> Any:
-        """The student, or its compiled form."""
+        """Return the student, or its compiled form."""
         if not self.runtime.compiled:
             return self.student
         if not self._compiled:
-            torch._dynamo.reset()  # the last trial's student fills the same caches
+            torch._dynamo.reset()  # clear the caches, which hold the last trial's student
             self._compiled.append(torch.compile(self.student))
         return self._compiled[0]
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Training mode and hooks for an epoch; afterwards no network keeps a hook, whatever happened."""
+        """Set training mode and attach an epoch's hooks; remove the hooks on exit, even after an error."""
         self.train()
         yield
 
     def phases(self) -> list[Phase]:
-        """The phases of a step, the same at every call; by default one that trains all with gradients."""
+        """Return the phases of a step, always the same; by default one, of all trainable parameters."""
         return [Phase("student", [Group(list(self.named_parameters()))])]
 
     @abstractmethod
     def losses(self, batch: Batch, progress: Progress, phase: str) -> dict[str, Tensor]:
-        """The parts of a phase's loss on one batch: their sum is differentiated, each is logged.
+        """Return the parts of a phase's loss on one batch: their sum is differentiated, each is logged.
 
         Called inside `reading` and outside autocast; compute losses in fp32.
 
         Args:
-            batch: images (B, 3, H, W), or half of a step's where memory is short.
-            progress: how far the training is.
+            batch: images (B, 3, H, W) of a step, or half of them if memory is short.
+            progress: position in the training.
             phase: the phase's name.
 
         Returns:
@@ -286,16 +289,16 @@ class Method(nn.Module, ABC):
         """
 
     def after_step(self, batch: Batch, progress: Progress) -> None:
-        """Called once a step, after all phases were applied: moving averages, queues, memory banks."""
+        """Update moving averages, queues or memory banks; called once a step, after all optimisers."""
 
     def metrics(self) -> dict[str, float]:
-        """What an epoch should record besides the loss's parts, e.g. learned weights."""
+        """Return values to record for an epoch besides the loss's parts, e.g. learned weights."""
         return {}
 
     @classmethod
     def baseline(cls, config: MethodConfig) -> MethodConfig:
-        """`config` without anything of a teacher: cross-entropy alone.
+        """Return `config` without the teacher's signals: cross-entropy alone.
 
-        By default every key that `teaching` names is set to zero.
+        By default, set every key that `teaching` names to zero.
         """
         return config.model_copy(update=dict.fromkeys(cls.teaching, 0.0))

@@ -1,4 +1,4 @@
-"""Loss terms that several methods share: logits and maps."""
+"""Loss terms that several methods share, on logits and on maps."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def logit_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Te
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """|student - teacher|^2 / |teacher|^2 over all elements of two maps of one shape, summed in fp32.
 
-    The norm is that of the whole batch: with a norm per image, one image that hardly excites the block would
-    have a denominator near zero and rule the mean. A teacher map of zeros gives the mean squared error.
-    Maps in half precision are subtracted in it, which costs the sum one rounding of each difference.
+    The norm is that of the whole batch. With a norm per image, an image with a teacher map close to zero
+    would have a tiny denominator and dominate the mean. A teacher map of zeros gives the mean squared error.
+    Maps in half precision are subtracted in half precision, so each difference is rounded once.
     """
     norm = squared_norm(teacher)
     distance: Tensor = _SquaredDistance.apply(student, teacher)  # type: ignore[no-untyped-call]
@@ -32,9 +32,9 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class _SquaredDistance(torch.autograd.Function):
-    """|a - b|^2 with one temporary map each way, of the maps' own precision.
+    """|a - b|^2 with one temporary map in forward and one in backward, in the maps' precision.
 
-    Written in plain operations in fp32 it makes seven, and they took 30 % of a training step on a CPU.
+    Plain operations in fp32 make seven temporary maps, which took 30 % of a training step on a CPU.
     """
 
     @staticmethod
@@ -53,7 +53,7 @@ class _SquaredDistance(torch.autograd.Function):
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """Sum of squares of (B, ...), 0-d fp32, without a copy in fp32: an image at a time, for the accuracy."""
+    """Sum the squares of (B, ...) to 0-d fp32 without a copy in fp32; image by image, for accuracy."""
     norms = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), dtype=torch.float32)  # (B,)
     total: Tensor = norms.square().sum()
     return total

@@ -1,11 +1,11 @@
-"""The teacher's side of a distillation step: its logits and maps, computed as far and as often as needed.
+"""The teacher's logits and maps of a distillation step, computed only as far and as often as needed.
 
-- Nothing beyond the last map that is read, where the logits are not.
-- Where training images are not augmented, what the teacher says of each is computed once and kept, within a
-  bound, for all distillations of a process.
-- Batch norms are folded into convolutions, where the folded copy is found to compute the same.
-- A student whose kept parts are frozen (`train: modules`) runs the teacher's own blocks first: their outputs
-  are taken from the teacher's pass, where that is found to change nothing, bit for bit.
+- If the logits are not needed, the pass stops after the last map that is read.
+- If training images are not augmented, the outputs for each are computed once and cached (up to
+  `KEPT_BYTES`) for all distillations of a process.
+- Batch norms are folded into convolutions if a check shows that the folded copy computes the same.
+- A student with frozen kept parts (`train: modules`) runs the same first blocks as the teacher. Their outputs
+  are taken from the teacher's pass if a check shows that the logits stay equal, bit for bit.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from trainables.student.spans import Span
 
 log = logging.getLogger(__name__)
 
-KEPT_BYTES = 256 * 2**20  # of the teacher's outputs that a process keeps
+KEPT_BYTES = 256 * 2**20  # largest cache of the teacher's outputs in a process
 TRIED = 16  # images on which a shortcut is checked
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What supervises one batch: logits (B, classes), and maps by their path in the teacher."""
+    """The teacher's outputs for one batch: logits (B, classes), and maps by their path in the teacher."""
 
     logits: Tensor | None
     maps: Mapping[str, Tensor]
@@ -51,12 +51,12 @@ Teach = Callable[[Tensor, Tensor], Signals]  # images (B, 3, H, W), their indice
 
 
 class Supervisor:
-    """A teacher on its device, for any number of distillations on the same images, one after the other."""
+    """A teacher on its device, for many distillations on the same images, one after the other."""
 
     def __init__(
         self, teacher: nn.Module, blocks: Sequence[Block], data: ImageData, runtime: Runtime
     ) -> None:
-        """Move `teacher` to the device, in eval mode; it is never trained."""
+        """Move `teacher` to the device and set eval mode; it is never trained."""
         self.teacher: nn.Module = teacher.to(runtime.device, memory_format=runtime.memory_format).eval()  # type: ignore[call-overload]
         self.data, self.runtime = data, runtime
         self._ends = {block.members[-1]: math.prod(block.out_shape) for block in blocks}
@@ -69,13 +69,13 @@ class Supervisor:
 
     @cached_property
     def overwritten(self) -> frozenset[str]:
-        """Ends of blocks whose map the teacher's later code writes into: readers must copy these."""
+        """Last submodules of blocks whose output later code changes in place: readers must copy it."""
         with self.runtime.autocast():
             return overwritten_outputs(self.teacher, list(self._ends), self._few)
 
     @contextmanager
     def teaching(self, paths: Sequence[str], logits: bool) -> Iterator[Teach]:
-        """What gives the signals of a batch: maps at `paths`, and logits if asked for."""
+        """Yield a function that computes the signals of a batch: maps at `paths`, and logits if `logits`."""
         kept = self._keep(paths, logits) if paths or logits else NOTHING
         missing = [path for path in paths if path not in kept.maps]
         if missing or (logits and kept.logits is None):
@@ -88,9 +88,9 @@ class Supervisor:
     def leading(
         self, student: nn.Module, prefix: Sequence[str], paths: Sequence[str], logits: bool
     ) -> Iterator[Teach]:
-        """As `teaching`; the student's next pass takes the outputs of its `prefix` from the teacher's."""
+        """As `teaching`; the student's next pass reuses the teacher's outputs of the `prefix` modules."""
         everything = sorted({*prefix, *paths})
-        # Not in inference mode: the student is trained on what comes out of the prefix.
+        # Not in inference mode: the student is trained on the outputs of the prefix.
         with self._reader(self.teacher, everything, logits, torch.no_grad) as read:
             outputs: dict[str, Tensor] = {}
 
@@ -103,10 +103,10 @@ class Supervisor:
                 yield teach
 
     def shared_prefix(self, student: nn.Module, spans: Sequence[Span]) -> tuple[str, ...]:
-        """Paths of modules that a frozen `student` runs before its first span, exactly as the teacher does.
+        """Return the modules that a frozen `student` runs before its first span, exactly as the teacher does.
 
-        Their parameters and batch-norm statistics are the teacher's, and a pass that takes their outputs from
-        the teacher's pass gives the same logits, bit for bit. Empty where that is not so.
+        Their parameters and batch-norm statistics are the teacher's, and reusing the teacher's outputs gives
+        the same logits, bit for bit. If it does not, return no modules.
         """
         images = self._few
         paths = _same_before(self.teacher, student, spans, images[:1])
@@ -115,7 +115,7 @@ class Supervisor:
         try:
             with torch.no_grad(), self.runtime.autocast():
                 expected = student(images)
-                # Logits too: code after the prefix may write into its outputs.
+                # Run to the logits: code after the prefix may change its outputs in place.
                 with self.leading(student, paths, (), logits=True) as teach:
                     teach(images, torch.arange(len(images)))
                     found = student(images)
@@ -131,7 +131,7 @@ class Supervisor:
 
     @cached_property
     def _quick(self) -> nn.Module:
-        """The teacher or, where there is one that computes the same, its folded copy."""
+        """The teacher's copy with folded batch norms, or the teacher itself if it cannot be folded."""
         return folded(self.teacher, self._few, list(self._ends)) or self.teacher
 
     def _reader(
@@ -153,7 +153,7 @@ class Supervisor:
         return Signals(logits, {**maps, **fresh.maps})
 
     def _keep(self, paths: Sequence[str], logits: bool) -> Signals:
-        """Outputs for all training images: of every block where they fit, of the logits alone, or none."""
+        """Cache the outputs for all training images: of blocks and logits, logits alone, or none."""
         if self.data.augment != Augment():
             return NOTHING
         if self._kept is None:
@@ -176,12 +176,12 @@ class Supervisor:
         return Signals(torch.cat(logits), {path: torch.cat([p.maps[path] for p in parts]) for path in paths})
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: ends a pass where nothing more is read
+class _Reached(Exception):  # noqa: N818 - not an error: ends a pass after the last map that is read
     pass
 
 
 class _Reader:
-    """Runs a model and gives what was asked for; a context manager that leaves the model as it was."""
+    """Run a model and return maps and logits; a context manager that removes its hooks on exit."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class _Reader:
         except _Reached:
             pass
         maps = dict(self._taps.outputs)
-        self._taps.clear()  # held on to by the caller alone, who frees them before the backward pass
+        self._taps.clear()  # the caller then holds the only references and frees them before backward
         return Signals(logits, maps)
 
     def _stop(self, *_: Any) -> None:
@@ -213,7 +213,7 @@ class _Reader:
     def __enter__(self) -> _Reader:
         self._taps = Taps(self.model, self.paths, self.copied)
         self._handles: list[RemovableHandle] = []
-        if not self.logits:  # registered after the taps, so called after them
+        if not self.logits:  # registered after the taps, so called last
             modules = (self.model.get_submodule(path) for path in self.paths)
             self._handles = [module.register_forward_hook(self._stop) for module in modules]
         return self
@@ -227,7 +227,7 @@ class _Reader:
 def _same_before(
     teacher: nn.Module, student: nn.Module, spans: Sequence[Span], image: Tensor
 ) -> tuple[str, ...]:
-    """The largest submodules that end before the first span begins and are the same in both networks."""
+    """Return the largest submodules that end before the first span begins and are equal in both networks."""
     record = trace(teacher, image)
     begins = [call.begin for span in spans if (call := record.single(span.first))]
     found: list[str] = []
@@ -238,7 +238,7 @@ def _same_before(
         if isinstance(call.output, Tensor) and _same(call.module, student.get_submodule(call.path)):
             found.append(call.path)
             covered = call.end
-        elif call.end == call.begin + 1:  # what comes after this layer differs, too
+        elif call.end == call.begin + 1:  # inputs of all later layers differ, too
             break
     return tuple(found)
 
@@ -251,7 +251,7 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 @contextmanager
 def _replayed(model: nn.Module, paths: Sequence[str], outputs: Mapping[str, Tensor]) -> Iterator[None]:
-    """The modules at `paths` give what `outputs` holds for them, whatever comes in."""
+    """Make the modules at `paths` return the tensors in `outputs` for any input; restore them on exit."""
     modules = {path: model.get_submodule(path) for path in paths}
     try:
         for path, module in modules.items():
@@ -259,4 +259,4 @@ def _replayed(model: nn.Module, paths: Sequence[str], outputs: Mapping[str, Tens
         yield
     finally:
         for module in modules.values():
-            del module.forward  # the class's own again
+            del module.forward  # restores the method of the class

@@ -1,1 +1,1 @@
-"""Tools for any `nn.Module`: trace, cut, read, count, fold, reset, evaluate."""
+"""Tools for any `nn.Module`: trace, replace submodules, read maps, count, fold, reset, evaluate."""

@@ -19,15 +19,15 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 @runtime_checkable
 class HasSplits(Protocol):
-    """Data that gives the batches of a split by its name, as `ImageData` does."""
+    """Data with named splits, such as `ImageData`."""
 
     def eval_batches(self, split: str, runtime: Runtime, /) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalised images (B, 3, H, W) and labels (B,) on the runtime's device."""
+        """Yield normalised images (B, 3, H, W) and labels (B,) on the runtime's device."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scores on `n` images: accuracy in 0..1, mean cross-entropy in nats, users' own scores.
+    """Scores of a model on `n` images: accuracy in 0..1, mean cross-entropy in nats, users' metrics.
 
     Example:
         found = evaluate(teacher.model, data)
@@ -49,18 +49,19 @@ def evaluate(
     *,
     split: str = "val",
 ) -> Evaluation:
-    """Score `model` in eval mode; its training mode is restored.
+    """Score `model` in eval mode, then restore its training mode.
 
     Args:
         model: images (B, 3, H, W) to logits (B, classes).
         data: an `ImageData`; or pairs of normalised images (B, 3, H, W) and labels (B,), on the runtime's
             device.
         runtime: its autocast precision is used; logits are scored in fp32. None: the model's device, fp32.
-        scores: users' own metrics by name; they get all logits and labels at once, on the CPU.
+        scores: users' metrics by name; they get all logits and labels at once, on the CPU.
         split: of an `ImageData`: train, val or test.
 
     Returns:
-        Sums over all batches; NaN logits give a NaN loss and count as wrong. No batch gives NaN, NaN, 0.
+        Scores over all batches. NaN logits give a NaN loss and count as wrong. Without a batch, accuracy and
+        loss are NaN and `n` is 0.
 
     Raises:
         InputError: one of `scores` failed; no such split, or the test images were not loaded.

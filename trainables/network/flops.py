@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a whole model."""
+"""Count parameters and FLOPs of a whole model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainables.network.trace import undisturbed
 
 
 def count_flops(model: nn.Module, example: torch.Tensor) -> int:
-    """FLOPs of one forward pass on one image, a multiply-accumulate counted as 2.
+    """Count the FLOPs of one forward pass on one image; a multiply-accumulate is 2.
 
-    Convolutions, matrix products and attention count, as `torch.utils.flop_counter` knows them; element-wise
-    work and norms do not. The model is left as it was.
+    Convolutions, matrix products and attention count, as in `torch.utils.flop_counter`; element-wise
+    operations and norms do not. The model is not changed.
 
     Args:
         model: any module.
@@ -25,5 +25,5 @@ def count_flops(model: nn.Module, example: torch.Tensor) -> int:
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters, each counted once; buffers do not count."""
+    """Count the parameters, shared ones once; buffers do not count."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""A network for inference alone: batch norms folded into the convolutions before them."""
+"""Fold batch norms into the convolutions before them, for inference."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from trainables.network.surgery import Skip, put
 from trainables.network.taps import Taps
 from trainables.network.trace import trace
 
-TOLERANCE = 1e-4  # relative, in fp32: of the logits and of every map that is read
+TOLERANCE = 1e-4  # relative, in fp32: for the logits and every map that is read
 
 
 def folded(model: nn.Module, example: Tensor, paths: list[str]) -> nn.Module | None:
-    """A copy of `model` in eval mode that computes the same with fewer passes over memory.
+    """Return a copy of `model` in eval mode with batch norms folded: same outputs, fewer passes over memory.
 
     Args:
-        model: images (B, 3, H, W) to logits; stays as it is.
+        model: images (B, 3, H, W) to logits; not changed.
         example: a few images, (B, 3, H, W), on the model's device.
         paths: submodules whose outputs must stay the same, too.
 
     Returns:
-        None where there is nothing to fold, or where the copy's outputs on `example` differ.
+        The copy; None if there is nothing to fold or the copy's outputs on `example` differ.
     """
     pairs = _pairs(model, example[:1])
     if not pairs:
@@ -39,7 +39,7 @@ def folded(model: nn.Module, example: Tensor, paths: list[str]) -> nn.Module | N
 
 
 def _pairs(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
-    """Paths of convolutions and of the batch norms that take just their outputs."""
+    """Find convolutions whose output goes to a batch norm alone; return (convolution, norm) paths."""
     record = trace(model, image)
     convs = {
         call.out_key: path

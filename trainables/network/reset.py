@@ -1,4 +1,4 @@
-"""Fresh weights and fresh batch-norm statistics for a model that was cut together."""
+"""Re-initialise weights and re-estimate batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from trainables.runtime.seeds import seeded
 def reset_parameters(model: nn.Module, seed: int) -> None:
     """Re-initialise every parameter of `model` in place: the start of a from-scratch baseline.
 
-    Every module with `reset_parameters` (or `_reset_parameters`) is asked to, children before parents, so
-    that a module which knows its parts has the last word. Convolutions then get He's normal initialisation
-    by fan-in, torch's default being too small for deep networks without norms. Parameters that a module
-    without such a method holds itself (class tokens, position tables, layer scales) are set by their kind:
-    tables to a truncated normal of deviation 0.02, scales (`scale`, `gamma`, `weight` in the name) to one,
-    anything else to zero. That is not always the architecture's own recipe, but trains; to have the recipe,
-    build the model anew and make the student from that.
+    Call `reset_parameters` (or `_reset_parameters`) of every module that has it, children before parents, so
+    that a parent can overrule its children. Then initialise convolutions with He's normal distribution by
+    fan-in: torch's default is too small for deep networks without norms. A module without such a method may
+    hold parameters itself (class tokens, position tables, layer scales). These are set by their kind: tables
+    to a truncated normal of standard deviation 0.02, scales (`scale`, `gamma`, `weight` in the name) to one,
+    anything else to zero. That is not always the architecture's initialisation, but it trains. To get the
+    architecture's own, build the model again and make the student from it.
 
     Args:
-        model: any module, on any device; buffers stay, but for those their module's reset touches.
-        seed: of the new weights; the global generators stay as they were.
+        model: any module, on any device; buffers stay, except those that a module's reset method changes.
+        seed: of the new weights; the global generators are not changed.
     """
-    # The numbers are drawn where the parameters are: a GPU's differ from a CPU's.
+    # Random numbers are drawn on the parameters' device: a GPU draws others than a CPU.
     with seeded(seed), torch.no_grad():
         for module in reversed(list(model.modules())):
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -55,10 +55,10 @@ def _reset_by_kind(name: str, parameter: nn.Parameter) -> None:
 def recalibrate_batchnorm(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
 ) -> int:
-    """Estimate the running statistics of every batch norm anew, as the plain mean over `batches`.
+    """Re-estimate the running statistics of every batch norm as the plain mean over `batches`.
 
-    A student straight after assembly carries the teacher's statistics, which no longer hold. Everything but
-    the batch norms runs in eval mode; training flags and momenta are restored.
+    A newly built student carries the teacher's statistics, which no longer fit. Everything but the batch
+    norms runs in eval mode; training flags and momenta are restored.
 
     Args:
         model: on the runtime's device; only batch-norm buffers change.
@@ -66,7 +66,7 @@ def recalibrate_batchnorm(
         runtime: its autocast precision is used.
 
     Returns:
-        Number of batches seen. With none, or without batch norms, the model is left as it was.
+        Number of batches seen. Without batches or batch norms the model is not changed.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     flags = {module: module.training for module in model.modules()}
@@ -78,7 +78,7 @@ def recalibrate_batchnorm(
             if seen == 0:
                 for norm in norms:
                     norm.reset_running_stats()
-                    norm.momentum = None  # the cumulative average
+                    norm.momentum = None  # cumulative average
                     norm.train()
             with runtime.autocast():
                 model(images)

@@ -1,6 +1,6 @@
-"""Users' own metrics of a student's predictions; built-in are accuracy and loss (`evaluate`).
+"""Users' metrics of a student's predictions. Accuracy and loss are built in (`evaluate`).
 
-Importing this module loads no torch.
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Score(Protocol):
     metric: Any
 
     def score(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
-        """The value for all validation images at once.
+        """Return the value over all validation images.
 
         Args:
             logits: (N, classes), fp32, on the CPU.
@@ -39,7 +39,7 @@ SCORES: Registry[Score] = Registry("metric of predictions", "ama_search.metric",
 
 
 def load_scores(texts: Sequence[str]) -> dict[str, Score]:
-    """The scores that `texts` name, by the names of their metrics.
+    """Load the scores that `texts` name, by the names of their metrics.
 
     Raises:
         InputError: one is unknown or cannot be imported.
@@ -49,19 +49,19 @@ def load_scores(texts: Sequence[str]) -> dict[str, Score]:
 
 
 def score_all(scores: Mapping[str, Score], logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """The value of every score, by name; NaN without images.
+    """Compute every score, by name; NaN without images.
 
     Raises:
-        InputError: a score failed, or did not give a number.
+        InputError: a score failed or did not return a number.
     """
     return {name: _value(name, score, logits, labels) for name, score in scores.items()}
 
 
 def check_scores(scores: Mapping[str, Score], classes: int) -> None:
-    """Try every score on random logits, so that a broken one is found before anything trains.
+    """Try every score on random logits, to find a broken one before training starts.
 
     Raises:
-        InputError: a score failed, or gave no finite number.
+        InputError: a score failed or did not return a finite number.
     """
     import torch
 

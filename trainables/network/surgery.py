@@ -1,4 +1,4 @@
-"""Exchanging submodules of a model in place."""
+"""Replace submodules of a model in place."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 
 class Skip(nn.Identity):
-    """Gives back what came in and ignores further arguments: stands where a block was absorbed by a span."""
+    """Return the input and ignore further arguments: takes the place of a block that a span absorbed."""
 
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The input itself."""
+        """Return the input itself."""
         return input
 
 
@@ -33,7 +33,7 @@ def put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 @contextmanager
 def exchanged(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """The model with `modules` (path to module) in their places; the old ones are back afterwards."""
+    """Put `modules` (path to module) into the model; restore the old ones on exit."""
     old: dict[str, nn.Module] = {}
     try:
         for path, module in modules.items():

@@ -12,13 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Inputs:
-    """What some submodules were given in the last forward pass; a context manager.
+    """Record the inputs of some submodules in the last forward pass; a context manager.
 
     Args:
         model: whose submodules.
         paths: of the submodules.
         copied: paths whose input is copied, because the module itself or later code writes into it
-            (`overwritten_inputs`).
+            (see `overwritten_inputs`).
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str], copied: Collection[str] = ()) -> None:
@@ -44,7 +44,7 @@ class Inputs:
 
 
 class frozen:  # noqa: N801 - a context manager, used like a function
-    """A model whose parameters need no gradients inside, and do again afterwards."""
+    """Switch off the gradients of a model's parameters; restore them on exit."""
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -59,7 +59,7 @@ class frozen:  # noqa: N801 - a context manager, used like a function
 
 
 class _Tap:
-    """Forward hook that keeps a module's output. A deep copy of the module does not take it along."""
+    """Forward hook that keeps a module's output. A deep copy of the module does not copy the hook."""
 
     def __init__(self, outputs: dict[str, torch.Tensor], path: str, copied: bool) -> None:
         self.outputs, self.path, self.copied = outputs, path, copied
@@ -72,18 +72,18 @@ class _Tap:
 
 
 def _no_tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-    """What a tap becomes in a copy of its model: nothing happens."""
+    """Do nothing: the hook that replaces a tap in a copy of its model."""
 
 
 class Taps:
-    """The outputs of some submodules, as the last forward pass left them; a context manager.
+    """Record the outputs of some submodules in the last forward pass; a context manager.
 
-    `outputs` maps each path to its tensor, with its graph. They stay alive until `clear` or the next.
+    `outputs` maps each path to its tensor, with its graph. They stay alive until `clear` or the next pass.
 
     Args:
         model: whose submodules.
         paths: of the submodules.
-        copied: paths whose output is copied, because later code writes into it (`overwritten_outputs`).
+        copied: paths whose output is copied, because later code writes into it (see `overwritten_outputs`).
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str], copied: Collection[str] = ()) -> None:
@@ -98,7 +98,7 @@ class Taps:
         self.outputs.clear()
 
     def close(self) -> None:
-        """Take the hooks off and forget the outputs."""
+        """Remove the hooks and forget the outputs."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -114,10 +114,10 @@ class Taps:
 
 
 def overwritten_outputs(model: nn.Module, paths: Sequence[str], images: Tensor) -> frozenset[str]:
-    """Paths whose output is written into after the submodule has returned it.
+    """Find the paths whose output is changed in place after the submodule has returned it.
 
-    An in-place activation at the beginning of the next block does that: whoever looks at the map after the
-    pass sees the activated one. Runs the model once, without gradients; its modes are the caller's.
+    An in-place activation at the start of the next block does that: code that reads the map after the pass
+    gets the activated one. Run the model once, without gradients, in the mode that the caller has set.
 
     Args:
         model: images (B, C, H, W) to anything.
@@ -137,7 +137,7 @@ def overwritten_outputs(model: nn.Module, paths: Sequence[str], images: Tensor) 
 
 
 def overwritten_inputs(model: nn.Module, paths: Sequence[str], images: Tensor) -> frozenset[str]:
-    """Paths whose input is written into by the submodule itself or after it; as `overwritten_outputs`."""
+    """Find the paths whose input is changed in place, by the submodule or later (`overwritten_outputs`)."""
     seen: dict[str, tuple[Tensor, int]] = {}
 
     def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -157,7 +157,7 @@ def _changed(
     handles: Sequence[RemovableHandle],
 ) -> frozenset[str]:
     try:
-        # Inference tensors do not count their changes.
+        # Inference tensors have no version counter.
         with torch.inference_mode(False), torch.no_grad():
             model(images.clone())
         return frozenset(path for path, (tensor, version) in seen.items() if tensor._version != version)

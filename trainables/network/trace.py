@@ -1,4 +1,4 @@
-"""One traced forward pass: what every submodule took, gave and cost. Block discovery reads it."""
+"""Trace one forward pass: inputs, outputs and FLOPs of every submodule call. Used to find blocks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.runtime.seeds import seeded
 
-Key = tuple[int, int]  # identity of a tensor's content: the object and how often it was written in place
+Key = tuple[int, int]  # identity of a tensor's content: id of the object, number of in-place writes
 Shape = tuple[int, ...]
 
 ACTIVATIONS = {"Relu": "relu", "Hardtanh": "relu6", "Silu": "silu", "Hardswish": "hardswish", "Gelu": "gelu"}
-# Steps that only move, select or copy values: what came before them still says how the values look.
+# Operations that only move, select or copy values: the activation before them still applies.
 MOVES = {
     "View",
     "UnsafeView",
@@ -31,15 +31,15 @@ MOVES = {
     "MaxPool2DWithIndices",
     "Split",
 }
-FLAGS = (bool, int, float, str)  # arguments beside the tensor that a replacement may ignore
+FLAGS = (bool, int, float, str)  # types of arguments beside the tensor that a replacement may ignore
 COMPUTE = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.conv._ConvNd)
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, gradients on, attention's fused fast path off; everything as it was afterwards.
+    """Set eval mode, gradients on and attention's fused fast path off; restore everything on exit.
 
-    The fast path is one opaque operator whose FLOPs nobody counts. Random generators are restored too.
+    The fast path is one operator whose FLOPs are not counted. Random generators are restored too.
     """
     training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -56,7 +56,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Call:
-    """One call of a module. The input's fields are None unless one tensor went in, the output's likewise."""
+    """One call of a module. Input fields are None unless the input was one tensor; output fields likewise."""
 
     path: str
     module: nn.Module
@@ -65,8 +65,8 @@ class Call:
     out_shape: Shape | None = None
     in_key: Key | None = None
     out_key: Key | None = None
-    source: Node | None = None  # grad_fn of the tensor that went in
-    result: Node | None = None  # grad_fn of the tensor that came out
+    source: Node | None = None  # grad_fn of the input tensor
+    result: Node | None = None  # grad_fn of the output tensor
     plain: bool = False  # one positional tensor in, one tensor out, no other argument holds a tensor
     flops: int = 0
     end: int = -1
@@ -75,14 +75,14 @@ class Call:
 
     @property
     def resized(self) -> bool:
-        """Whether the call changed the size of its map beyond the channels."""
+        """Return whether the call changed the size of its map in any axis but the channels."""
         a, b = self.in_shape, self.out_shape
         return a is not None and b is not None and (len(a) != len(b) or (len(a) == 4 and a[2:] != b[2:]))
 
 
 @dataclass
 class Trace:
-    """Every call of one forward pass on one image, in order of their beginnings, and the whole's FLOPs."""
+    """Every module call of one forward pass on one image, in order of their starts, and the total FLOPs."""
 
     model: nn.Module
     calls: dict[str, list[Call]] = field(default_factory=dict)
@@ -92,16 +92,16 @@ class Trace:
     image: Key | None = None
 
     def single(self, path: str) -> Call | None:
-        """The only call of the module at `path` if it was called once, tensor in and tensor out."""
+        """Return the call of the module at `path` if it was called once, one tensor in and one out."""
         calls = self.calls.get(path, [])
         return calls[0] if len(calls) == 1 and calls[0].plain else None
 
     def inside(self, call: Call) -> list[Call]:
-        """The calls made while `call` ran."""
+        """Return the calls made while `call` ran."""
         return self.order[call.begin + 1 : call.end]
 
     def readers(self) -> dict[Node | None, list[int]]:
-        """For every autograd node the sequence numbers of the operations that read its result."""
+        """Map every autograd node to the sequence numbers of the operations that read its result."""
         found: dict[Node | None, list[int]] = {}
         outputs = [leaf for leaf in tree_leaves(self.order[0].output) if isinstance(leaf, torch.Tensor)]
         waiting = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
@@ -119,9 +119,9 @@ class Trace:
 
 
 def trace(model: nn.Module, example: torch.Tensor) -> Trace:
-    """Run `model` once on `example` (1, 3, H, W), on the model's device, and note every module's calls.
+    """Run `model` once on `example` (1, 3, H, W), on the model's device, and record every module's calls.
 
-    The model is left as it was: training flags, hooks, statistics, gradients and random generators.
+    Training flags, hooks, statistics, gradients and random generators are restored.
     """
     record = Trace(model)
     names = {module: path for path, module in model.named_modules()}
@@ -132,7 +132,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> Trace:
             for module in names:
                 handles.append(module.register_forward_pre_hook(recorder.before, with_kwargs=True))
                 handles.append(module.register_forward_hook(recorder.after, with_kwargs=True))
-            # A leaf would refuse to be written in place by a model that starts with an in-place operator.
+            # Not a leaf: autograd forbids in-place writes to leaves, and a model may start with one.
             image = example.detach().clone().requires_grad_() * 1
             record.image = (id(image), image._version)
             record.kept.append(image)
@@ -151,7 +151,7 @@ class _Recorder:
         self.leaf = torch.ones((), requires_grad=True)
 
     def now(self) -> int:
-        """The sequence number of a fresh autograd node: all made before have smaller ones."""
+        """Return the sequence number of a new autograd node: all earlier nodes have smaller ones."""
         node = (self.leaf * 1).grad_fn
         assert node is not None
         return node._sequence_nr()
@@ -171,7 +171,7 @@ class _Recorder:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = self.running.pop()
-        while call.module is not module:  # a call that ended in an exception the model swallowed
+        while call.module is not module:  # a call that ended in an exception that the model caught
             call = self.running.pop()
         call.flops += self.counter.get_total_flops()
         call.nodes = (call.nodes[0], self.now())
@@ -185,7 +185,7 @@ class _Recorder:
 
 
 def activation_of(node: Node | None) -> str:
-    """The activation that produced a tensor with this grad_fn: relu, relu6, silu, hardswish, gelu or none."""
+    """Return the activation behind a tensor's grad_fn: relu, relu6, silu, hardswish, gelu or none."""
     while node is not None:
         name = node.name().removesuffix("0").removesuffix("1").removesuffix("Backward")
         if name == "Hardtanh":
@@ -203,10 +203,10 @@ def activation_of(node: Node | None) -> str:
 
 
 def layout_of(record: Trace, call: Call) -> str | None:
-    """Which axis holds the channels of a call's maps: nchw, nhwc or tokens; None if it cannot be used.
+    """Return the layout of a call's maps: nchw, nhwc or tokens; None for a shape that cannot be replaced.
 
-    The first module inside whose parameters tell decides: a convolution or batch norm reads channels first,
-    a LayerNorm or Linear on the last axis channels last. Undecided 4-D maps are taken as nchw.
+    The first submodule whose parameters show the layout decides: a convolution or batch norm means channels
+    first, a LayerNorm or Linear on the last axis channels last. 4-D maps are nchw if no submodule decides.
     """
     first, last = call.in_shape, call.out_shape
     if first is None or last is None or len(first) != len(last) or first[0] != last[0]:
@@ -222,7 +222,7 @@ def layout_of(record: Trace, call: Call) -> str | None:
             continue
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
             return "nchw"
-        if shape != first:  # rearranged, e.g. into windows: says nothing about the block's own maps
+        if shape != first:  # rearranged, e.g. into windows: does not show the layout of the block's maps
             continue
         if isinstance(module, nn.Linear):
             return "nhwc"
@@ -232,12 +232,12 @@ def layout_of(record: Trace, call: Call) -> str | None:
 
 
 def compute_leaves(module: nn.Module) -> int:
-    """How many modules in here multiply by a weight matrix of their own (this module included)."""
+    """Count the modules inside, `module` included, that hold a weight matrix or kernel."""
     return sum(is_compute(inner) for inner in module.modules())
 
 
 def is_compute(module: nn.Module) -> bool:
-    """Whether `module` itself, not a child, holds a weight matrix or kernel."""
+    """Return whether `module` itself, not a child, holds a weight matrix or kernel."""
     if isinstance(module, COMPUTE):
         return True
     own = module.parameters(recurse=False)
@@ -245,5 +245,5 @@ def is_compute(module: nn.Module) -> bool:
 
 
 def is_container(module: nn.Module) -> bool:
-    """Whether calling `module` only calls its children one after the other."""
+    """Return whether calling `module` only calls its children one after the other."""
     return type(module).forward is nn.Sequential.forward

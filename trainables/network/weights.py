@@ -1,4 +1,4 @@
-"""Model weights as files: safetensors or torch state dicts in, safetensors out, and a hash of them."""
+"""Read weights (safetensors or torch state dicts), write safetensors, and hash weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from trainables.files import first_line, replacing
 State = dict[str, torch.Tensor]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store weights
-PREFIXES = ("module.", "_orig_mod.")  # put before every name by DataParallel and torch.compile
-SHOWN = 4  # keys named in an error, of each kind
+PREFIXES = ("module.", "_orig_mod.")  # added to every name by DataParallel and torch.compile
+SHOWN = 4  # most keys of each kind that an error names
 
 
 def load_weights(model: nn.Module, path: Path, what: str = "the model") -> None:
-    """Put the weights of a file into `model`, in place.
+    """Load the weights of a file into `model`, in place.
 
     Args:
         model: any module; its device and dtypes stay.
         path: a safetensors file, or a torch file that holds a state dict, bare or under `state_dict` or
-            `model`, with or without the prefix of a parallel or compiled model. Its content decides, not its
-            name. Pickled objects other than tensors and plain values are refused.
+            `model`, with or without the prefix of a parallel or compiled model. The type is recognised by
+            the content, not by the name. Pickled objects other than tensors and plain values are refused.
         what: the model's name in errors.
 
     Raises:
-        InputError: no such file, not such a file, or its names or shapes are not the model's.
+        InputError: no such file, a file of another type, or names or shapes that do not fit the model.
     """
     state = _read_state(path)
     expected = model.state_dict()
@@ -45,7 +45,7 @@ def load_weights(model: nn.Module, path: Path, what: str = "the model") -> None:
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the state dict as safetensors, with `metadata` in its header; a file there is swapped at once."""
+    """Write the state dict as safetensors, with `metadata` in its header, atomically."""
     # Copies, since safetensors refuses tensors that share memory (tied weights).
     state = {
         name: tensor.detach().cpu().contiguous().clone()
@@ -57,9 +57,9 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 (hex, 16 characters) of the state dict's names, shapes, dtypes and bytes.
+    """Return the SHA-256 (hex, 16 characters) of the state dict's names, shapes, dtypes and bytes.
 
-    The same on every device and in every memory layout.
+    It is the same on every device and in every memory layout.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -77,16 +77,16 @@ def _read_state(path: Path) -> State:
     except OSError as error:
         raise InputError(f"{path}: cannot read weights: {error.strerror or error}") from error
     try:
-        if head[8:] == b"{":  # safetensors: 8 bytes of length, then JSON
+        if head[8:] == b"{":  # safetensors: 8 bytes for the length, then JSON
             return dict(load_file(path))
-        with path.open("rb") as file:  # by its name torch would take a `.safetensors` for what it need not be
+        with path.open("rb") as file:  # not by name: torch would judge the type by `.safetensors`
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: expected a safetensors file or a torch file of tensors alone, but it is damaged or "
             "holds other Python objects; save model.state_dict() instead of the model"
         ) from error
-    except Exception as error:  # damaged bytes make the parsers fail in every possible way
+    except Exception as error:  # damaged bytes make the parsers raise anything
         message = f"{path}: not a readable safetensors file or torch state dict: {first_line(error)}"
         raise InputError(message) from error
     return _unwrap(content, path)
@@ -109,7 +109,7 @@ def _unwrap(content: Any, path: Path) -> State:
 
 
 def _check_fit(state: State, expected: Mapping[str, Any], path: Path, what: str) -> None:
-    # Counters of batch norms are absent from old files; they only matter for norms without momentum.
+    # Old files lack the batch counters of batch norms, which matter for norms without momentum alone.
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in expected]
     misshaped = [

@@ -1,1 +1,1 @@
-"""How this machine computes: device, precision, seeds, clocks, memory."""
+"""Device, precision, seeds, timing and memory of this machine."""

@@ -1,4 +1,4 @@
-"""Whether the memory of a process that trains one trial after another stays flat."""
+"""Check that the memory of a process that trains one trial after another does not grow."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _CLEAR = Path("/proc/self/clear_refs")
 _MIB = 2**20
 
 
-class MemoryGrown(RuntimeError):  # noqa: N818 - a reason to begin anew, not a fault of the trial
-    """A process has gathered memory from trial to trial; the message says how much."""
+class MemoryGrown(RuntimeError):  # noqa: N818 - a reason to restart the process, not a fault of the trial
+    """The memory of a process grew from trial to trial; the message says by how much."""
 
 
 @dataclass
 class Growth:
-    """Compares memory between trials with what it was after the first ones.
+    """Compare the memory between trials with the memory after the first ones.
 
-    Grown is what exceeds `factor` times that by more than `slack_mib`. Host memory counts without files and
-    shared memory, GPU memory as allocated by this process.
+    Memory has grown if it exceeds `factor` times the earlier value by more than `slack_mib`. Host memory
+    counts without files and shared memory, GPU memory as allocated by this process.
     """
 
-    settled: int = 5  # trials after which nothing is new any more
+    settled: int = 5  # trials until caches are filled and memory should no longer grow
     factor: float = 1.25
     slack_mib: float = 256.0
     _trials: int = field(default=0, init=False)
     _usual: dict[str, float] = field(default_factory=dict, init=False)
 
     def check(self, device: torch.device) -> None:
-        """Look, after a trial whose objects are gone.
+        """Check the memory. Call this after a trial whose objects are deleted.
 
         Raises:
-            MemoryGrown: the process holds clearly more than it did.
+            MemoryGrown: the process holds clearly more than after the first trials.
         """
         self._trials += 1
         if self._trials < self.settled:
@@ -49,7 +49,7 @@ class Growth:
             self._usual = now
         if not self._grown(now):
             return
-        _trim()  # freed memory that the allocator holds on to is no growth
+        _trim()  # freed memory that the allocator keeps does not count
         now = _memory(device)
         if faults := self._grown(now):
             raise MemoryGrown(f"the memory of this worker has grown over {self._trials} trials: {faults}")
@@ -77,26 +77,26 @@ def _trim() -> None:
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Let `peaks` count from here on, where the system allows it (Linux and CUDA do)."""
+    """Reset the peak-memory counters that `peaks` reads, on Linux and CUDA."""
     with suppress(OSError):
-        _CLEAR.write_text("5")  # sets the process's peak of resident memory to what it has now
+        _CLEAR.write_text("5")  # sets the process's peak of resident memory to its present value
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peaks(device: torch.device) -> tuple[float, float]:
-    """Most MiB of host memory resident in this process, and of GPU memory allocated by it (0 on a CPU)."""
+    """Return this process's peaks of resident host memory and allocated GPU memory (0 on a CPU), in MiB."""
     gpu = torch.cuda.max_memory_allocated(device) / _MIB if device.type == "cuda" else 0.0
     return _field("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, gpu
 
 
 def private_mib() -> float:
-    """Host memory of this process alone, without files and shared memory; 0 where that cannot be read."""
+    """Return this process's host memory in MiB, without files and shared memory; 0 if it cannot be read."""
     return _field("RssAnon")
 
 
 def _field(name: str) -> float:
-    """A field of this process's status in MiB; 0 where there is none."""
+    """Return a field of this process's status in MiB; 0 if it is missing."""
     if not _STATUS.exists():
         return 0.0
     for line in _STATUS.read_text().splitlines():

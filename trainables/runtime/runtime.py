@@ -1,4 +1,4 @@
-"""Device, precision, threads and seeds: how this machine computes."""
+"""Resolve device, precision, memory layout and threads on this machine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainables.config import RuntimeConfig
 from trainables.errors import InputError
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-EVAL_BATCH = 512  # images, where none was measured
+EVAL_BATCH = 512  # images, unless a batch size was measured
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A resolved `RuntimeConfig`: what really runs.
+    """A resolved `RuntimeConfig`: every setting as it is used.
 
     Example:
         runtime = resolve()
@@ -37,27 +37,27 @@ class Runtime:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Layout of 4-D activation maps."""
+        """Return the layout of 4-D activation maps."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision of forward passes in training; fp32 gives a context that does nothing."""
+        """Return the autocast context of forward passes in training; with fp32 it does nothing."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
 
 
 def resolve(config: RuntimeConfig | None = None) -> Runtime:
-    """The runtime that `config` means on this machine; also sets torch's CPU thread count.
+    """Resolve `config` on this machine and set torch's CPU thread count.
 
     Args:
         config: device, precision, layout, threads; None: all chosen for this machine.
 
     Returns:
-        What really runs; functions that take a runtime put models and data on its device.
+        The settings in use. Functions that take a runtime put models and data on its device.
 
     Raises:
-        InputError: the device named is not there, or cannot compute in the precision asked for.
+        InputError: the device does not exist, or does not support the precision.
 
     Example:
         runtime = resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1))
@@ -72,7 +72,7 @@ def resolve(config: RuntimeConfig | None = None) -> Runtime:
         precision = "bf16" if _fast_bf16(device) else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("runtime.precision: fp16 needs a GPU, but the device is cpu; use bf16 or fp32")
-    # The fastest differs from model to model: `tuning.tuned` measures it.
+    # The fastest settings differ from model to model: `fastest_runtime.tuned` measures them.
     layout = config.layout
     if layout == "auto":
         layout = "channels_last" if device.type == "cuda" else "contiguous"
@@ -103,14 +103,14 @@ def _device(name: str) -> torch.device:
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Without AMX or AVX512-BF16 a CPU emulates bf16 and fp32 is the faster choice.
+    # Without AMX or AVX512-BF16 a CPU emulates bf16, and fp32 is faster.
     flags = cpu_flags()
     return device.type == "cpu" and bool({"amx_bf16", "avx512_bf16"} & flags)
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Instruction-set flags of this machine's CPU as Linux names them; empty where it cannot be read."""
+    """Return the instruction-set flags of this machine's CPU as Linux names them; empty if unknown."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return frozenset()
@@ -122,7 +122,7 @@ def cpu_flags() -> frozenset[str]:
 
 @cache
 def device_name(device: torch.device) -> str:
-    """The processor's own name, e.g. `NVIDIA H100 80GB HBM3` or the CPU's model name."""
+    """Return the processor's name, e.g. `NVIDIA H100 80GB HBM3` or the CPU's model name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -19,7 +19,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's CPU and current GPU generators seeded inside, and as they were afterwards."""
+    """Seed torch's CPU and current GPU generators; restore their states on exit."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Where an epoch's time goes and how much memory it took, measured without waiting for the device."""
+"""Measure the time of an epoch's parts without waiting for the device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 
 class Stopwatch:
-    """Splits a stretch of work into named parts; on a GPU by events, which the host does not wait for.
+    """Add up time by name; on a GPU with events, which the host does not wait for.
 
-    Every `mark` gives the time since the one before to its name.
+    Every `mark` adds the time since the previous mark to its name.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,13 +23,13 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begin here: what was before counts for nothing."""
+        """Start timing; ignore the time before."""
         if self._cuda:
             self._events.append(("", _event()))
         self._last = time.perf_counter()
 
     def mark(self, name: str) -> None:
-        """What was done since the last mark was `name`."""
+        """Add the time since the last mark to `name`."""
         if self._cuda:
             self._events.append((name, _event()))
             return
@@ -38,7 +38,7 @@ class Stopwatch:
         self._last = now
 
     def seconds(self) -> dict[str, float]:
-        """Time by name. Waits for a GPU to finish what was marked."""
+        """Return the seconds by name. Waits for the GPU to finish the marked work."""
         if self._events:
             self._events[-1][1].synchronize()
         for (_, before), (name, event) in zip(self._events, self._events[1:]):

@@ -1,4 +1,4 @@
-"""Activation-map adaptation (AMA) modules: the small networks that stand in for the teacher's blocks.
+"""Activation-map adaptation (AMA) modules: the small networks that replace the teacher's blocks.
 
 After Wu et al. 2020, "Activation Map Adaptation for Effective Knowledge Distillation".
 """
@@ -19,16 +19,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "none": nn.Identity,
 }
-# Scale of the branch beside an identity shortcut. A fresh module then nearly passes its input on, which a
-# residual network survives. Exactly zero would stay so where the map is zero under a final ReLU. Measured on
-# random residual blocks (200 steps of regression onto the block's map, 3-4 seeds, rates 0.05 to 0.5): 0.3
-# starts as near as 0 does (relative error 0.51; 1.0: 0.74) and ends lower than 0 or 0.1 at every rate.
+# Initial scale of the branch beside an identity shortcut. A fresh module then nearly returns its input, so a
+# residual network keeps working. A scale of exactly zero would stay zero where the map is zero under a final
+# ReLU.
+# Measured on random residual blocks (200 steps of regression onto the block's map, 3-4 seeds, learning rates
+# 0.05 to 0.5): 0.3 starts as close as 0 does (relative error 0.51; 1.0: 0.74) and ends lower than 0 or 0.1 at
+# every rate.
 SMALL = 0.3
-MAX_STRIDE = 3  # a 3x3 kernel sees every pixel up to here; beyond, maps are pooled instead
+MAX_STRIDE = 3  # up to here a 3x3 kernel sees every pixel; for larger strides, maps are pooled
 
 
 def hidden_channels(width: float, c_out: int) -> int:
-    """Hidden channels of a module: `width * c_out`, rounded to a multiple of 8, at least 8."""
+    """Return a module's hidden channels: `width * c_out`, rounded to a multiple of 8, at least 8."""
     return max(8, int(width * c_out / 8 + 0.5) * 8)
 
 
@@ -39,10 +41,10 @@ def make_module(
     layout: str = "nchw",
     activation: str = "none",
 ) -> nn.Module:
-    """An AMA module with fresh weights from torch's global generator.
+    """Make an AMA module with fresh weights from torch's global generator.
 
     Args:
-        in_shape: of the span's input map without the batch: (C, H, W), (H, W, C) or (L, D) as `layout` says.
+        in_shape: of the span's input map without the batch: (C, H, W), (H, W, C) or (L, D) by `layout`.
         out_shape: of the span's output map, likewise.
         width: hidden channels as a share of the output's; see `hidden_channels`.
         layout: nchw, nhwc or tokens.
@@ -60,7 +62,7 @@ def make_module(
 
 
 def strides(in_size: tuple[int, ...], out_size: tuple[int, ...]) -> tuple[int, int] | None:
-    """The stride per axis with which a padded 3x3 convolution gives `out_size`; None if none does."""
+    """Return the stride per axis with which a padded 3x3 convolution gives `out_size`; None if none does."""
     found = []
     for a, b in zip(in_size, out_size, strict=True):
         fitting = [s for s in range(1, MAX_STRIDE + 1) if -(-a // s) == b]
@@ -94,7 +96,7 @@ class MapAdaptation(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh weights: the branch starts small beside an identity, at full size beside a projection."""
+        """Re-initialise: the branch starts small beside an identity, at full scale beside a projection."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -106,7 +108,7 @@ class MapAdaptation(nn.Module):
             nn.init.constant_(last.weight, SMALL)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(N, C, H, W) to (N, C', H', W'); flags that the block was called with are ignored."""
+        """Map (N, C, H, W) to (N, C', H', W'); ignore further arguments of the block."""
         branch = self.expand(self.spatial(self.reduce(x)))
         return self.activation(branch + self.shortcut(x))  # type: ignore[no-any-return]
 
@@ -121,7 +123,7 @@ class ChannelsLastAdaptation(nn.Module):
         self.maps = MapAdaptation(in_shape, out_shape, width, activation)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(N, H, W, C) to (N, H', W', C')."""
+        """Map (N, H, W, C) to (N, H', W', C')."""
         out: torch.Tensor = self.maps(x.permute(0, 3, 1, 2))  # (N, C', H', W')
         return out.permute(0, 2, 3, 1).contiguous()
 
@@ -144,7 +146,7 @@ class TokenAdaptation(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh weights: the branch starts small beside an identity, at full size beside a projection."""
+        """Re-initialise: the branch starts small beside an identity, at full scale beside a projection."""
         for module in (self.norm, self.reduce, self.expand, self.shortcut):
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 module.reset_parameters()
@@ -154,7 +156,7 @@ class TokenAdaptation(nn.Module):
                 self.expand.bias.zero_()
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(N, L, D) to (N, L', D'); flags that the block was called with (no mask) are ignored."""
+        """Map (N, L, D) to (N, L', D'); ignore further arguments of the block (never a mask)."""
         if self.length is not None:
             x = F.adaptive_avg_pool1d(x.transpose(1, 2), self.length).transpose(1, 2)  # (N, L', D)
         branch = self.expand(F.gelu(self.reduce(self.norm(x))))
@@ -162,7 +164,7 @@ class TokenAdaptation(nn.Module):
 
 
 def _resize(stride: tuple[int, int] | None, out_size: list[int]) -> list[nn.Module]:
-    """Average pooling as the strided convolution shrinks; to `out_size` where no stride does."""
+    """Return average pooling to the size of the strided convolution, or to `out_size` without a stride."""
     if stride is None:
         return [nn.AdaptiveAvgPool2d(tuple(out_size))]
     if max(stride) == 1:

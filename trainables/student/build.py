@@ -1,4 +1,4 @@
-"""Students: the teacher with spans of its blocks replaced by AMA modules."""
+"""Build students: the teacher with spans of its blocks replaced by AMA modules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def build_span(span: Span, seed: int = 0) -> nn.Module:
-    """A span's AMA module with weights that depend on (seed, span) alone; on the CPU, in training mode."""
+    """Make a span's AMA module. Its weights depend on (seed, span) alone; on the CPU, in training mode."""
     mixed = int(hash_json([seed, span.key])[:12], 16)
     with seeded(mixed):
         return make_module(span.in_shape, span.out_shape, span.width, span.layout, span.activation)
@@ -45,18 +45,18 @@ def build_student(
     seed: int = 0,
     modules: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> nn.Module:
-    """A copy of the teacher in which every span of `spec` is one AMA module; the rest is the teacher's own.
+    """Copy the teacher and replace every span of `spec` by one AMA module.
 
-    The module stands at the path of the span's first member, the other members pass their input on. Training
-    mode, device and floating-point type are the teacher's, and so is `requires_grad` of everything kept; the
-    modules' parameters are trainable. With nothing replaced, it computes bit for bit what the teacher does.
+    The module is at the path of the span's first member; the other members return their input. Training
+    mode, device and floating-point type are the teacher's, and so is `requires_grad` of everything kept. The
+    modules' parameters are trainable. If nothing is replaced, the outputs equal the teacher's bit for bit.
 
     Args:
-        teacher: stays as it is.
+        teacher: not changed.
         blocks: of this teacher, as `find_blocks` gave them.
         spec: which blocks to replace, at which width.
-        seed: of the modules' first weights; a module's do not depend on what else is replaced.
-        modules: first weights (state dicts) by `Span.key`, e.g. from a library; a span not in it is fresh.
+        seed: of the modules' initial weights; they do not depend on which other blocks are replaced.
+        modules: initial weights (state dicts) by `Span.key`, e.g. from a library; other spans are random.
 
     Returns:
         The student, images (B, 3, H, W) to logits (B, classes).

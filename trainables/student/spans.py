@@ -1,4 +1,4 @@
-"""Spans: runs of consecutive blocks that one AMA module replaces."""
+"""Spans: consecutive blocks that one AMA module replaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainables.student.ama_module import hidden_channels
 
 @dataclass(frozen=True)
 class Span:
-    """A run of consecutive blocks replaced together by one AMA module. Shapes are without the batch."""
+    """Consecutive blocks replaced together by one AMA module. Shapes are without the batch."""
 
     blocks: tuple[str, ...]
     width: float
@@ -25,28 +25,28 @@ class Span:
 
     @property
     def key(self) -> str:
-        """Unique text, e.g. `layer1.0+layer1.1@0.25`: names the module in the cost table and the library."""
+        """The module's name in the cost table and the library, e.g. `layer1.0+layer1.1@0.25`."""
         return f"{'+'.join(self.blocks)}@{float(self.width)!r}"
 
     @property
     def first(self) -> str:
-        """Path where the module goes: the student's tap."""
+        """The first submodule path: where the module goes, and where the student's map is read."""
         return self.members[0]
 
     @property
     def last(self) -> str:
-        """Path whose output the module stands for: the teacher's tap."""
+        """The last submodule path: its output in the teacher is the map that the module replaces."""
         return self.members[-1]
 
 
 def spans_of(blocks: Sequence[Block], spec: StudentSpec) -> tuple[Span, ...]:
-    """The spans that `spec` replaces, in execution order.
+    """Return the spans that `spec` replaces, in execution order.
 
     With `spec.fuse`, a block that takes exactly the previous block's output and keeps its shape joins the
     previous block's span if both have the same width.
 
     Raises:
-        InputError: the spec names blocks that are not among `blocks` (all of them are listed).
+        InputError: the spec names blocks that are not in `blocks`; the message lists all of them.
     """
     names = [block.name for block in blocks]
     unknown = sorted(set(spec.widths) - set(names))
@@ -65,9 +65,9 @@ def spans_of(blocks: Sequence[Block], spec: StudentSpec) -> tuple[Span, ...]:
 
 
 def candidate_spans(blocks: Sequence[Block], widths: Sequence[float], fuse: bool) -> tuple[Span, ...]:
-    """Every span that any spec with these widths can contain: what a cost table and a library must hold.
+    """Return every span that a spec with these widths can contain, for the cost table and the library.
 
-    Of several widths that give one module (`merged_widths`), the least stands for all.
+    Of several widths that give the same module (`merged_widths`), only the smallest is used.
     """
     spans = []
     for start in range(len(blocks)):
@@ -81,10 +81,10 @@ def candidate_spans(blocks: Sequence[Block], widths: Sequence[float], fuse: bool
 
 
 def merged_widths(block: Block, widths: Sequence[float]) -> dict[float, float]:
-    """Every width by the least of `widths` that gives a module as wide over this block.
+    """Map every width to the smallest of `widths` that gives the same module over this block.
 
-    Hidden channels are rounded to eights, so that widths 0.25 and 0.5 of 16 channels are one module. All
-    blocks of a span have one output shape, so what holds for one holds for the span.
+    Hidden channels are rounded to multiples of 8, so widths 0.25 and 0.5 of 16 channels give the same module.
+    All blocks of a span have the same output shape, so the result for one block holds for the span.
     """
     least: dict[int, float] = {}
     for width in sorted(widths):
@@ -97,9 +97,9 @@ def _hidden(block: Block, width: float) -> int:
 
 
 def joins(before: Block, block: Block) -> bool:
-    """Whether fusing joins `block` to `before`, if both are replaced at one width.
+    """Return whether fusing joins `block` to `before` if both are replaced at the same width.
 
-    It does where `block` takes exactly the output of `before` and keeps its shape.
+    It does if `block` takes exactly the output of `before` and keeps its shape.
     """
     same_layout = block.layout == before.layout
     return block.follows == before.name and block.in_shape == block.out_shape and same_layout

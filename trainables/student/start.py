@@ -1,4 +1,4 @@
-"""What a distillation starts from: the untrained student, and the teacher's maps that supervise it."""
+"""Make the untrained student that a distillation starts from."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ def start_student(
     runtime: Runtime,
     modules: Modules | None,
 ) -> nn.Module:
-    """The untrained student of `config` on the runtime's device; what is trained requires gradients.
+    """Make the untrained student of `config` on the runtime's device; trained parameters require gradients.
 
     Args:
         spans: `spans_of(blocks, config.student)`.
-        modules: read with `warm_start: library` alone. Such a student's batch-norm statistics are estimated
-            anew on training images, because errors of the replaced blocks add up along the depth.
+        modules: used with `warm_start: library` alone. Batch-norm statistics are then re-estimated on
+            training images, because errors of the replaced blocks add up along the depth.
 
     Raises:
-        InputError: a library start without the modules it needs; `train: modules` with random kept parts.
+        InputError: `warm_start: library` without the modules it needs; `train: modules` with random kept
+            parts.
     """
     library = config.warm_start == "library"
     if library and modules is None:

@@ -1,1 +1,1 @@
-"""Teachers: architectures, training, weights on disk."""
+"""Teachers: architectures, training, files."""

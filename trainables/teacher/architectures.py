@@ -1,4 +1,4 @@
-"""Architectures by name: CIFAR ResNets, wide ResNets, torchvision's classifiers, a user's own factory."""
+"""Build architectures by name: CIFAR ResNets, wide ResNets, torchvision's classifiers, a user's factory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trainables.registry import import_module
 
 ImageShape = tuple[int, int, int]
 
-SMALL_SIDE = 64  # up to this many pixels a side an image loses too much in an ImageNet stem
+SMALL_SIDE = 64  # images up to this side in pixels are too small for an ImageNet stem
 CIFAR_DEPTHS = tuple(range(8, 111, 6))
 WRN_DEPTHS = tuple(range(10, 101, 6))
 WRN_EXAMPLES = ("wrn16_1", "wrn16_2", "wrn16_4", "wrn16_8", "wrn22_2", "wrn28_2", "wrn28_10", "wrn40_2")
 
-# Per torchvision class: the stem's convolution, made 3x3 with stride 1, and the pool after it, taken out.
+# By torchvision class: the stem's convolution, changed to 3x3 with stride 1, and the pooling to remove.
 CONV_STEMS: dict[str, tuple[str, str | None]] = {
     "ResNet": ("conv1", "maxpool"),
     "DenseNet": ("features.conv0", "features.pool0"),
@@ -35,14 +35,14 @@ CONV_STEMS: dict[str, tuple[str, str | None]] = {
     "RegNet": ("stem.0", None),
     "MNASNet": ("layers.0", None),
 }
-# Per torchvision class: the convolution that cuts the image into patches.
+# By torchvision class: the convolution that makes the patches.
 PATCH_STEMS = {"ConvNeXt": "features.0.0", "SwinTransformer": "features.0.0"}
 
 
 class CifarResNet(nn.Module):
     """Residual network for small images: one 3x3 convolution, three stages, global average, linear layer.
 
-    The stages are of torchvision's `BasicBlock`s and keys are named as torchvision's `ResNet` names them
+    The stages consist of torchvision's `BasicBlock`s. State-dict keys are those of torchvision's `ResNet`
     (`conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`, `fc`). A block that changes the shape
     has a projection shortcut (1x1 convolution and batch norm).
 
@@ -69,7 +69,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (B, 3, H, W) to logits (B, num_classes)."""
+        """Map normalised images (B, 3, H, W) to logits (B, num_classes)."""
         x = self.relu(self.bn1(self.conv1(images)))  # (B, 16, H, W)
         x = self.layer3(self.layer2(self.layer1(x)))  # (B, 64 * width, H / 4, W / 4)
         logits: torch.Tensor = self.fc(self.avgpool(x).flatten(1))
@@ -87,29 +87,29 @@ def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> nn.Sequential:
 def build_model(
     arch: str, num_classes: int, image_shape: ImageShape, small_stem: bool | None = None
 ) -> nn.Module:
-    """A network of random weights that maps images (B, 3, H, W) to logits (B, num_classes).
+    """Build a network with random weights that maps images (B, 3, H, W) to logits (B, num_classes).
 
     `arch` is one of
       - `cifar_resnet<depth>`, depth 6n + 2 from 8 to 110: see `CifarResNet`.
       - `wrn<depth>_<k>`, depth 6n + 4 from 10 to 100: the same network with k times the channels, n blocks a
-        stage. It has the widths and depths of Zagoruyko & Komodakis 2016 but torchvision's blocks, so
-        norm and activation follow each convolution where theirs precede it, and there is no dropout.
+        stage. It has the widths and depths of Zagoruyko & Komodakis 2016 but torchvision's blocks: norm and
+        activation follow each convolution instead of preceding it, and there is no dropout.
       - `torchvision:<name>`, a classification model of torchvision. With a small stem ResNet, ResNeXt,
         Wide-ResNet, DenseNet, GoogLeNet and ShuffleNet start with a 3x3 convolution of stride 1 and no
         pooling; MobileNet, EfficientNet, RegNet and MNASNet with stride 1; ConvNeXt and Swin with patches of
         2 px (1 px for sides up to 16); ViT with at least 8 x 8 patches. AlexNet, VGG, SqueezeNet, Inception
-        and MaxViT keep their stem. ViT and MaxViT are built for the image's size, which they need square.
-      - `import:<package.module>:<factory>` or `import:<file.py>:<factory>`, a callable of the user's; it gets
-        `num_classes` where it takes it. The working directory is searched too.
+        and MaxViT keep their stem. ViT and MaxViT are built for the image's size, which must be square.
+      - `import:<package.module>:<factory>` or `import:<file.py>:<factory>`, a callable in the user's code; it
+        gets `num_classes` if it has that argument. The working directory is searched too.
 
     Args:
         arch: which network.
         num_classes: length of the logits.
-        image_shape: (3, H, W) that it will see.
-        small_stem: stem of torchvision models; None takes the small one for sides up to 64 px.
+        image_shape: (3, H, W) of its inputs.
+        small_stem: stem of torchvision models; None: the small one for sides up to 64 px.
 
     Returns:
-        The model, in training mode; one forward in eval mode has shown that it takes such images.
+        The model, in training mode, tested with one forward pass in eval mode.
 
     Raises:
         InputError: no such network, or it does not work on such images.
@@ -132,7 +132,7 @@ def build_model(
 
 
 def resolve_stem(arch: str, image_shape: ImageShape, small_stem: bool | None) -> bool:
-    """Whether `build_model` gives this model a small stem; only torchvision's models have the choice."""
+    """Return whether `build_model` gives this model a small stem; torchvision's models alone can have one."""
     if not arch.startswith("torchvision:"):
         return False
     return max(image_shape[1:]) <= SMALL_SIDE if small_stem is None else small_stem
@@ -174,13 +174,13 @@ def _torchvision_model(arch: str, num_classes: int, image_shape: ImageShape, sma
     elif name.startswith("vit_"):
         native = int(name.rsplit("_", 1)[1])
         patch = max(p for p in range(1, max(1, height // 8) + 1) if height % p == 0) if small else native
-        # torchvision fixes the patch with the name, so ask for as many native patches as there will be.
+        # torchvision derives the patch size from the name, so request an image with this number of patches.
         options = {"image_size": height // patch * native if small else height}
     try:
         model: nn.Module = torchvision.models.get_model(
             name, weights=None, num_classes=num_classes, **options
         )
-    except Exception as error:  # sizes are refused by assertions, ValueErrors and RuntimeErrors alike
+    except Exception as error:  # for a wrong size, models raise AssertionError, ValueError or RuntimeError
         raise InputError(_does_not_fit(arch, image_shape, error)) from error
     if small and name.startswith("vit_"):
         model.conv_proj = nn.Conv2d(3, model.hidden_dim, patch, patch)  # type: ignore[arg-type]
@@ -191,7 +191,7 @@ def _torchvision_model(arch: str, num_classes: int, image_shape: ImageShape, sma
 
 
 def _shrink_stem(model: nn.Module, side: int) -> None:
-    """Swap a convolutional or patch stem for one that keeps small images large; others stay as they are."""
+    """Replace a convolutional or patch stem by one that shrinks images less; leave other stems unchanged."""
     kind = type(model).__name__
     if kind in CONV_STEMS:
         path, pool = CONV_STEMS[kind]
@@ -217,7 +217,7 @@ def _imported_model(arch: str, num_classes: int) -> nn.Module:
     factory = _find_factory(arch)
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # some built-in callables have no signature
+    except ValueError:  # some built-in callables lack a signature
         parameters = {}.values()
     takes = any(p.name == "num_classes" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     try:

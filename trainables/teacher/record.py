@@ -1,4 +1,4 @@
-"""The record of a teacher: what it is, was made from and scores; a JSON file beside its weights."""
+"""The record of a teacher, a JSON file beside its weights: architecture, origin and scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """What a teacher is, what it was made from and what it scores.
+    """Architecture, origin and scores of a teacher.
 
     Attributes:
         arch: as in `teacher.arch`.
@@ -27,13 +27,13 @@ class TeacherRecord:
         image_shape: (3, H, W).
         val_accuracy: in 0..1.
         val_loss: mean cross-entropy in nats.
-        test_accuracy: likewise on test data; None where it was not read.
+        test_accuracy: likewise on test data; None if it was not read.
         test_loss: likewise.
-        epochs: epochs trained here; 0 for a teacher that was given.
-        seconds: wall time of these epochs, validation left out.
-        mean: per channel, of inputs in 0..1: the normalisation of its inputs.
-        std: likewise, the deviation.
-        source: `trained`, or the file that its weights came from.
+        epochs: epochs trained here; 0 for a given teacher.
+        seconds: wall time of these epochs, without validation.
+        mean: per-channel mean that its inputs (in 0..1) are normalised with.
+        std: per-channel standard deviation, likewise.
+        source: `trained`, or the file of its weights.
         version: of the code that wrote the record.
     """
 
@@ -55,7 +55,7 @@ class TeacherRecord:
     version: str = field(default_factory=code_version)
 
     def save(self, path: Path) -> None:
-        """Write as JSON; a file there is swapped at once."""
+        """Write the record as JSON, atomically."""
         write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
@@ -63,7 +63,7 @@ class TeacherRecord:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, or not such a record.
+            InputError: no such file, or not a teacher's record.
         """
         try:
             content = json.loads(path.read_text())

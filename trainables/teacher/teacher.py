@@ -1,4 +1,4 @@
-"""Teachers: trained here or brought along, and the record of what each one is and scores."""
+"""Load, save and score teachers, trained here or given."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ def load_teacher(
     run_dir: str | os.PathLike[str] = ".",
     seed: int = 0,
 ) -> Teacher:
-    """The teacher that `teacher.checkpoint` names, scored now, else the one trained into `run_dir`.
+    """Load the teacher of `teacher.checkpoint`, or the one trained into `run_dir`.
 
-    A path in place of the config means a teacher that was trained here, by `train_teacher` or `ama`: its
-    architecture is in the record beside the weights.
+    A path in place of the config names a teacher that was trained here, by `train_teacher` or `ama`: the
+    record beside the weights gives its architecture.
 
-    A trained teacher keeps the scores of its record where they are of this data; test scores that the
-    record lacks are added when `data` has test images. Nothing is written.
+    A given teacher is scored now. A trained teacher keeps the scores of its record if they are of this data;
+    missing test scores are added if `data` has test images. Nothing is written.
 
     Args:
         config: architecture, and the checkpoint or None; or the path of a trained teacher's weights, or of
             the run directory that they are in.
-        data: what it classifies; test images are scored where they are there.
-        runtime: where it runs; None: this machine's default.
-        run_dir: holds `teacher.safetensors` and `teacher.json` when `config.checkpoint` is None.
-        seed: of whatever the file's weights do not determine.
+        data: the images to classify; test images are scored if they are loaded.
+        runtime: its device, layout and precision are used; None: this machine's default.
+        run_dir: holds `teacher.safetensors` and `teacher.json` if `config.checkpoint` is None.
+        seed: of anything random that the file's weights do not replace.
 
     Returns:
         The model in eval mode on the runtime's device, and its record.
 
     Raises:
-        InputError: no teacher; its file cannot be read or does not fit; the one in `run_dir` is of another
-            architecture, image shape, number of classes or normalisation, or not the one of its record.
+        InputError: no teacher; its file cannot be read or does not fit; the one in `run_dir` has another
+            architecture, image shape, number of classes or normalisation, or does not match its record.
 
     Example:
         teacher = load_teacher("teacher.safetensors", data)
@@ -123,13 +123,13 @@ def save_teacher(teacher: Teacher, out: Path) -> None:
 
 
 def untrained(config: TeacherConfig, data: ImageData, seed: int) -> nn.Module:
-    """The architecture of `config` for the images and classes of `data`, with random weights."""
+    """Build the architecture of `config` for the images and classes of `data`, with random weights."""
     with seeded(seed):
         return build_model(config.arch, data.num_classes, data.image_shape, config.small_stem)
 
 
 def placed(model: nn.Module, runtime: Runtime) -> nn.Module:
-    """`model` on the runtime's device, in its memory layout."""
+    """Move `model` to the runtime's device and memory layout."""
     return model.to(runtime.device).to(memory_format=runtime.memory_format)  # type: ignore[call-overload,no-any-return]
 
 
@@ -153,12 +153,12 @@ def scored(
     epochs: int = 0,
     seconds: float = 0.0,
 ) -> Teacher:
-    """`model` in eval mode with a record of what it is and scores on `data` now.
+    """Set `model` to eval mode, score it on `data`, and return it with its record.
 
     Args:
         source: `trained`, or the name of the weights' file.
-        epochs: trained here.
-        seconds: of these epochs, validation left out.
+        epochs: epochs trained here.
+        seconds: wall time of these epochs, without validation.
     """
     record = TeacherRecord(
         arch=config.arch,
@@ -178,7 +178,7 @@ def scored(
 
 
 def _differences(record: TeacherRecord, config: TeacherConfig, data: ImageData) -> list[str]:
-    """All that keeps the recorded teacher from being the one that config and data ask for."""
+    """List the differences between the recorded teacher and the one that config and data describe."""
     pairs: dict[str, tuple[Any, Any]] = {
         "teacher.arch": (record.arch, config.arch),
         "classes": (record.num_classes, data.num_classes),

@@ -1,4 +1,4 @@
-"""Train a teacher from scratch, resumable after every epoch."""
+"""Train a teacher from scratch; training can be resumed after every epoch."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from trainables.training.metrics import Sums
 from trainables.training.optim import lr_at, set_lr
 from trainables.training.step import TOTAL, Stepper, TooLarge
 
-# Keys that are part of every training's identity; later ones are where they differ from their defaults.
+# Keys that are part of every training's identity; later keys count where they differ from their defaults.
 RECIPE = ("arch", "small_stem", "epochs", "lr", "momentum", "weight_decay", "batch_size", "warmup_epochs")
-EPOCH_SEEDS = 1_000_003  # keeps the random streams of neighbouring seeds' epochs apart
+EPOCH_SEEDS = 1_000_003  # factor that separates the random streams of epochs of neighbouring seeds
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -58,7 +58,7 @@ class _CrossEntropy(Method):
 
 @dataclass
 class _Training:
-    """What a training goes on from: all of it is in the checkpoint of each epoch."""
+    """The state of a training; all of it is in the checkpoint of each epoch."""
 
     model: nn.Module
     stepper: Stepper
@@ -96,12 +96,12 @@ def train_teacher(
 ) -> Teacher:
     """Train a teacher: SGD with Nesterov momentum, warm-up and cosine decay, cross-entropy.
 
-    A checkpoint beside `out` is written after each epoch and removed at the end. Where one is found the
-    training goes on from it, on a CPU with the same numbers as without the break.
+    A checkpoint beside `out` is written after each epoch and removed at the end. If one exists, training
+    resumes from it; on a CPU the result is the same as without the interruption.
 
     Args:
-        config: architecture and recipe; its `checkpoint` is not looked at.
-        data: training and validation images; test images, where there, are scored once at the end.
+        config: architecture and recipe; its `checkpoint` is ignored.
+        data: training and validation images; test images, if loaded, are scored once at the end.
         runtime: device, precision and layout.
         out: the weights' safetensors file; the record goes beside it as `.json`.
         seed: of the initial weights, the order of the images and dropout.
@@ -112,8 +112,8 @@ def train_teacher(
         The trained model in eval mode on the runtime's device, and its record with its scores.
 
     Raises:
-        InputError: no such architecture; it does not suit the images; the loss is not finite any more; not
-            even half a batch fits into memory; the checkpoint found is of another training.
+        InputError: no such architecture; it does not fit the images; the loss became NaN or infinite; not even
+            half a batch fits into memory; the checkpoint is of another training.
 
     Example:
         config = TeacherConfig(arch="cifar_resnet8", epochs=1, batch_size=32)
@@ -141,7 +141,7 @@ def train_teacher(
                 f"{config.batch_size}: {fault}; lower it"
             ) from None
         if not math.isfinite(metrics["train_loss"]):
-            _remove(checkpoint)  # the epochs before are already on their way to this
+            _remove(checkpoint)  # earlier epochs already led to the divergence
             raise InputError(
                 f"teacher training diverged: the loss of epoch {training.epoch} is {metrics['train_loss']}; "
                 f"lower teacher.lr ({config.lr}) or raise teacher.warmup_epochs ({config.warmup_epochs})"
@@ -158,14 +158,14 @@ def train_teacher(
 def _run_epoch(
     training: _Training, config: TeacherConfig, data: ImageData, runtime: Runtime, seed: int
 ) -> dict[str, Any]:
-    """One pass over the training images, then a look at the validation images."""
+    """Train on all images once, then score the validation images."""
     started = time.perf_counter()
     model, stepper = training.model.train(), training.stepper
     steps = data.steps_per_epoch(config.batch_size)
     warmup = round(config.warmup_epochs * steps)
     sums = Sums(runtime.device)
     lr = 0.0
-    # Dropout draws from a stream of this epoch's own: a resumed training needs no random state from before.
+    # Dropout draws from a separate stream for each epoch, so a resume needs no earlier random state.
     with seeded(seed * EPOCH_SEEDS + training.epoch):
         batches = data.train_steps(config.batch_size, seed, training.epoch, runtime)
         for step, (images, labels, order) in enumerate(batches, start=training.epoch * steps):

@@ -1,1 +1,1 @@
-"""The training loop; it knows methods by their interface alone."""
+"""The training loop. It uses methods through their interface (`methods/base.py`) alone."""

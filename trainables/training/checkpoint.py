@@ -1,4 +1,4 @@
-"""Checkpoint files that survive being cut off: written aside and swapped in, the previous one kept."""
+"""Write and read checkpoints that survive a kill: written atomically, with the previous one kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from trainables.errors import InputError
 
-# What reading a damaged file ends in, found by flipping every byte of one.
+# Exceptions of reading a damaged file, found by flipping every byte of one.
 DAMAGED = (
     OSError,
     EOFError,
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` (tensors and plain values) to `path`; what was there before becomes `path`.prev.
+    """Write `state` (tensors and plain values) to `path`, after moving an existing file to `path`.prev.
 
-    Killed at any moment, this leaves at least one whole checkpoint under one of the two names.
+    If the process is killed at any moment, at least one of the two files is a complete checkpoint.
 
     Raises:
-        OSError: the disk is full or cannot be written; what was there before is as it was.
+        OSError: the disk is full or cannot be written; the existing file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".tmp")
@@ -47,7 +47,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        fresh.unlink(missing_ok=True)  # on a full disk it would take the last room
+        fresh.unlink(missing_ok=True)  # free its space on a full disk
         raise
     if path.exists():
         path.replace(previous_of(path))
@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read `path`, or `path`.prev with a warning where `path` is missing or damaged. Tensors are on the CPU.
+    """Read `path`; if it is missing or damaged, warn and read `path`.prev. Tensors are on the CPU.
 
     Raises:
         InputError: neither can be read.
@@ -76,12 +76,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether `load_checkpoint(path)` has a file to try."""
+    """Return whether `load_checkpoint(path)` has a file to read."""
     return path.exists() or previous_of(path).exists()
 
 
 def previous_of(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept."""
+    """Return the path of the checkpoint before the one at `path`."""
     return path.with_name(path.name + ".prev")
 
 
@@ -90,7 +90,7 @@ def _read(file: Path) -> dict[str, Any]:
     with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
         for entry in archive.infolist():
-            # No checksum covers these: torch would read beyond the entry, or nothing, and say nothing.
+            # No checksum covers the sizes: with a wrong one torch would read other bytes without an error.
             if entry.file_size != entry.compress_size or entry.external_attr:
                 damaged = entry.filename
     if damaged is not None:

@@ -1,8 +1,8 @@
-"""How this device trains a model fastest: measured once, kept in a small file.
+"""Find the runtime settings that train a model fastest on this device: measured once, cached in a file.
 
-Precision, memory layout, the optimiser's way through the parameters, the batch size of evaluation, and, where
-trials are long enough, `torch.compile`. No rule of thumb holds: on one CPU bf16 trains a ResNet-20 1.8 times
-as fast as fp32 and a MobileNetV2 half as fast.
+The settings are precision, memory layout, the optimiser's implementation, the batch size of evaluation and,
+if trials are long enough, `torch.compile`. They must be measured: on the same CPU, bf16 trains a ResNet-20
+1.8 times as fast as fp32, but a MobileNetV2 half as fast.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 DEFAULT_CACHE = Path("~/.cache/ama-search/runtime")
 FORMAT = 2
 CHOICES = ("precision", "layout", "optimizer", "compile", "eval_batch")
-MAX_BATCH = {"cpu": 64, "cuda": 1024}  # of the measured steps; on a CPU larger ones rank the candidates alike
+MAX_BATCH = {"cpu": 64, "cuda": 1024}  # of the measured steps; on a CPU larger ones give the same ranking
 EVAL_BATCHES = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048)}
 OPTIMIZERS = ("single", "foreach", "fused")
-START_UP = 20.0  # seconds that compiling a student takes at least: less is not worth trying to win
-MOST_GAIN = 0.4  # of a step's time, by compiling
-WORTH = 0.95  # compiling must bring a trial below this share of its time
+START_UP = 20.0  # seconds, the least that compiling a student takes
+MOST_GAIN = 0.4  # largest share of a step's time that compiling saves
+WORTH = 0.95  # compile only if it brings a trial below this share of its time
 
 
 def tuned(
@@ -50,20 +50,22 @@ def tuned(
     cache: Path | None = None,
     images: int = 0,
 ) -> RuntimeConfig:
-    """`config` with all that it leaves open replaced by what trains `model` fastest here.
+    """Return `config` with every open setting replaced by the one that trains `model` fastest here.
 
-    A step is forward and backward in training mode. Candidates are bf16 where the device is fast at it, fp32
-    always; both layouts; then, with the best of these, the optimiser's ways and batch sizes of evaluation.
-    Compiling is tried where a trial's steps are so many that they may win its start-up back. What one process
-    has found, later ones read; of two that measure at a time the first to finish decides for both.
+    A step is forward and backward in training mode. First compare precisions (fp32, and bf16 if it is fast
+    on the device) and both layouts. Then, with the fastest of these, compare implementations of the optimiser
+    and batch sizes of evaluation. Try compiling if a trial has enough steps to make up for its start-up.
+    The result is cached for later processes. If two processes measure at the same time, both use the result
+    of the first to finish.
 
     Args:
-        config: what is given there stays as it is; with everything given nothing is measured.
+        config: settings given there are kept; if all are given, nothing is measured.
         model: images (B, 3, H, W) to logits; a copy of it is measured.
         image_shape: (3, H, W).
         batch_size: of the training; at least 2.
-        cache: folder of the files; None: ~/.cache/ama-search/runtime. One that cannot be written is no fault.
-        images: that a trial trains on, all its epochs together; 0: nothing is compiled.
+        cache: folder of the files; None: ~/.cache/ama-search/runtime. A folder that cannot be written is not
+            an error.
+        images: training images of a trial, summed over its epochs; 0: do not try compiling.
 
     Raises:
         InputError: as `resolve`.
@@ -94,14 +96,14 @@ def tuned(
 
 
 def is_settled(config: RuntimeConfig) -> bool:
-    """Whether nothing is left to be measured."""
+    """Return whether nothing is left to measure."""
     return all(getattr(config, name) not in ("auto", None) for name in CHOICES)
 
 
 def _measure(
     config: RuntimeConfig, runtime: Runtime, model: nn.Module, shape: Shape, batch: int, images: int
 ) -> tuple[RuntimeConfig, dict[str, list[float | None]]]:
-    """The config chosen, and what was measured in milliseconds (of scoring: an image)."""
+    """Return the chosen config and the measurements in milliseconds (of scoring: per image)."""
     found: dict[str, list[float]] = {}
     runtime = replace(runtime, compiled=False)
     candidates = _candidates(config, runtime)
@@ -131,20 +133,27 @@ def _measure(
 
 
 def worth_trying(step: float, steps: float) -> bool:
-    """Whether so many steps of so many seconds are long enough that compiling them could pay."""
+    """Return whether `steps` steps of `step` seconds could save more than compiling takes."""
     return step * steps * MOST_GAIN > START_UP
 
 
 def wins_back(step: float, start_up: float, compiled: float, steps: float) -> bool:
-    """Whether a trial of `steps` steps is clearly shorter compiled, its start-up included. All in seconds."""
+    """Return whether compiling makes a trial of `steps` steps clearly shorter, start-up included.
+
+    Args:
+        step: seconds of a step, not compiled.
+        start_up: seconds until the first compiled step is done.
+        compiled: seconds of a compiled step.
+        steps: number of steps.
+    """
     return start_up + compiled * steps < WORTH * step * steps
 
 
 def _compiled(model: nn.Module, runtime: Runtime, batch: int, shape: Shape) -> tuple[float, float]:
-    """Seconds of start-up and of a step, compiled; infinite where there is no compiler or it fails."""
+    """Return the seconds of start-up and of a step, compiled; infinite if compiling does not work."""
     try:
         return measure_start(model, replace(runtime, compiled=True), batch, shape)
-    except Exception as error:  # a backend's own kinds: no C++ compiler, an operator it does not know, ...
+    except Exception as error:  # backends raise their own types: no C++ compiler, unknown operator, ...
         log.info("torch.compile does not work here: %s", error)
         return math.inf, math.inf
     finally:
@@ -163,10 +172,10 @@ def _milliseconds(seconds: float) -> float | None:  # JSON knows no infinity
 
 
 def _read(path: Path, config: RuntimeConfig) -> RuntimeConfig | None:
-    """`config` as a file completes it; None without a file, or with a damaged one."""
+    """Return `config` completed from a file; None if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text())["found"]
-        # Validated: what the file says must be a choice that this version knows, and one that was made.
+        # Validate: this version must know the file's values, and none may be left open.
         known = RuntimeConfig.model_validate({**config.model_dump(), **{k: found[k] for k in CHOICES}})
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -177,18 +186,18 @@ def _read(path: Path, config: RuntimeConfig) -> RuntimeConfig | None:
 
 
 def _settle(path: Path, text: str, config: RuntimeConfig) -> RuntimeConfig | None:
-    """Write the file unless another process has written a good one meanwhile; the config it now means."""
+    """Write the file unless another process has written a good one; return the config it then holds."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.write_text(text)
         try:
-            os.link(fresh, path)  # unlike a rename it fails where the file exists: the first one stands
+            os.link(fresh, path)  # unlike a rename, fails if the file exists: the first writer wins
         except FileExistsError:
             if _read(path, config) is None:
                 fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
     except OSError:
-        return None  # a cache that cannot be kept costs the next process a measurement
+        return None  # not cached: the next process measures again
     return _read(path, config)

@@ -1,4 +1,4 @@
-"""Checkpoints of distillations that version 0.1 wrote, in today's form."""
+"""Convert checkpoints of distillations from version 0.1 to the present format."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from trainables.config import DistillConfig, hash_json
 
 FORMAT_0_1 = 1
-KEYS = ("student", "loss", "optim", "epochs", "seed", "train", "warm_start")  # of its config
+KEYS = ("student", "loss", "optim", "epochs", "seed", "train", "warm_start")  # of version 0.1's config
 
 
 def from_0_1(state: Mapping[str, Any], config: DistillConfig) -> dict[str, Any]:
-    """The state of a distillation by `ama`, the one method of 0.1.
+    """Convert the state of a distillation with `ama`, the only method of version 0.1.
 
-    That version's digest of a config was of all its keys; where it is the digest of `config`, today's takes
-    its place.
+    Version 0.1 computed a config's digest from all its keys. If that digest belongs to `config`, replace it
+    with the present one.
     """
     dumped = config.model_dump(mode="json")
     origin = dict(state["origin"])
@@ -33,5 +33,5 @@ def from_0_1(state: Mapping[str, Any], config: DistillConfig) -> dict[str, Any]:
 
 
 def _losses(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """An epoch's metrics; 0.1 recorded the loss's parts without their weights, which do not add up."""
+    """Convert an epoch's metrics; 0.1 recorded the parts of the loss unweighted, so drop them."""
     return {name: value for name, value in metrics.items() if name not in ("ce", "kl", "feature")}

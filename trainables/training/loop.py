@@ -1,4 +1,4 @@
-"""The training loop of a distillation: knows methods by their interface, and nothing of Ray."""
+"""The training loop of a distillation. It uses methods through their interface and does not import Ray."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from trainables.training.optim import lr_at, set_lr
 from trainables.training.step import TOTAL, Stepper, TooLarge, free_memory
 
 FORMAT = 2  # of a distillation's state dict
-CHECK_EVERY = 50  # steps between looks at the loss
-LEAST_EVAL_BATCH = 32  # images; where not even these fit, a trial fails
+CHECK_EVERY = 50  # steps between checks that the loss is finite
+LEAST_EVAL_BATCH = 32  # images; a trial fails if not even these fit into memory
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - a result of the trial, not a fault of the code
-    """The loss is not finite any more; the message says where and which part.
+    """The loss became NaN or infinite; the message names the epoch and the part of the loss.
 
     Example:
         hot = DistillConfig(optim=OptimConfig(lr=1e9), epochs=1)
@@ -62,21 +62,21 @@ class DistillResult:
 
 
 class Distiller:
-    """One distillation, an epoch at a time; its state dict resumes it exactly.
+    """One distillation, run epoch by epoch; its state dict resumes it exactly.
 
-    What a run computes depends on config, teacher and data alone: order and augmentation come from
-    (seed, epoch), and so does the random state under which the student's own dropout runs.
+    Results depend on config, teacher and data alone: the order of the images, their augmentation and the
+    random state of dropout are derived from (seed, epoch).
     """
 
     def __init__(self, config: DistillConfig, setup: Setup) -> None:
-        """Make the method, its student and its optimisers on the runtime's device.
+        """Create the method, its student and its optimisers on the runtime's device.
 
         Args:
             config: the trial.
             setup: teacher, blocks, data, runtime and modules; one setup serves many distillations.
 
         Raises:
-            InputError: no such method, unknown block names, or the setup does not have what the method needs.
+            InputError: no such method, unknown block names, or the setup lacks what the method needs.
         """
         reset_peaks(setup.runtime.device)
         self.config, self.setup = config, setup
@@ -90,7 +90,7 @@ class Distiller:
 
     @property
     def student(self) -> nn.Module:
-        """What the method trains."""
+        """The student that the method trains."""
         return self.method.student
 
     @property
@@ -100,7 +100,7 @@ class Distiller:
 
     @property
     def finished(self) -> bool:
-        """Whether all of the config's epochs are done."""
+        """True if all epochs of the config are done."""
         return self.epoch >= self.config.epochs
 
     def run_epoch(self, after_step: Callable[[int], None] | None = None) -> EpochMetrics:
@@ -111,12 +111,12 @@ class Distiller:
 
         Raises:
             TrainingDiverged: a part of the loss, or the validation loss, is NaN or infinite.
-            TooLarge: it does not fit into the GPU's memory, not even at half the batch.
+            TooLarge: training does not fit into the GPU's memory, not even with half of the batch.
         """
         assert not self.finished, f"all {self.config.epochs} epochs are done"
         started = time.perf_counter()
         watch = Stopwatch(self.runtime.device)
-        # A random state of its own for each epoch: dropout is the same whatever ran before, resumed or not.
+        # A separate random state for each epoch: dropout is the same, resumed or not.
         with seeded(int(hash_json(["dropout", self.config.seed, self.epoch]), 16) % 2**63):
             losses = self._train_epoch(watch, after_step)
         trained = time.perf_counter() - started
@@ -148,7 +148,7 @@ class Distiller:
         return metrics
 
     def _evaluate(self) -> Evaluation:
-        """The student's score on the validation images, in smaller batches where these do not fit."""
+        """Score the student on the validation images, in smaller batches if memory is short."""
         while True:
             try:
                 batches = self.data.eval_batches("val", self.runtime, self._eval_batch)
@@ -160,7 +160,7 @@ class Distiller:
             free_memory(self.runtime.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an exact resume needs, tensors and plain values alone."""
+        """Return everything that an exact resume needs: tensors and plain values alone."""
         return {
             "format": FORMAT,
             "origin": self._origin,
@@ -172,10 +172,10 @@ class Distiller:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` of this version or of 0.1 gave.
+        """Continue from a `state_dict` of this version or of 0.1.
 
         Raises:
-            InputError: it belongs to another config, teacher or data set, or is no such state at all.
+            InputError: the state is of another config, teacher or data set, or of another format.
         """
         if state.get("format") not in (FORMAT_0_1, FORMAT):
             raise InputError(
@@ -214,7 +214,7 @@ class Distiller:
         )
 
     def _train_epoch(self, watch: Stopwatch, after_step: Callable[[int], None] | None) -> dict[str, float]:
-        """One pass over the training images; means of the loss's parts. The device is not waited for."""
+        """Train on all images once; return the means of the loss's parts. Never waits for the device."""
         steps = self.data.train_steps(
             self.config.optim.batch_size, self.config.seed, self.epoch, self.runtime
         )
@@ -254,8 +254,8 @@ def distill(
     Args:
         config: the trial.
         setup: teacher, blocks, data, runtime and modules.
-        report: called after every epoch; returning True ends the training there.
-        checkpoint: file written after every epoch, and resumed from where it exists.
+        report: called after every epoch; training stops if it returns True.
+        checkpoint: file written after every epoch; if it exists, training resumes from it.
 
     Returns:
         The student and its learning curve, epochs before a resume included.
@@ -263,7 +263,7 @@ def distill(
     Raises:
         InputError: as `Distiller`; or the checkpoint is another run's, or both its files are damaged.
         TrainingDiverged: the loss became NaN or infinite.
-        TooLarge: it does not fit into the GPU's memory.
+        TooLarge: training does not fit into the GPU's memory.
 
     Example:
         setup = Setup.of(teacher.model, blocks, data)

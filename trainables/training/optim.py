@@ -1,4 +1,4 @@
-"""The SGD recipe that teachers and students share: parameter groups and the learning-rate schedule."""
+"""The SGD recipe of teachers and students: parameter groups and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ WAYS: dict[str, Ways] = {
 def make_optimizer(
     model: nn.Module | NamedParams, lr: float, momentum: float, weight_decay: float, walk: str = "auto"
 ) -> torch.optim.SGD:
-    """SGD (Nesterov where there is momentum) in two groups: with weight decay, and without.
+    """Make SGD (Nesterov if momentum is above 0) with two groups: with weight decay and without.
 
     Norm weights and biases, that is all parameters of fewer than two dimensions, are not decayed. Parameters
     that need no gradient are left out. Both groups exist even when empty, so that state dicts always fit.
 
     Args:
         model: a module, or its (name, parameter) pairs.
-        lr: initial learning rate; a group's own "lr_scale" multiplies what `set_lr` sets later.
-        walk: how the parameters are walked, as `runtime.optimizer`: auto, single, foreach or fused.
+        lr: initial learning rate; `set_lr` later multiplies it by the group's "lr_scale".
+        walk: implementation, as `runtime.optimizer`: auto, single, foreach or fused.
     """
     named = model.named_parameters() if isinstance(model, nn.Module) else model
     return _sgd(_groups(named, weight_decay), lr, momentum, walk)
@@ -42,7 +42,7 @@ def make_optimizer(
 def phase_optimizer(
     phase: Phase, lr: float, momentum: float, weight_decay: float, walk: str = "auto"
 ) -> torch.optim.SGD:
-    """The optimiser of a method's phase, its groups in their order; else as `make_optimizer`."""
+    """Make the optimiser of a method's phase, with its groups in order; otherwise as `make_optimizer`."""
     groups: list[dict[str, Any]] = []
     for group in phase.groups:
         if group.decay:
@@ -71,10 +71,10 @@ def _sgd(groups: list[dict[str, Any]], lr: float, momentum: float, walk: str) ->
 
 
 def lr_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Learning rate of step `step` (0-based): linear warm-up to `peak`, then half a cosine towards 0.
+    """Return the learning rate of step `step` (0-based): linear warm-up to `peak`, cosine decay towards 0.
 
     The first step has peak / (warmup_steps + 1), step `warmup_steps` has the peak, and `total_steps` (one
-    after the last) has 0. A warm-up that would fill the whole training ends at its last step.
+    after the last) has 0. A warm-up longer than the training ends at its last step.
     """
     warmup_steps = max(0, min(warmup_steps, total_steps - 1))
     if step < warmup_steps:
@@ -84,6 +84,6 @@ def lr_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group to `lr` times the group's "lr_scale" (1 where it has none)."""
+    """Set the learning rate of every group to `lr` times the group's "lr_scale" (default 1)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,4 +1,4 @@
-"""A `torch.profiler` trace of one epoch: a file for a trace viewer, and a table of its longest operations."""
+"""Profile an epoch with `torch.profiler`: a file for a trace viewer, a table of the longest operations."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.profiler import ProfilerActivity, profile
 from trainables.training.loop import Distiller
 from trainables.training.metrics import EpochMetrics
 
-MAX_STEPS = 50  # of the epoch: traces grow by some MB every ten steps
-PROFILE = "profile"  # folder of the run directory
+MAX_STEPS = 50  # profiled steps: traces grow by some MB every ten steps
+PROFILE = "profile"  # folder in the run directory
 ROWS = 40  # of the table
-CLAIM = ".claimed"  # whose presence says that a trial is, or was, profiled
+CLAIM = ".claimed"  # file that marks that a trial is, or was, profiled
 
 
 def profile_folder(run_dir: Path) -> Path:
-    """Where a run's profile goes; a search that begins there makes a new one."""
+    """Return the folder of a run's profile and release its claim, so that a new trial is profiled."""
     folder = (run_dir / PROFILE).absolute()
     (folder / CLAIM).unlink(missing_ok=True)
     return folder
 
 
 def claim(folder: Path) -> bool:
-    """Whether this process is the first to ask; the folder is made."""
+    """Make the folder and claim it; return True for the first caller alone."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         os.close(os.open(folder / CLAIM, os.O_CREAT | os.O_EXCL))
@@ -40,7 +40,7 @@ def profiled_epoch(distiller: Distiller, folder: Path, name: str) -> EpochMetric
     """Run the distiller's next epoch, its first `MAX_STEPS` steps under the profiler.
 
     Writes `<name>.trace.json` (Chrome's trace format; Perfetto and chrome://tracing show it) and `<name>.txt`
-    (operations by their own time) into `folder`.
+    (operations sorted by self time) into `folder`.
     """
     cuda = distiller.runtime.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -62,7 +62,7 @@ def profiled_epoch(distiller: Distiller, folder: Path, name: str) -> EpochMetric
 
 @contextmanager
 def _first_steps(recorder: torch.profiler.profile) -> Iterator[Callable[[int], None]]:
-    """The profiler runs until the callable has been told of step `MAX_STEPS`, or to the end of the body."""
+    """Run the profiler; stop it when the callable gets step `MAX_STEPS`, or at the end of the block."""
     running = True
 
     def stop() -> None:

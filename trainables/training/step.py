@@ -1,4 +1,4 @@
-"""One step of a training: losses, gradients, optimisers; in one piece or, where memory is short, in two."""
+"""One training step: losses, gradients, optimisers. If memory is short, the batch is split in two."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ TOTAL = "total"  # the name of the sum among the logged parts
 
 
 class TooLarge(RuntimeError):  # noqa: N818 - a result of the trial, not a fault of the code
-    """The student and a batch do not fit into the device's memory; the message says what was tried."""
+    """Student and batch do not fit into the device's memory; the message says what was tried."""
 
 
 class Stepper:
-    """A method and its optimisers, one a phase, a batch at a time.
+    """Train a method batch by batch, with one optimiser for each phase.
 
-    A batch that does not fit into the device's memory is computed in two halves whose gradients add up, and
-    so is every later one. Batch norms and terms that couple images are then those of a half.
+    If a batch does not fit into the device's memory, it and all later ones are computed in two halves whose
+    gradients add up. Batch norms, and loss terms that couple images, then see half a batch.
 
     Attributes:
         optimizers: by the phase's name.
         micro_batches: parts that a batch is computed in.
-        scaler: of fp16's gradients.
+        scaler: gradient scaler of fp16.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Stepper:
         weight_decay: float,
         walk: str | None = None,
     ) -> None:
-        """Make the optimisers of the method's phases; `walk` goes before the runtime's way of walking."""
+        """Create one optimiser per phase of the method; `walk` overrides the runtime's way of walking."""
         self.method, self.runtime = method, runtime
         self.phases = method.phases()
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -51,7 +51,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")  # type: ignore[attr-defined]
 
     def step(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Train on one batch in every phase; the loss's parts and their `total`, detached, 0-d.
+        """Train on one batch in every phase; return the loss's parts and their `total`, detached, 0-d.
 
         Raises:
             TooLarge: half of the batch does not fit into the device's memory either.
@@ -70,7 +70,7 @@ class Stepper:
         return logged
 
     def _phase(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], bool]:
-        """The detached parts of a phase's loss, and whether anything was trained by it."""
+        """Run a phase; return the detached parts of its loss and whether it trained anything."""
         optimizer = self.optimizers[phase.name]
         while True:
             try:
@@ -108,7 +108,7 @@ class Stepper:
     def _part(
         self, phase: Phase, batch: Batch, progress: Progress, share: float = 1.0
     ) -> tuple[dict[str, Tensor], bool]:
-        """The loss's parts on some images, and their gradients; both times their share of the batch."""
+        """Compute the loss's parts on some images and their gradients, both scaled by `share`."""
         parts = self.method.losses(batch, progress, phase.name)
         if share != 1.0:
             parts = {name: part * share for name, part in parts.items()}
@@ -119,7 +119,7 @@ class Stepper:
         return {name: part.detach() for name, part in parts.items()}, trains
 
     def _apply(self, optimizer: torch.optim.Optimizer, images: int) -> None:
-        """Step an optimiser; where it runs out of memory, once more for what it did not update yet."""
+        """Step an optimiser; if it runs out of memory, step once more for parameters not updated yet."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         versions = [p._version for p in parameters]
         try:
@@ -147,7 +147,7 @@ def _sum(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what a pass that ran out of memory left behind."""
+    """Free the memory that a failed pass left allocated."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""Seconds of a training step, of the optimiser's part of it, and of scoring an image, each in several ways.
+"""Time a training step, the optimiser's step and the scoring of an image, under several settings.
 
-All on random images and a copy of the model; nothing else is touched. On a CPU thread of its own, time is
-what this process computed, which other processes disturb little.
+Runs on random images and a copy of the model. With one CPU thread, times are CPU times of this process,
+which other processes disturb little.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 Shape = tuple[int, int, int]
 Action = Callable[[], object]
 
-SECONDS = 3.0  # of measuring, warm-up left out; the least is one timed run of each candidate
+SECONDS = 3.0  # measuring time without warm-up; every candidate gets at least one timed run
 ROUNDS = 5
 
 
 def measure_steps(model: nn.Module, runtimes: Sequence[Runtime], batch: int, shape: Shape) -> list[float]:
-    """Seconds of forward and backward on `batch` images under each runtime; infinite where that fails.
+    """Return the seconds of forward and backward on `batch` images under each runtime; infinite if it fails.
 
     Raises:
-        RuntimeError: of the model, where it trains under none of them.
+        RuntimeError: the model trains under none of them; the error is the model's.
     """
     with seeded(0):
         images, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.int64)
@@ -40,7 +40,9 @@ def measure_steps(model: nn.Module, runtimes: Sequence[Runtime], batch: int, sha
             step = _step(model, runtime, images, labels)
             try:
                 step()
-            except RuntimeError as fault:  # code that knows one layout or precision alone, or no memory left
+            except (
+                RuntimeError
+            ) as fault:  # a layout or precision that the model does not support, or no memory
                 if runtime is runtimes[-1] and not any(steps):
                     raise
                 log.info("%s does not train like this: %s (%s)", type(model).__name__, runtime, fault)
@@ -52,7 +54,7 @@ def measure_steps(model: nn.Module, runtimes: Sequence[Runtime], batch: int, sha
 
 
 def measure_optimizers(model: nn.Module, runtime: Runtime, ways: Sequence[str]) -> list[float]:
-    """Seconds of one step of the optimiser in each of its ways; infinite for one that fails here."""
+    """Return the seconds of an optimiser step with each implementation; infinite if it fails here."""
     copied = _placed(model, runtime)
     for param in copied.parameters():
         param.grad = torch.zeros_like(param)
@@ -62,7 +64,7 @@ def measure_optimizers(model: nn.Module, runtime: Runtime, ways: Sequence[str]) 
         try:
             optimizer = make_optimizer(copied, 1e-6, 0.9, 0.0, way)
             optimizer.step()
-        except RuntimeError:  # parameters of a kind or on a device that this way does not know
+        except RuntimeError:  # this implementation does not support the parameters' type or device
             continue
         steps[way] = optimizer.step
     found |= dict(zip(steps, _fastest(list(steps.values()), runtime), strict=True))
@@ -70,7 +72,7 @@ def measure_optimizers(model: nn.Module, runtime: Runtime, ways: Sequence[str]) 
 
 
 def measure_scoring(model: nn.Module, runtime: Runtime, batches: Sequence[int], shape: Shape) -> list[float]:
-    """Seconds an image of a forward pass without gradients, for batches of each size.
+    """Return the seconds per image of a forward pass without gradients, for each batch size.
 
     Infinite from the first size that does not fit into the device's memory.
     """
@@ -93,7 +95,7 @@ def measure_scoring(model: nn.Module, runtime: Runtime, batches: Sequence[int], 
 
 
 def measure_start(model: nn.Module, runtime: Runtime, batch: int, shape: Shape) -> tuple[float, float]:
-    """Seconds until the first step under `runtime` is done, and of each later one."""
+    """Return the seconds until the first step under `runtime` is done, and of each later step."""
     with seeded(0):
         images, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.int64)
         started = time.perf_counter()
@@ -106,7 +108,7 @@ def measure_start(model: nn.Module, runtime: Runtime, batch: int, shape: Shape) 
 
 
 def _fastest(actions: Sequence[Action], runtime: Runtime, seconds: float = SECONDS) -> list[float]:
-    """The shortest time of each action, taken in turns, after one turn to warm up."""
+    """Return the shortest time of each action; actions take turns, after a warm-up turn."""
     alone = runtime.device.type == "cpu" and runtime.threads == 1
     clock = time.process_time if alone else time.perf_counter
     best = [float("inf")] * len(actions)
@@ -136,7 +138,7 @@ def _placed(model: nn.Module, runtime: Runtime) -> nn.Module:
 
 
 def training_step(model: nn.Module, runtime: Runtime, batch: int, shape: Shape) -> Callable[[], None]:
-    """A step of a copy of `model` on random images: a pass without gradients, one with, and back."""
+    """Return a step of a copy of `model` on random images: forward without gradients, forward, backward."""
     with seeded(0):
         images, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.int64)
     images = images.to(runtime.device, memory_format=runtime.memory_format)

@@ -1,1 +1,1 @@
-"""One file a data set (or family): how it is read, augmented and normalised."""
+"""The data sets, one file each (or per family): how to read, augment and normalise them."""

@@ -1,4 +1,4 @@
-"""What a data set is, and the data sets by name. Importing this module loads neither torch nor NumPy."""
+"""`DataSet`, and the registry of data sets. Importing this module imports neither torch nor NumPy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Augmentation = Literal["none", "flip", "crop", "crop-flip"]
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: where its images come from and how they are prepared.
+    """A data set: how to read, augment and normalise its images.
 
     Args:
-        read: called with the config, whether the test images are wanted too, and whom to tell of progress
-            (or None); gives the images before the train/validation split.
-        augment: training augmentation where `data.augment` is auto.
+        read: called with the config, whether to read the test images too, and the progress callback (or
+            None); returns the images before the train/validation split.
+        augment: training augmentation if `data.augment` is auto.
         mean: per-channel mean of inputs in 0..1; None: computed from the training images.
-        std: per-channel deviation; given where `mean` is.
+        std: per-channel standard deviation; required with `mean`.
 
     Example:
         def read(config, test, progress):
@@ -40,7 +40,7 @@ class DataSet:
     std: Triple | None = None
 
     def augmentation(self, choice: str) -> str:
-        """The augmentation that `data.augment` means for this data set."""
+        """Resolve `data.augment` for this data set."""
         return self.augment if choice == "auto" else choice
 
 

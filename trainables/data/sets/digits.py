@@ -13,11 +13,11 @@ DIGITS_TEST_FRACTION = 0.2
 
 
 def read_digits(split_seed: int, test: bool) -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8x8, of which 20 % become the test set.
+    """Read scikit-learn's 1,797 handwritten digits, 8x8; 20 % of them become the test set.
 
     Args:
-        split_seed: the test images are a stratified sample drawn with it.
-        test: return the test images; without it they are left out.
+        split_seed: seed of the test set, a stratified sample.
+        test: return the test images; otherwise leave them out.
     """
     from sklearn.datasets import load_digits
 

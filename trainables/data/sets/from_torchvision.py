@@ -1,4 +1,4 @@
-"""Data sets in the layouts that torchvision reads. torchvision is imported when one is read."""
+"""Data sets that torchvision reads. torchvision is imported when one is read."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ FASHION_CLASSES = (
 
 
 def read_torchvision(name: str, root: Path, download: bool, test: bool) -> Source:
-    """One of torchvision's data sets with its official test split.
+    """Read one of torchvision's data sets with its official test split.
 
     Args:
         name: cifar10, cifar100, svhn, fashion_mnist or mnist.
-        root: folder in the layout that torchvision keeps.
-        download: fetch what is missing.
-        test: read the test split too; without it the test files are not opened for reading.
+        root: folder in torchvision's layout.
+        download: download missing files.
+        test: read the test split too; otherwise the test files are not opened.
 
     Raises:
         InputError: files are missing or damaged, or cannot be downloaded.
@@ -58,7 +58,7 @@ def read_torchvision(name: str, root: Path, download: bool, test: bool) -> Sourc
 def _read_split(name: str, root: Path, download: bool, train: bool) -> tuple[Images, Labels, tuple[str, ...]]:
     try:
         data = _open_torchvision(name, root, download, train)
-    # What torchvision and its readers raise for missing or damaged files, and without a network.
+    # Exceptions of torchvision and its readers for missing or damaged files, and without a network.
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
         reason = first_line(error)
         if download:
