@@ -1,4 +1,4 @@
-"""Whether something starts workers for the cluster that this process is connected to."""
+"""Detect whether the connected cluster has an autoscaler."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import ray
 
-# What Ray's monitor calls the type of a node where it only watches: the nodes were started by hand.
+# Node type names that Ray's monitor uses for nodes started by hand, without an autoscaler.
 _BY_HAND = re.compile(r"node_[0-9a-f]{8,}|")
-_STATUS = "__autoscaling_status"  # where the monitor of version 1 writes its report
+_STATUS = "__autoscaling_status"  # key under which the version-1 monitor writes its report
 
 
 def autoscales() -> bool:
-    """Whether the cluster has an autoscaler, of Ray's first or second version."""
+    """Return True if the cluster has an autoscaler (Ray's version 1 or 2)."""
     types = _first_version_types() | _second_version_types()
     return any(_BY_HAND.fullmatch(kind) is None for kind in types)
 

@@ -22,15 +22,15 @@ _NEXT_DOCUMENT = re.compile(r"^---(?:[ \t].*)?$\n?", re.MULTILINE)
 
 
 def check(path: str | os.PathLike[str]) -> list[str]:
-    """Everything that is wrong with a cluster file, as far as can be told without the cloud.
+    """Check a cluster file offline and return its faults.
 
-    Relative paths in `file_mounts` count from the current directory, as they do for `ray up`.
+    Relative paths in `file_mounts` are relative to the current directory, as for `ray up`.
 
     Args:
         path: the file.
 
     Returns:
-        one line a fault: file, dotted key, what was expected, what came; no line shows a secret.
+        One line per fault: file, dotted key, expected and actual value. Secrets are never shown.
     """
     try:
         documents, faults = _read(path)
@@ -46,16 +46,16 @@ def check(path: str | os.PathLike[str]) -> list[str]:
 
 
 def to_fill_in(path: str | os.PathLike[str]) -> list[str]:
-    """Values in a file that stand for one's own (an id of zeros, `your-...`), as `key (value)`."""
+    """Return the placeholders in a file (ids of zeros, `your-...`) as `key (value)`."""
     documents, _ = _read(path)
     return [f"{key} ({value})" for document in documents for key, value in placeholders(document)]
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The file's documents that hold anything, and a line per duplicate key.
+    """Read the file's non-empty documents, and one line per duplicate key.
 
     Raises:
-        InputError: no file, no text, or no YAML.
+        InputError: the file does not exist, or is not UTF-8 text or not YAML.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Checks of a file for Ray's cluster launcher (`ray up FILE`): what Ray's own misses, then Ray's own."""
+"""Check a file for Ray's cluster launcher (`ray up FILE`): our own checks, then Ray's."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Config = dict[str, Any]
 
 
 def launcher_faults(config: Config) -> list[str]:
-    """One line for everything that is wrong with a cluster launcher's file.
+    """Check a cluster launcher's file; return one line per fault.
 
-    Paths in `file_mounts` count from the current directory, as they do for `ray up`.
+    Relative paths in `file_mounts` are relative to the current directory, as for `ray up`.
 
     Args:
-        config: the file, as YAML's safe loader reads it.
+        config: the file's content, from YAML's safe loader.
     """
     kind = section(config, "provider").get("type")
     known = {"aws": cluster_providers.aws, "gcp": cluster_providers.gcp, "local": cluster_providers.local}
@@ -43,29 +43,29 @@ def launcher_faults(config: Config) -> list[str]:
 
 
 def _schema(config: Config) -> list[str]:
-    """Ray's schema, all faults of it: Ray's own check stops at the first."""
+    """Validate against Ray's schema and return all faults; Ray's own check stops at the first."""
     import ray.autoscaler
 
     schema = json.loads(
         (Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8")
     )
-    # `min_workers` at the top is the local provider's; Ray takes it out before it looks at the schema.
+    # `min_workers` at the top level belongs to the local provider; Ray removes it before validation.
     return schema_faults(
         {k: v for k, v in config.items() if k != "min_workers"}, schema, "Ray's cluster files"
     )
 
 
 def _ray(config: Config) -> list[str]:
-    """Ray's own check, for whatever else it refuses; it needs no network."""
+    """Run Ray's own check, which needs no network, for all that the other checks do not cover."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     said, log = io.StringIO(), logging.getLogger("ray.autoscaler")
     level = log.level
-    log.setLevel(logging.ERROR)  # it reports the defaults that it fills in
+    log.setLevel(logging.ERROR)  # else Ray logs the defaults that it fills in
     try:
         with redirect_stdout(said), redirect_stderr(said):
             validate_config(prepare_config(copy.deepcopy(config)))
-    except Exception as error:  # whatever type: Ray raises several, assertions among them
+    except Exception as error:  # Ray raises several types, including AssertionError
         reason = first_line(error)
         return [f"the file: expected what Ray accepts, got from its check: {reason}"]
     finally:
@@ -121,7 +121,7 @@ def _images(config: Config) -> Iterator[str]:
 
 
 def _start(config: Config) -> Iterator[str]:
-    """How Ray starts: with a token, and with no dashboard on the node's outer addresses."""
+    """Check the start of Ray: token authentication, and a dashboard that listens on localhost only."""
     docker, text = section(config, "docker"), ""
     for key in ("run_options", "head_run_options", "worker_run_options"):
         text += " ".join(map(str, items(docker.get(key)))) + " "
