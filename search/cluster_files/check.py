@@ -64,11 +64,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]
         raise InputError(f"{path}: expected a cluster file, got: {reason}") from None
     documents, faults, start = [], [], 0
     for end in [*(match.end() for match in _NEXT_DOCUMENT.finditer(text)), len(text)]:
-        # Line feeds before a part keep its line numbers those of the file.
+        # The line feeds before a document make its line numbers those of the file.
         part = "\n" * text.count("\n", 0, start) + _NEXT_DOCUMENT.sub("\n", text[start:end])
         _, duplicates = read_yaml(part, str(path))
         faults += duplicates
-        # The values are read as Ray and kubectl read them: by YAML 1.1.
+        # Values are read as YAML 1.1, as Ray and kubectl read them.
         if data := yaml.safe_load(part):
             documents.append(data)
         start = end

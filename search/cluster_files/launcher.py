@@ -105,8 +105,8 @@ def _mounts(config: Config) -> Iterator[str]:
     for target, source in section(config, "file_mounts").items():
         if isinstance(source, str) and not Path(source).expanduser().exists():
             yield (
-                f"file_mounts.{target}: expected a file or folder (relative paths count from the current "
-                f"directory), got {source!r}, which is not there"
+                f"file_mounts.{target}: expected a file or folder (relative to the current directory), "
+                f"got {source!r}, which does not exist"
             )
 
 

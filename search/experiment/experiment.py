@@ -61,7 +61,7 @@ class Experiment(Config):
     )
     constraints: tuple[Constraint, ...] = Field(
         (),
-        description="limits such as `flops: '<= 0.6x'` (x: relative to the teacher), `params: '<= 100k'` "
+        description="limits such as `flops: '<= 0.6x'` (x: times the teacher), `params: '<= 100k'` "
         "(k, M, G), `val_accuracy: '>= 0.9'`",
         json_schema_extra={
             "form": "mapping of metrics to limits, or list of texts `flops <= 0.6x`",
@@ -80,7 +80,7 @@ class Experiment(Config):
     space: SpaceConfig = Field(SpaceConfig(), description="search space")
     budget: BudgetConfig = Field(BudgetConfig(), description="budget of the search")
     resources: Resources = Field(Resources(), description="resources of one trial")
-    runtime: RuntimeConfig = Field(RuntimeConfig(), description="device, precision and other runtime settings")
+    runtime: RuntimeConfig = Field(RuntimeConfig(), description="device, precision, threads and the like")
     costs: CostsConfig = Field(CostsConfig(), description="measurement of the cost table")
     library: LibraryConfig = Field(LibraryConfig(), description="distillation of the module library")
     storage: StorageConfig = Field(StorageConfig(), description="storage of the study")

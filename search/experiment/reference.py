@@ -26,8 +26,8 @@ at once. `EXPERIMENT` in a command is such a file or the name of a preset. Every
 `-o dotted.key=value` overrides a key, as often as needed, with values in YAML:
 `-o budget.trials=12 -o space.loss.tau=[2,6]`. `--out DIR` takes precedence over `run.dir`.
 
-Relative paths (`data.root`, `teacher.checkpoint`, `run.dir`) are relative to the current working directory, not
-to the file. A value that begins with `!`, `*`, `>` or `&` needs quotes in a file, as in
+Relative paths (`data.root`, `teacher.checkpoint`, `run.dir`) are relative to the current working directory,
+not to the file. A value that begins with `!`, `*`, `>` or `&` needs quotes in a file, as in
 `blocks: ["!layer1.0"]` and `val_accuracy: ">= 0.9"`. A duplicate key is a fault.
 
 **Ranges.** Keys of `space.loss` and `space.optim` take a number (fixed), `[low, high]` or

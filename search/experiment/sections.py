@@ -142,7 +142,8 @@ class BudgetConfig(Config):
         3.0,
         ge=2.0,
         le=100.0,
-        description="about one in N trials continues at each rung; also the ratio of consecutive rungs",
+        description="eta of successive halving: about one in eta trials passes a rung, and each rung is eta "
+        "times the one before",
     )
     first_share: float = Field(
         0.25,
