@@ -33,7 +33,7 @@ class Curves:
         self._finals[trial] = self._signs * np.asarray(values, dtype=np.float64)
 
     def gain(self, epoch: int) -> Values | None:
-        """Return the median change (M,) of the minimised objectives from `epoch` to the end; None: no data."""
+        """Return the median change (M,) of the minimised objectives from `epoch` on; None: no data."""
         gains = [
             final - self._curves[trial][epoch]
             for trial, final in self._finals.items()

@@ -1,7 +1,7 @@
 """Propose trials: an Optuna sampler over an in-memory study; proposals are priced before they train.
 
-When a search resumes, the sampler's study is rebuilt from the rows of the record. So the sampler itself is not
-saved, and it still knows every past proposal and does not repeat one.
+When a search resumes, the sampler's study is rebuilt from the rows of the record. So the sampler need not be
+saved: it knows every past proposal and does not repeat one.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def _nsga2(seed: int, startup_trials: int) -> BaseSampler:
 
 
 def _generation(sampler: BaseSampler, completed: int) -> dict[str, Any]:
-    """Return the generation of a complete trial; the record does not store it, so derive it from the order."""
+    """Return the generation of a complete trial; approximate: derived from the order of completion."""
     assert isinstance(sampler, NSGAIISampler)
     return {NSGAIISampler._get_generation_key(): completed // (sampler.population_size or 1)}
 
