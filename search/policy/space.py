@@ -1,9 +1,9 @@
 """The search space: define it as Optuna distributions, and convert parameters to trial configs.
 
 A block's level is an integer, so that samplers can use the order: `level/<block>` is 0 for the narrowest
-module, K-1 for the widest, K for keep. Settings of a method are named `<method>/<key>`, those of the optimiser
-`optim/<key>`. With several methods, `method` selects one, and only its settings are sampled. Values that the
-experiment fixes are not parameters.
+module, K-1 for the widest, K for keep. Settings of a method are named `<method>/<key>`, those of the
+optimiser `optim/<key>`. With several methods, `method` selects one, and only its settings are sampled. Values
+that the experiment fixes are not parameters.
 """
 
 from __future__ import annotations

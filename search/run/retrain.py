@@ -70,7 +70,8 @@ def retrain_picks(
         picked: the file written by `ama pick`, or its run directory.
         seeds: number of training runs per pick; their seeds were not used by the search.
         epochs: epochs per training run; None: `FULL_BUDGET` times those of a trial.
-        with_baselines: also train the same student from scratch, and from the teacher with cross-entropy only.
+        with_baselines: also train the same student from scratch, and from the teacher with cross-entropy
+            only.
         address: address of a Ray cluster; None: start Ray on this machine.
         out: folder for the models; None: `retrained` in the run directory.
         overrides: `dotted.key=value` for the experiment, in the sections of `OVERRIDES`; e.g.

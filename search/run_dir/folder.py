@@ -78,7 +78,7 @@ class Mirror(Folder):
 
     @property
     def remote(self) -> bool:
-        """Yes."""
+        """Always True."""
         return True
 
     def holds(self, name: str) -> bool:
@@ -140,7 +140,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def _passed_over(name: Path) -> bool:
-    """Return True for files that are not synced: partly written files, the lock, and Ray's files."""
+    """Return True for files that are not synced: hidden and partly written files, and Ray's files."""
     return name.parts[0] == TRIALS or name.name.startswith(".") or name.suffix in _PARTS
 
 
@@ -148,9 +148,9 @@ def _passed_over(name: Path) -> bool:
 def working_folder(place: str | os.PathLike[str]) -> Iterator[Folder]:
     """Open the folder at `place`; for an object store, a working copy that is synced until the block ends.
 
-    In a working copy, files directly in `place` are available at once, files in folders after `fetch`. Written
-    files are uploaded within `SYNC_SECONDS`, on `push`, and at the end even after an exception. A file is
-    deleted in the store only if `remove` deleted it in the working copy.
+    In a working copy, files directly in `place` are available at once, files in folders after `fetch`.
+    Changed files are uploaded within `SYNC_SECONDS`, on `push`, and at the end even after an exception. A
+    file is deleted in the store only if `remove` deleted it in the working copy.
 
     Raises:
         InputError: the object store cannot be reached or denies access, or the URI has another scheme.
