@@ -33,8 +33,8 @@ WAITING = (
 )
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two attempts
 
-# A network database can disappear silently: drop a connection after half a minute without an answer, not after
-# the 15 minutes of TCP's defaults.
+# A network database can disappear silently: drop a connection after half a minute without an answer, not
+# after the 15 minutes of TCP's defaults.
 _POSTGRES = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
