@@ -1,8 +1,8 @@
-"""What to try next and where it runs: experiment file, search space, searcher, the `ama` command.
+"""Search students of a teacher: experiment file, search space, searcher, the `ama` command.
 
     from search import load_experiment, search
 
-docs/python.md shows these names by job. A name is imported when it is first used: importing the package
+docs/python.md lists these names by task. A name is imported when it is first used: importing the package
 loads neither torch nor Ray.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from search.run.search import Outcome as Outcome
     from search.run.search import search as search
 
-# The public names, each with the module below this package that it comes from.
+# Public name -> module of this package that defines it.
 _MODULES = {
     "Experiment": "experiment.experiment",
     "FailedError": "errors",
@@ -39,10 +39,10 @@ _MODULES = {
 __all__ = list(_MODULES)
 
 
-if not TYPE_CHECKING:  # a checker that saw `__getattr__` would let every misspelt name pass
+if not TYPE_CHECKING:  # hidden from type checkers: with `__getattr__` they would accept misspelt names
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first asked for (PEP 562)."""
+        """Import a public name on first access (PEP 562)."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -50,5 +50,5 @@ if not TYPE_CHECKING:  # a checker that saw `__getattr__` would let every misspe
 
 
 def __dir__() -> list[str]:
-    """The public names, imported or not, beside what is there."""
+    """List the module's names and all public names, imported or not."""
     return sorted({*globals(), *_MODULES})

@@ -1,12 +1,12 @@
-"""What went wrong without being the user's mistake."""
+"""Errors that are not the user's mistake."""
 
 from __future__ import annotations
 
 
 class FailedError(Exception):
-    """Work that was begun could not be finished.
+    """Raised when work was started and could not be finished.
 
-    The message says what failed, why, and what remains. The command line prints it without a traceback and
+    The message says what failed, why, and what is kept. The command line prints it without a traceback and
     exits with code 1.
 
     Example:

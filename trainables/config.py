@@ -348,9 +348,6 @@ class RuntimeConfig(Config):
     layout: Literal["auto", "contiguous", "channels_last"] = Field(
         default="auto", description="memory layout of activation maps"
     )
-    threads: PositiveInt | None = Field(
-        default=None, description="CPU threads; null: as many as the trial was given"
-    )
     threads: PositiveInt | None = Field(default=None, description="CPU threads; null: the trial's CPU cores")
     optimizer: Literal["auto", "single", "foreach", "fused"] = Field(
         default="auto",

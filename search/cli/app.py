@@ -1,4 +1,4 @@
-"""The `ama` command. Each subcommand reads files, leaves files and says where they are.
+"""The `ama` command. Each subcommand reads files, writes files and prints where they are.
 
 `ama --help` lists the subcommands, `ama COMMAND --help` gives an example of each.
 """
@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from analysis.errors import InputError as AnalysisInputError
 from search.cli import cluster_commands as cluster_cli
-from search.cli import experiment_commands as experiment_cli  # noqa: F401 - whose commands register with `app`
-from search.cli import run_commands as run_cli  # noqa: F401 - whose commands register with `app`
+from search.cli import experiment_commands as experiment_cli  # noqa: F401 - registers its commands with `app`
+from search.cli import run_commands as run_cli  # noqa: F401 - registers its commands with `app`
 from search.cli.console import console
 from search.cli.options import app, example
 from search.errors import FailedError
@@ -23,9 +23,9 @@ app.add_typer(cluster_cli.app, name="cluster")
 
 
 def main() -> None:
-    """Entry point of the command: one message and no traceback for what people can mend.
+    """Run the command; print errors that the user can fix as one message, without a traceback.
 
-    Exits with 2 for the user's mistakes and 1 for work that failed.
+    Exit with code 2 for user errors and with 1 for work that failed.
     """
     try:
         app()
@@ -34,7 +34,7 @@ def main() -> None:
     except FailedError as fault:
         _end(str(fault), 1)
     except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as fault:
-        _end(f"{fault.filename}: {fault.strerror}", 2)  # of --out and run.dir: all else is checked before
+        _end(f"{fault.filename}: {fault.strerror}", 2)  # from --out and run.dir; others are checked before
 
 
 def _end(message: str, code: int) -> NoReturn:

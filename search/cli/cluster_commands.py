@@ -1,4 +1,4 @@
-"""`ama cluster`: what concerns the cluster itself."""
+"""`ama cluster`: check cluster files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ app = typer.Typer(no_args_is_help=True, help="Check cluster files.")
 
 @app.callback()
 def cluster() -> None:
-    """Check cluster files. docs/cluster.md says how a cluster is started, used and torn down."""
+    """Check cluster files. docs/cluster.md explains how to start, use and shut down a cluster."""
 
 
 @app.command(epilog="Example: [bold]ama cluster check cluster.yaml search/clusters/*.yaml[/]")
 def check(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="for `ray up` or `kubectl apply`; nothing is started"),
+        typer.Argument(metavar="FILE...", help="files for `ray up` or `kubectl apply`; starts nothing"),
     ],
 ) -> None:
-    """Check cluster files offline: schema, sizes, places, images, mounts, open ports, secrets."""
+    """Check cluster files offline: schema, sizes, regions, images, mounts, open ports, secrets."""
     from search.cluster_files.check import check as check_file
     from search.cluster_files.check import to_fill_in
 
@@ -37,6 +37,6 @@ def check(
         if not faults:
             console.print(f"{file}: ok", markup=False, soft_wrap=True)
             for value in to_fill_in(file):
-                console.print(f"  yours to fill in: {value}", markup=False, soft_wrap=True)
+                console.print(f"  placeholder to replace: {value}", markup=False, soft_wrap=True)
     if wrong:
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""Where the `ama` command writes: two consoles, progress of the stages, the live view of a search."""
+"""Console output of the `ama` command: two consoles, progress of the stages, live view of a search."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from analysis.metrics import show
 from search.cli.tables import ENDED, Objectives, draw
 from search.tune.board import Board
 
-Stage = Callable[[str, int, int], None]  # what, done, of how many
+Stage = Callable[[str, int, int], None]  # description, done, total
 
-LOG_WIDTH = 160  # columns of a file or pipe
-LOG_SECONDS = 20.0  # between two lines of one stage in a log
+LOG_WIDTH = 160  # columns when the output is a file or a pipe
+LOG_SECONDS = 20.0  # time between two log lines of one stage
 
 
 def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
 
 
-# Progress and errors go to stderr: stdout holds the answer, with `--json` nothing but JSON.
+# Progress and errors go to stderr. The answer goes to stdout; with `--json` stdout is pure JSON.
 console = Console(stderr=True, highlight=False, width=_width(sys.stderr))
 answers = Console(highlight=False, width=_width(sys.stdout))
 
 
 @contextmanager
 def stages() -> Iterator[Stage]:
-    """Progress of the stages: a bar each on a terminal, now and then a line elsewhere.
+    """Show the progress of the stages: one bar each on a terminal, log lines elsewhere.
 
     Yields:
-        What the pipeline calls as work goes on. The part of its text before a comma names the stage.
+        The progress callback of the pipeline. The text before the first comma is the stage's name.
     """
     if not console.is_terminal:
         yield _StageLog()
@@ -63,7 +63,7 @@ def stages() -> Iterator[Stage]:
 
 
 class _StageLog:
-    """A line when a stage begins, when it ends, and every `LOG_SECONDS` between."""
+    """Print a line when a stage starts, when it ends, and every `LOG_SECONDS` in between."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -80,13 +80,13 @@ class _StageLog:
 
 @contextmanager
 def search_view(objectives: Objectives) -> Iterator[tuple[Stage, Callable[[Board], None]]]:
-    """Progress of the stages before a search, which make room for the live board when it begins.
+    """Show the stages before a search, then the live board once the search starts.
 
     Args:
         objectives: metric and direction, in the study's order.
 
     Yields:
-        The `progress` and the `watch` callable for the runner.
+        The callables `progress` and `watch` for the runner.
     """
     with ExitStack() as before, ExitStack() as during:
         progress = before.enter_context(stages())
@@ -94,7 +94,7 @@ def search_view(objectives: Objectives) -> Iterator[tuple[Stage, Callable[[Board
 
         def watch(board: Board) -> None:
             if not board_view:
-                before.close()  # a console has room for one live display
+                before.close()  # a console supports one live display at a time
                 board_view.append(during.enter_context(live_board(objectives)))
             board_view[0](board)
 
@@ -103,9 +103,9 @@ def search_view(objectives: Objectives) -> Iterator[tuple[Stage, Callable[[Board
 
 @contextmanager
 def live_board(objectives: Objectives) -> Iterator[Callable[[Board], None]]:
-    """The live view of a search: a `watch` callable for the runner.
+    """Show a search live; yields the `watch` callable for the runner.
 
-    On a terminal it redraws in place; elsewhere (a log) it prints one line a finished trial.
+    On a terminal the view is redrawn in place. Elsewhere it prints one line per finished trial.
 
     Args:
         objectives: metric and direction, in the study's order.
@@ -125,7 +125,7 @@ def live_board(objectives: Objectives) -> Iterator[Callable[[Board], None]]:
 
 
 class _Lines:
-    """One line for every trial that ended."""
+    """Print one line for every trial that ended."""
 
     def __init__(self, objectives: Objectives) -> None:
         self._objectives = objectives

@@ -14,12 +14,12 @@ from search.cli.live_search import run_search
 from search.cli.options import Address, ExperimentArg, Json, Out, Overrides, app, emit, example
 from search.cli.tables import profile_tables
 
-if TYPE_CHECKING:  # `ama --help` waits for neither torch nor Ray
+if TYPE_CHECKING:  # keep `ama --help` fast: it loads neither torch nor Ray
     from search.experiment.experiment import Experiment
 
 
 def load(experiment: str, overrides: list[str] | None, out: str | None) -> Experiment:
-    """The experiment with absolute paths: its run is to be understood from any directory."""
+    """Load an experiment and make its paths absolute, so that its run works from any directory."""
     from search.experiment.load import load_experiment
 
     loaded = load_experiment(experiment, overrides or [], out)
@@ -38,11 +38,11 @@ def quickstart(
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", metavar="DIR", help="where to put the run; runs/quickstart, or -2, -3 after it"
+            "--out", metavar="DIR", help="run directory; default: runs/quickstart, or -2, -3, … if taken"
         ),
     ] = None,
 ) -> None:
-    """Everything below on the embedded digits: teacher, costs, search, report, pick, retrain."""
+    """Run the whole pipeline on the embedded digits: teacher, costs, search, report, pick, retrain."""
     from search.cli.quickstart import run
 
     run(out)
@@ -78,7 +78,7 @@ def teacher(
 def profile(
     experiment: ExperimentArg, override: Overrides = None, out: Out = None, as_json: Json = False
 ) -> None:
-    """Show the teacher's blocks and the cost table: what every block and every AMA module costs."""
+    """Show the teacher's blocks and the cost table of all blocks and AMA modules."""
     from search.run_dir.folder import at, working_folder
     from search.stages.prepare import profile as measure
     from search.stages.prepare import read_data
@@ -94,7 +94,7 @@ def profile(
         answers.print(drawn)
     answers.print(f"Latency of a batch of {table.batch_size} on {table.device}, threads: {table.threads}.")
     if record is None:
-        answers.print("No teacher is trained yet: random weights, which cost the same.")
+        answers.print("No teacher is trained yet: profiled with random weights, which cost the same.")
 
 
 @app.command(epilog=example("ama library digits"))
@@ -126,7 +126,7 @@ def search(
     trials: Annotated[int | None, typer.Option("--trials", metavar="N", help="budget.trials")] = None,
     address: Address = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in the run directory")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done; start nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and start nothing")] = False,
     profile_trial: Annotated[
         bool, typer.Option("--profile-trial", help="write a torch.profiler trace of a trial's second epoch")
     ] = False,

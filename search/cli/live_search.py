@@ -21,7 +21,7 @@ def run_search(
     resume: bool = False,
     profile_trial: bool = False,
 ) -> None:
-    """Search with a live view; exits with 1 where the search failed as a whole."""
+    """Search with a live view; exit with code 1 if the search as a whole failed."""
     from search.run import search as runner
 
     objectives: list[tuple[str, str]] = [(o.metric, o.direction) for o in experiment.objectives]
@@ -44,13 +44,14 @@ def run_search(
     for board in boards:
         answers.print(front_table(board.front(), objectives))
         counts = board.counts()
-        counts["WAITING"] += counts.pop("RUNNING", 0)  # nothing runs any more; --resume takes them up
+        counts["WAITING"] += counts.pop("RUNNING", 0)  # nothing runs any more; --resume continues them
         answers.print(count_words(counts, board.refused))
-    answers.print(f"search over: {escape(outcome.reason)}\nrun: {outcome.run}", soft_wrap=True)
+    ended = "stopped" if outcome.interrupted or outcome.failed else "finished"
+    answers.print(f"search {ended}: {escape(outcome.reason)}\nrun: {outcome.run}", soft_wrap=True)
     if profile_trial:
         files = " ".join(outcome.profile)
         answers.print(
-            f"profile: {escape(files) or 'none: no trial here got to its second epoch'}", soft_wrap=True
+            f"profile: {escape(files) or 'none: no trial here reached its second epoch'}", soft_wrap=True
         )
     if outcome.failed:
         raise typer.Exit(1)

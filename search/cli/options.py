@@ -1,4 +1,4 @@
-"""What the subcommands of `ama` share: the app they register with, common options, answers as JSON."""
+"""Shared by the subcommands of `ama`: the Typer app, common options, answers as JSON."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print the answer as JSON on standard output")]
 Address = Annotated[
     str | None,
-    typer.Option(
-        "--address", metavar="A", help="a Ray cluster's, or auto for the running one; none: start one"
-    ),
+    typer.Option("--address", metavar="A", help="address of a Ray cluster, or auto; default: start Ray here"),
 ]
 
 
@@ -47,10 +45,10 @@ def emit(value: Any) -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep the garbage collector away from the objects that exist now, until the block ends.
+    """Exclude existing objects from garbage collection until the block ends.
 
-    For commands that hold a large study while they work: at 10,000 trials a third of the CPU time of
-    `ama pick` would go into looking at its objects again and again.
+    For commands that hold a large study in memory: with 10,000 trials the collector would take a third of
+    the CPU time of `ama pick`.
     """
     gc.freeze()
     try:
@@ -60,5 +58,5 @@ def uncollected() -> Iterator[None]:
 
 
 def example(text: str) -> str:
-    """The line below a command's help."""
+    """Format the example line below a command's help."""
     return f"Example: [bold]{text}[/]"

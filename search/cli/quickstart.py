@@ -1,4 +1,4 @@
-"""`ama quickstart`: the whole pipeline on the embedded digits, by the same functions as the commands."""
+"""`ama quickstart`: run the whole pipeline on the embedded digits, with the functions of the commands."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from search.stages.prepare import prepare
 from trainables.errors import InputError
 
 PRESET = "digits"
-# The student to retrain: the most accurate that costs at most this share of the teacher.
+# Retrain the most accurate student that costs at most this share of the teacher.
 LIMIT = "flops=0.5x"
 SEEDS = 3
 PLACE = "runs/quickstart"
 
 
 def free_place(base: str = PLACE) -> str:
-    """`base`, or the first of `base-2`, `base-3`, … that holds no run: a quickstart may be repeated."""
+    """Return the first of `base`, `base-2`, `base-3`, … that holds no run."""
     names = chain([base], (f"{base}-{number}" for number in count(2)))
     return next(name for name in names if not (Path(name) / EXPERIMENT_FILE).exists())
 
 
 def run(out: str | None = None) -> None:
-    """Teacher, costs, search, report, pick, retrained student: everything lands in `out`.
+    """Run the quickstart: teacher, costs, search, report, pick and retrained student, all in `out`.
 
     Args:
-        out: a folder; None: a free one.
+        out: a folder; None: the first free one.
 
     Raises:
-        InputError: `out` holds a run already, or is no folder of this machine.
+        InputError: `out` already holds a run, or is not a folder on this machine.
     """
     out = free_place() if out is None else out
     if "://" in out:
@@ -53,12 +53,12 @@ def run(out: str | None = None) -> None:
 
 
 def run_experiment(experiment: Experiment, name: str, seeds: int = SEEDS) -> None:
-    """Every stage in turn, each announced by the command that does it alone.
+    """Run every stage in turn; before each, print the command that runs this stage alone.
 
     Args:
-        experiment: what to do; its run directory holds no run yet.
-        name: what the announced commands call it.
-        seeds: of the retrained student and its baselines.
+        experiment: the experiment; its run directory must not hold a run yet.
+        name: name of the experiment in the printed commands.
+        seeds: number of seeds for the retrained student and its baselines.
     """
     began, out = time.monotonic(), experiment.run.dir
 

@@ -1,4 +1,4 @@
-"""Subcommands of `ama` that take what a search left: status, report, compare, pick and what comes after."""
+"""Subcommands of `ama` that read a run: status, report, compare, pick, retrain, evaluate, export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from search.cli.console import answers, console, stages
 from search.cli.options import Address, Json, Overrides, RunArg, app, emit, example, uncollected
 from search.cli.tables import count_words, front_table, text_table
 
-if TYPE_CHECKING:  # `ama --help` waits for neither torch nor Ray
+if TYPE_CHECKING:  # keep `ama --help` fast: it loads neither torch nor Ray
     from analysis.picks.pick import Pick
 
 
@@ -26,7 +26,7 @@ def status(run: RunArg, as_json: Json = False) -> None:
     from analysis.runs.run import Run
     from analysis.runs.status import status as read_status
 
-    opened = Run.open(run)  # of an object store it reads the experiment file alone
+    opened = Run.open(run)  # from an object store it reads only the experiment file
     answer = read_status(opened)
     if as_json:
         emit(answer)
@@ -45,7 +45,7 @@ def report(
     run: RunArg,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="default: RUN/report")] = None,
 ) -> None:
-    """Write pictures (PNG, SVG), their numbers (CSV), one HTML page and a Markdown summary."""
+    """Write figures (PNG, SVG), their numbers (CSV), an HTML page and a Markdown summary."""
     from analysis.report.write import write_report
     from analysis.runs.object_store import join
     from search.run.open_run import opened
@@ -60,7 +60,7 @@ def report(
     ):
         written = write_report(study, folder.path)
         drawn = {file.name for file in written.figures}
-        for table in written.tables:  # a picture of an earlier report that this one does not have
+        for table in written.tables:  # remove figures of an earlier report that this one does not have
             for name in (f"{table.stem}.png", f"{table.stem}.svg"):
                 if name not in drawn:
                     folder.remove(name)
@@ -71,11 +71,11 @@ def report(
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="run directories or storage URLs")],
     out: Annotated[
-        str | None, typer.Option("--out", metavar="DIR", help="write pictures, CSV and Markdown there")
+        str | None, typer.Option("--out", metavar="DIR", help="write figures, CSV and Markdown to DIR")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare fronts and hypervolumes of several runs; those that differ in the seed alone are repeats."""
+    """Compare fronts and hypervolumes of several runs; runs that differ only in the seed are repeats."""
     from analysis.compare import write as compare_report
     from analysis.compare.compare import compare_runs
 
@@ -102,12 +102,12 @@ def pick(
     least: Annotated[
         list[str] | None, typer.Option("--min", metavar="K=V", help="lower limit, e.g. val_accuracy=0.9")
     ] = None,
-    knee: Annotated[bool, typer.Option("--knee", help="the knee of the front")] = False,
-    top: Annotated[int | None, typer.Option("--top", metavar="N", help="N well-spread points")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="pick the knee of the front")] = False,
+    top: Annotated[int | None, typer.Option("--top", metavar="N", help="pick N spread-out points")] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="default: RUN/pick.yaml")] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose configs worth retraining from the front, and write them to pick.yaml."""
+    """Choose configs from the front to retrain, and write them to pick.yaml."""
     from analysis.picks.pick import pick as choose
     from analysis.picks.pick_file import write_pick
     from analysis.runs.object_store import join
@@ -123,7 +123,7 @@ def pick(
 
 
 def say_picks(picks: list[Pick], path: str | Path) -> None:
-    """What was picked, why, and where it was written."""
+    """Print the picks with their reasons, and the file they were written to."""
     for chosen in picks:
         figures = ", ".join(f"{metric} {show(metric, value)}" for metric, value in chosen.values.items())
         answers.print(f"trial {chosen.number}: {figures}\n  {escape(chosen.reason)}", soft_wrap=True)
@@ -132,21 +132,21 @@ def say_picks(picks: list[Pick], path: str | Path) -> None:
 
 @app.command(epilog=example("ama retrain runs/digits/pick.yaml --seeds 3 --baselines"))
 def retrain(
-    picked: Annotated[str, typer.Argument(metavar="PICK", help="a file that `ama pick` wrote")],
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="trainings of each pick")] = 3,
+    picked: Annotated[str, typer.Argument(metavar="PICK", help="a file written by `ama pick`")],
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="training runs per pick")] = 3,
     epochs: Annotated[
         int | None, typer.Option("--epochs", metavar="N", min=1, help="default: three times the search's")
     ] = None,
     baselines: Annotated[
         bool,
-        typer.Option("--baselines", help="also from scratch, and from the teacher with cross-entropy only"),
+        typer.Option("--baselines", help="also train from scratch, and from the teacher with CE only"),
     ] = False,
     address: Address = None,
     override: Overrides = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="default: RUN/retrained")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train picks from the teacher with full budget and several seeds; test data is read once a model."""
+    """Retrain picks from the teacher with full budget and several seeds; test each model once."""
     from search.run.retrain import retrain_picks
 
     with stages() as progress:
@@ -176,7 +176,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="DIR", help="a folder with test/<class>/* or <class>/*; default: its own data"
+            "--data", metavar="DIR", help="test/<class>/* or <class>/* in it; default: the model's data"
         ),
     ] = None,
     as_json: Json = False,
@@ -202,13 +202,13 @@ def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="a folder with model.safetensors and model.json")
     ],
-    format: Annotated[str, typer.Option("--format", metavar="pt2|onnx", help="what to write")] = "pt2",
+    format: Annotated[str, typer.Option("--format", metavar="pt2|onnx", help="file format")] = "pt2",
     out: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="default: beside the model")
+        str | None, typer.Option("--out", metavar="FILE", help="default: in the model's folder")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a retrained model, check that it computes the same, and time it."""
+    """Export a retrained model, compare its outputs with PyTorch's, and measure its latency."""
     from analysis.runs.object_store import is_remote, join
     from search.run.finished_models import export_retrained
     from search.run_dir.folder import working_folder

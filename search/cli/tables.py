@@ -1,4 +1,4 @@
-"""Boards and tables for people: the state of a search, its front, a cost table. Free of torch and Ray."""
+"""Tables for the terminal: state of a search, front, cost table. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from search.tune.board import Board, Front
 
 Objectives = Sequence[tuple[str, str]]  # metric and direction, in the study's order
 
-# Trials by state, in words for people.
+# Display names of the trial states.
 ENDED = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed"}
 WORDS = {**ENDED, "RUNNING": "running", "WAITING": "waiting"}
 
 
 def draw(board: Board, objectives: Objectives, elapsed: float, before: int = 0) -> RenderableType:
-    """The board: trials by state, time left, and the front so far.
+    """Draw the board: trials by state, elapsed and remaining time, current front.
 
     Args:
         board: the live state.
         objectives: metric and direction, in the study's order.
-        elapsed: seconds since this session began.
+        elapsed: seconds since this session started.
         before: epochs that earlier sessions trained.
     """
     counts = board.counts()
     ended = sum(counts[state] for state in ENDED)
     line = f"{ended}/{board.trials} trials: {count_words(counts, board.refused)}"
     left = seconds_left(board, elapsed, before)
-    clock = f"{duration(elapsed)} gone" + (f", about {duration(left)} left" if left else "")
+    clock = f"elapsed {duration(elapsed)}" + (f", about {duration(left)} left" if left else "")
     return Group(Text(line), Text(clock), _front_table(board.front(), objectives))
 
 
 def count_words(counts: Mapping[str, int], refused: int) -> str:
-    """Trials by state in words, e.g. `5 complete, 1 stopped early, 0 failed; 2 proposals refused`.
+    """Format counts of trials, e.g. `5 complete, 1 stopped early, 0 failed; 2 proposals refused`.
 
-    Running and waiting trials are named where there are some.
+    Running and waiting trials are listed only if there are any.
     """
     parts = [
         f"{counts.get(state, 0)} {word}"
@@ -51,7 +51,7 @@ def count_words(counts: Mapping[str, int], refused: int) -> str:
 
 
 def seconds_left(board: Board, elapsed: float, before: int = 0) -> float | None:
-    """Seconds the rest takes if its trials are as long as those that ended; None: too early to say."""
+    """Estimate the remaining seconds from the average length of ended trials; None: too early."""
     done = board.epochs_in_all
     if not board.ended or done <= before:
         return None
@@ -60,7 +60,7 @@ def seconds_left(board: Board, elapsed: float, before: int = 0) -> float | None:
 
 
 def front_table(values: Mapping[int, Sequence[float]], objectives: Objectives) -> Table:
-    """The non-dominated trials of `values`, cheapest (by the last objective) first."""
+    """Draw the non-dominated trials of `values`, cheapest (by the last objective) first."""
     front = Front([direction for _, direction in objectives])
     for number, row in values.items():
         front.add(number, row)
@@ -78,7 +78,7 @@ def _front_table(front: Mapping[int, Sequence[float]], objectives: Objectives) -
 
 
 def profile_tables(costs: Mapping[str, Any]) -> tuple[Table, Table]:
-    """A cost table's JSON form as tables: the teacher with its blocks, and the modules."""
+    """Draw a cost table from its JSON form: one table of the teacher's blocks, one of the modules."""
 
     def figures(row: Mapping[str, Any]) -> list[str]:
         return [show(metric, row[metric]) for metric in ("params", "flops", "latency_ms")]
@@ -100,7 +100,7 @@ def profile_tables(costs: Mapping[str, Any]) -> tuple[Table, Table]:
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of texts, the first column to the left and the others to the right."""
+    """Draw a table of texts: first column left-aligned, others right-aligned."""
     table = Table()
     for index, header in enumerate(headers):
         table.add_column(Text(header), justify="right" if index else "left")

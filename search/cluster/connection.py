@@ -1,4 +1,4 @@
-"""Ray: connect to a cluster or start one here, and check what is asked of it before anything runs."""
+"""Connect to a Ray cluster, or start Ray on this machine; check address and token first."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from trainables.files import first_line
 KNOCK_SECONDS = 10.0
 
 SETTINGS = {
-    # Keep Ray quiet, and its older and newer output styles from mixing with ours.
+    # Silence Ray's own output, old and new style.
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
-    # Ray itself begins a task that ran out of memory again for ever.
+    # By default Ray retries a task that ran out of memory for ever.
     "RAY_task_oom_retries": "2",
 }
 
 
 @contextmanager
 def connected(address: str | None, cpus: int | None = None, modules: Sequence[str] = ()) -> Iterator[None]:
-    """A connection to Ray, closed afterwards; a Ray that was started here is stopped as well.
+    """Connect to Ray, and disconnect on exit; a Ray started here is also stopped.
 
     Args:
-        address: of a running cluster, `auto` for the one on this machine, None to start one here.
-        cpus: CPUs of a Ray started here; None: all of this machine's.
-        modules: Python files and packages that the workers of a running cluster are given.
+        address: address of a running cluster, `auto` for the one on this machine, None to start Ray here.
+        cpus: number of CPUs for a Ray started here; None: all of this machine.
+        modules: Python files and packages to send to the workers of a running cluster.
 
     Raises:
-        InputError: no cluster answers at `address`, or it asks for another token.
+        InputError: no cluster answers at `address`, or it requires another token.
     """
-    if ray.is_initialized():  # someone else's connection: use it and leave it open
+    if ray.is_initialized():  # the caller's connection: use it and leave it open
         yield
         return
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
-    # "local", not None: with None Ray would connect to the cluster of the environment's RAY_ADDRESS.
+    # "local", not None: with None Ray would connect to the cluster in the variable RAY_ADDRESS.
     here = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
     there: dict[str, Any] = {"address": address}
     if modules:
@@ -70,7 +70,7 @@ def connected(address: str | None, cpus: int | None = None, modules: Sequence[st
         reason = first_line(fault)
         raise InputError(
             f"--address {address}: no Ray cluster answers there ({reason}); start one with `ray start "
-            "--head` or `ray up cluster.yaml`, or leave --address away to run on this machine"
+            "--head` or `ray up cluster.yaml`, or omit --address to run on this machine"
         ) from None
     try:
         yield
@@ -79,10 +79,10 @@ def connected(address: str | None, cpus: int | None = None, modules: Sequence[st
 
 
 def _knock(address: str) -> None:
-    """Check that something listens at `host:port`: Ray itself would try for minutes.
+    """Check that something listens at `host:port`; Ray itself would retry for minutes.
 
     Raises:
-        OSError: nothing does.
+        OSError: nothing listens there.
     """
     host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     if colon and port.isdigit():
@@ -91,7 +91,7 @@ def _knock(address: str) -> None:
 
 
 def cause_of(fault: RayError) -> str:
-    """What went wrong with a task, in one line."""
+    """Return the cause of a failed task in one line."""
     cause = fault.cause if isinstance(fault, RayTaskError) and fault.cause is not None else fault
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,7 +1,7 @@
-"""What a node looks at before it gets trials. Sent to every node by value, so: standard library alone.
+"""Checks that run on every node before it gets trials: versions, storage, database, device, imports.
 
-What else it needs is imported where it is used, so that a node without our packages, or with older ones, can
-say so.
+The module is sent to the nodes by value, so its top level imports only the standard library. Other imports
+are local to their functions, so that a node with missing or outdated packages can report that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KNOCK_SECONDS = 10.0
 
 
 def found_versions() -> dict[str, str]:
-    """Python, the packages that must be the same everywhere, and a hash of our own sources."""
+    """Return the versions that must match on all nodes: Python, packages, a hash of our sources."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -41,13 +41,13 @@ def found_versions() -> dict[str, str]:
 
 
 def look(wanted: Mapping[str, Any], trials: bool) -> list[str]:
-    """What is wrong on the node where this runs.
+    """Check the node where this runs, and return one line per fault.
 
     Args:
-        wanted: the driver's `versions`; `place` of the run directory, `name` and `token`, a file in it and
-            its content; `database`, host and port or None; `device` and `gpu` of a trial; `imports`,
-            the `import:` texts of the experiment.
-        trials: the node can run trials.
+        wanted: expected values, by key. `versions`: the driver's. `place`: the run directory. `name` and
+            `token`: a file in it and its content. `database`: host and port, or None. `device` and `gpu`:
+            of a trial. `imports`: the `import:` texts of the experiment.
+        trials: whether the node can run trials.
     """
     faults = [
         f"{what} {found}, but the driver has {wanted['versions'][what]}"
@@ -63,17 +63,17 @@ def look(wanted: Mapping[str, Any], trials: bool) -> list[str]:
 
 
 def _storage_faults(place: str, name: str, token: str) -> list[str]:
-    """The driver's file must be there, and one of our own be written, read and removed."""
+    """Check that the driver's file is readable, and that a new file can be written, read and removed."""
     own = f"{name}-{secrets.token_hex(4)}"
     try:
         if read(place, name) != token:
-            raise OSError("the driver's file has another content here")
+            raise OSError("the driver's file has different content on this node")
     except Exception as fault:
-        return [f"run.dir: {place} is not the driver's here: {fault}"]
+        return [f"run.dir: {place} on this node is not the driver's: {fault}"]
     try:
         write(place, own, own)
         if read(place, own) != own:
-            raise OSError("what was written is not what is read back")
+            raise OSError("a file that was written reads back differently")
         delete(place, own)
     except Exception as fault:
         return [f"run.dir: cannot write in {place}: {fault}"]
@@ -81,7 +81,7 @@ def _storage_faults(place: str, name: str, token: str) -> list[str]:
 
 
 def read(place: str, name: str) -> str:
-    """Content of a file of the run directory."""
+    """Read a file of the run directory."""
     from analysis.runs.object_store import Store, is_remote
 
     if is_remote(place):
@@ -90,7 +90,7 @@ def read(place: str, name: str) -> str:
 
 
 def write(place: str, name: str, content: str) -> None:
-    """Make a file in the run directory."""
+    """Write a file in the run directory."""
     from analysis.runs.object_store import Store, is_remote
 
     if is_remote(place):
@@ -120,7 +120,7 @@ def _database_faults(server: tuple[str, int] | None) -> list[str]:
 
 
 def _device_faults(device: str, gpu: float) -> list[str]:
-    """An accelerator that is asked for must compute."""
+    """Check that the requested accelerator can compute."""
     if gpu <= 0 and device in ("auto", "cpu"):
         return []
     try:

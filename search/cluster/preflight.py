@@ -1,4 +1,4 @@
-"""Before the first trial: a task on every node checks what its trials will need; all faults come together."""
+"""Check every node of the cluster before the first trial, and report all faults at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from search.experiment.experiment import Experiment
 from search.run_dir.folder import Folder
 from trainables.errors import InputError
 
-PATIENCE = 120.0  # seconds for a node's answer: its CPUs or GPUs may be another search's
+PATIENCE = 120.0  # seconds to wait for a node; another search may be using its CPUs or GPUs
 
 
 def preflight(
@@ -30,11 +30,11 @@ def preflight(
     Args:
         experiment: resources, device, teacher.
         folder: the run directory.
-        url: of the study's database; None: it is not needed.
+        url: URL of the study's database; None: do not check it.
         patience: seconds to wait for a node.
 
     Raises:
-        InputError: everything that some node lacks, one line each, by the node's address.
+        InputError: at least one node has a fault; one line per fault, with the node's address.
     """
     place = folder.place if folder.remote else str(folder.path.absolute())
     token, name = secrets.token_hex(16), f".preflight-{secrets.token_hex(4)}"
@@ -61,7 +61,7 @@ def preflight(
 
 
 def _server(url: str) -> tuple[str, int] | None:
-    """Host and port of a database that is reached through the network."""
+    """Return host and port of a network database; None for a local one."""
     parts = make_url(url)
     ports = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
     if not parts.host:
@@ -70,7 +70,7 @@ def _server(url: str) -> tuple[str, int] | None:
 
 
 def _ask(experiment: Experiment, wanted: dict[str, Any], patience: float) -> list[str]:
-    """The faults of all nodes that are still there."""
+    """Run the check on all living nodes, and return their faults."""
     resources = experiment.resources
     running: dict[Any, dict[str, Any]] = {}
     ray.cloudpickle.register_pickle_by_value(nodecheck)
@@ -103,10 +103,10 @@ def _answer(task: Any, node: dict[str, Any], patience: float) -> Sequence[str]:
         if ready:
             return list(ray.get(task))
         ray.cancel(task, force=True)
-        return [f"no answer within {patience:.0f} s; the CPUs or GPUs of a trial may be taken there"]
+        return [f"no answer within {patience:.0f} s; its CPUs or GPUs may be in use"]
     except RayError as fault:
         alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
         if node["NodeID"] not in alive:
-            return []  # lost meanwhile, as spot machines are
+            return []  # the node was lost meanwhile, e.g. a spot instance
         lines = [line for line in str(fault).splitlines() if line.strip()] or [type(fault).__name__]
         return [f"the check itself failed: {lines[-1].strip()}"]

@@ -1,4 +1,4 @@
-"""How many trials of a size fit on the cluster's nodes."""
+"""Compute how many trials fit on the cluster's nodes at once."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from trainables.errors import InputError
 
 
 def fits(resources: Resources, node: Mapping[str, float]) -> int:
-    """How many trials a node with these CPUs and GPUs runs at once."""
+    """Return how many trials fit at once on a node with these CPUs and GPUs."""
     wanted = {"CPU": resources.cpu, "GPU": resources.gpu}
     counts = [int(node.get(name, 0.0) / each + 1e-9) for name, each in wanted.items() if each > 0]
     return min(counts, default=1)
 
 
 def slots(resources: Resources, node: Mapping[str, float] | None = None) -> int:
-    """How many trials run at once.
+    """Return how many trials run at once.
 
-    Where an autoscaler starts the workers, what there is now says nothing: `resources.concurrent` decides.
+    With an autoscaler the current nodes are no limit: `resources.concurrent` decides.
 
     Args:
-        resources: what one trial is to get.
-        node: "CPU" and "GPU" of this machine; None: the nodes of the cluster this process is connected to.
+        resources: CPUs and GPUs of one trial.
+        node: "CPU" and "GPU" of this machine; None: use the nodes of the connected cluster.
 
     Raises:
-        InputError: no node has, or will have, the CPUs and GPUs that one trial is to get.
+        InputError: no node has, or will have, enough CPUs and GPUs for one trial.
     """
     nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]] if node is None else [node]
     most = sum(fits(resources, each) for each in nodes)
@@ -38,8 +38,8 @@ def slots(resources: Resources, node: Mapping[str, float] | None = None) -> int:
     if node is None and autoscales():
         if asked is None and most == 0:
             raise InputError(
-                "resources.concurrent: expected how many trials are to run at once, because the cluster "
-                "starts its workers when they are asked for and has none now; got nothing"
+                "resources.concurrent: expected the number of trials to run at once, because the cluster "
+                "starts workers on demand and has none now; got nothing"
             )
         return asked or most
     if most == 0:
@@ -53,10 +53,9 @@ def _too_much(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Inp
         if there < wanted:
             where = " on the largest node" if len(nodes) > 1 and there else ""
             return InputError(
-                f"resources.{key}: a trial is to get {wanted:g} {name}s, but there are {there:g}{where}; "
+                f"resources.{key}: a trial needs {wanted:g} {name}s, but there are {there:g}{where}; "
                 f"lower resources.{key} or use a cluster that has them (--address)"
             )
     return InputError(
-        f"resources: a trial is to get {resources.cpu:g} CPUs and {resources.gpu:g} GPUs, but no node has "
-        "both"
+        f"resources: a trial needs {resources.cpu:g} CPUs and {resources.gpu:g} GPUs, but no node has both"
     )

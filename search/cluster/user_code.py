@@ -1,4 +1,4 @@
-"""A user's own code on a cluster: which files its workers need."""
+"""Find the user's own modules that the workers of a cluster need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OURS = {"analysis", "search", "trainables"}
 
 
 def imports_of(experiment: Experiment) -> tuple[str, ...]:
-    """Every `import:` text of an experiment: its teacher, data set, sampler, metrics, costs, method."""
+    """Return every `import:` text of an experiment (teacher, data set, sampler, metrics, costs, method)."""
     found: list[str] = []
 
     def walk(value: object) -> None:
@@ -24,21 +24,21 @@ def imports_of(experiment: Experiment) -> tuple[str, ...]:
             for item in value:
                 walk(item)
         elif isinstance(value, str) and value.startswith(IMPORT):
-            found.append(value.split()[0])  # a limit follows a constraint's metric
+            found.append(value.split()[0])  # in a constraint the limit follows the metric
 
     walk(experiment.model_dump(mode="json", exclude={"storage"}))
     return tuple(dict.fromkeys(found))
 
 
 def modules_of(*texts: str) -> list[str]:
-    """Files and packages that `import:` texts are imported from, to be sent to the workers.
+    """Return the files and packages to send to the workers for these `import:` texts.
 
-    The modules, and what they import from the folder that they are in. Nothing for a text that is no import,
-    or whose module is installed, since workers have that installed too; nor for one that cannot be imported,
-    of which the stages tell more.
+    They are the modules, and what these import from their own folder. Skipped are texts without `import:`,
+    installed modules (workers have them installed too), and modules that cannot be imported (the stages
+    report these).
 
     Args:
-        texts: such as `teacher.arch`.
+        texts: values such as that of `teacher.arch`.
     """
     found: set[Path] = set()
     for text in texts:
@@ -61,7 +61,7 @@ def _files_of(text: str) -> set[Path]:
 
 
 def _place(module: object) -> Path | None:
-    """The folder of a package, the file of a module; None for one without."""
+    """Return the folder of a package or the file of a module; None if it has neither."""
     if paths := list(getattr(module, "__path__", None) or ()):
         return Path(paths[0]).absolute()
     file = getattr(module, "__file__", None)

@@ -22,15 +22,15 @@ _NEXT_DOCUMENT = re.compile(r"^---(?:[ \t].*)?$\n?", re.MULTILINE)
 
 
 def check(path: str | os.PathLike[str]) -> list[str]:
-    """Everything that is wrong with a cluster file, as far as can be told without the cloud.
+    """Check a cluster file offline and return its faults.
 
-    Relative paths in `file_mounts` count from the current directory, as they do for `ray up`.
+    Relative paths in `file_mounts` are relative to the current directory, as for `ray up`.
 
     Args:
         path: the file.
 
     Returns:
-        one line a fault: file, dotted key, what was expected, what came; no line shows a secret.
+        One line per fault: file, dotted key, expected and actual value. Secrets are never shown.
     """
     try:
         documents, faults = _read(path)
@@ -46,16 +46,16 @@ def check(path: str | os.PathLike[str]) -> list[str]:
 
 
 def to_fill_in(path: str | os.PathLike[str]) -> list[str]:
-    """Values in a file that stand for one's own (an id of zeros, `your-...`), as `key (value)`."""
+    """Return the placeholders in a file (ids of zeros, `your-...`) as `key (value)`."""
     documents, _ = _read(path)
     return [f"{key} ({value})" for document in documents for key, value in placeholders(document)]
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The file's documents that hold anything, and a line per duplicate key.
+    """Read the file's non-empty documents, and one line per duplicate key.
 
     Raises:
-        InputError: no file, no text, or no YAML.
+        InputError: the file does not exist, or is not UTF-8 text or not YAML.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -64,11 +64,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]
         raise InputError(f"{path}: expected a cluster file, got: {reason}") from None
     documents, faults, start = [], [], 0
     for end in [*(match.end() for match in _NEXT_DOCUMENT.finditer(text)), len(text)]:
-        # Line feeds before a part keep its line numbers those of the file.
+        # The line feeds before a document make its line numbers those of the file.
         part = "\n" * text.count("\n", 0, start) + _NEXT_DOCUMENT.sub("\n", text[start:end])
         _, duplicates = read_yaml(part, str(path))
         faults += duplicates
-        # The values are read as Ray and kubectl read them: by YAML 1.1.
+        # Values are read as YAML 1.1, as Ray and kubectl read them.
         if data := yaml.safe_load(part):
             documents.append(data)
         start = end

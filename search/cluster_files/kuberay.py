@@ -1,4 +1,4 @@
-"""Checks of a Kubernetes file for KubeRay: its schema, and what no schema says."""
+"""Check a Kubernetes file for KubeRay: its schema, and rules beyond the schema."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from search.experiment.yaml12 import describe_value
 
 
 def kubernetes_faults(documents: list[dict[str, Any]]) -> list[str]:
-    """One line for everything wrong with a file of Kubernetes resources: kind, dotted key, expected, got.
+    """Check Kubernetes resources; return one line per fault: kind, dotted key, expected, got.
 
     Args:
-        documents: of the file, as YAML's safe loader reads them; those of other kinds than KubeRay's are
-            searched for secrets alone.
+        documents: the file's documents, from YAML's safe loader. Kinds other than KubeRay's are only searched
+            for secrets.
     """
     faults = []
     clusters = {section(d, "metadata").get("name") for d in documents if d.get("kind") == "RayCluster"}
@@ -96,7 +96,7 @@ def _groups(groups: list[Any], path: str) -> Iterator[str]:
 
 
 def _containers(spec: dict[str, Any], path: str) -> Iterator[str]:
-    """Images: pinned, and with the version of Ray that the cluster states."""
+    """Check that images are pinned and match the cluster's Ray version."""
     version = str(spec.get("rayVersion"))
     groups = [(f"{path}.headGroupSpec", section(spec, "headGroupSpec"))]
     groups += [

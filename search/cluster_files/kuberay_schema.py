@@ -1,6 +1,6 @@
-"""KubeRay's RayCluster and RayJob as JSON schemas: every field by name, the parts that we use by type.
+"""JSON schemas of KubeRay's RayCluster and RayJob: all field names; types of the fields that we use.
 
-The fields are those of KubeRay 1.7.0's `ray.io/v1` and of Kubernetes' core/v1 pods.
+Source of the fields: `ray.io/v1` of KubeRay 1.7.0, and core/v1 pods of Kubernetes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _QUANTITIES: Schema = {"type": "object", "additionalProperties": {"type": ["stri
 
 
 def _object(required: str, fields: dict[str, Schema], free: str = "") -> Schema:
-    """A mapping with these fields, names of `free` with any value, and nothing else."""
+    """Return the schema of a mapping with these fields, the names in `free` (any value), and no others."""
     properties = {**dict.fromkeys(free.split(), _ANY), **fields}
     return {
         "type": "object",
@@ -154,7 +154,7 @@ _JOB = _object(
     },
     "metadata managedBy deletionStrategy",
 )
-# A DNS label, short enough for the names that KubeRay derives from it.
+# A DNS label; its length leaves room for the suffixes that KubeRay adds.
 _NAME: Schema = {"type": "string", "pattern": r"^[a-z]([-a-z0-9]{0,45}[a-z0-9])?$"}
 _METADATA: Schema = {"type": "object", "properties": {"name": _NAME}, "required": ["name"]}
 

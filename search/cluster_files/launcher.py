@@ -1,4 +1,4 @@
-"""Checks of a file for Ray's cluster launcher (`ray up FILE`): what Ray's own misses, then Ray's own."""
+"""Check a file for Ray's cluster launcher (`ray up FILE`): our own checks, then Ray's."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Config = dict[str, Any]
 
 
 def launcher_faults(config: Config) -> list[str]:
-    """One line for everything that is wrong with a cluster launcher's file.
+    """Check a cluster launcher's file; return one line per fault.
 
-    Paths in `file_mounts` count from the current directory, as they do for `ray up`.
+    Relative paths in `file_mounts` are relative to the current directory, as for `ray up`.
 
     Args:
-        config: the file, as YAML's safe loader reads it.
+        config: the file's content, from YAML's safe loader.
     """
     kind = section(config, "provider").get("type")
     known = {"aws": cluster_providers.aws, "gcp": cluster_providers.gcp, "local": cluster_providers.local}
@@ -42,22 +42,22 @@ def launcher_faults(config: Config) -> list[str]:
 
 
 def _schema(config: Config) -> list[str]:
-    """Ray's schema, all faults of it: Ray's own check stops at the first."""
-    # `min_workers` at the top is the local provider's; Ray takes it out before it looks at the schema.
+    """Validate against Ray's schema and return all faults; Ray's own check stops at the first."""
+    # `min_workers` at the top level belongs to the local provider; Ray removes it before validation.
     return schema_faults(
         {k: v for k, v in config.items() if k != "min_workers"}, launcher_schema(), "Ray's cluster files"
     )
 
 
 def _ray(config: Config) -> list[str]:
-    """Ray's own check, for whatever else it refuses; it needs no network."""
+    """Run Ray's own check, which needs no network, for all that the other checks do not cover."""
     said, log = io.StringIO(), logging.getLogger("ray.autoscaler")
     level = log.level
-    log.setLevel(logging.ERROR)  # it reports the defaults that it fills in
+    log.setLevel(logging.ERROR)  # else Ray logs the defaults that it fills in
     try:
         with redirect_stdout(said), redirect_stderr(said):
             check_launcher_file(config)
-    except Exception as error:  # whatever type: Ray raises several, assertions among them
+    except Exception as error:  # Ray raises several types, including AssertionError
         reason = first_line(error)
         return [f"the file: expected what Ray accepts, got from its check: {reason}"]
     finally:
@@ -97,8 +97,8 @@ def _mounts(config: Config) -> Iterator[str]:
     for target, source in section(config, "file_mounts").items():
         if isinstance(source, str) and not Path(source).expanduser().exists():
             yield (
-                f"file_mounts.{target}: expected a file or folder (relative paths count from the current "
-                f"directory), got {source!r}, which is not there"
+                f"file_mounts.{target}: expected a file or folder (relative to the current directory), "
+                f"got {source!r}, which does not exist"
             )
 
 
@@ -113,7 +113,7 @@ def _images(config: Config) -> Iterator[str]:
 
 
 def _start(config: Config) -> Iterator[str]:
-    """How Ray starts: with a token, and with no dashboard on the node's outer addresses."""
+    """Check the start of Ray: token authentication, and a dashboard that listens on localhost only."""
     docker, text = section(config, "docker"), ""
     for key in ("run_options", "head_run_options", "worker_run_options"):
         text += " ".join(map(str, items(docker.get(key)))) + " "

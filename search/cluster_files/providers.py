@@ -1,4 +1,4 @@
-"""Checks of a cluster launcher's file that only one provider needs: AWS, Google Cloud, hosts of one's own."""
+"""Provider-specific checks of a cluster launcher's file: AWS, Google Cloud, your own hosts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from search.experiment.yaml12 import describe_value
 
 Config = dict[str, Any]
 
-# Parameters of EC2's RunInstances (botocore 1.44.5), and SubnetIds, which Ray resolves itself.
+# Parameters of EC2's RunInstances (botocore 1.44.5), and SubnetIds, which Ray itself resolves.
 _EC2 = """
 AdditionalInfo BlockDeviceMappings CapacityReservationSpecification ClientToken CpuOptions
 CreditSpecification DisableApiStop DisableApiTermination DryRun EbsOptimized ElasticGpuSpecification
@@ -22,7 +22,7 @@ KeyName LaunchTemplate LicenseSpecifications MaintenanceOptions MaxCount Metadat
 NetworkInterfaces NetworkPerformanceOptions Operator Placement PrivateDnsNameOptions PrivateIpAddress
 RamdiskId SecondaryInterfaces SecurityGroupIds SecurityGroups SubnetId SubnetIds TagSpecifications UserData
 """
-# Fields of a Compute Engine v1 instance that are not output only (revision 20261106).
+# Writable fields of a Compute Engine v1 instance (revision 20261106).
 _GCE = """
 advancedMachineFeatures canIpForward confidentialInstanceConfig deletionProtection description disks
 displayDevice guestAccelerators hostname instanceEncryptionKey keyRevocationActionType labelFingerprint labels
@@ -35,7 +35,7 @@ _WORLD = ("0.0.0.0/0", "::/0")
 
 
 def _place(config: Config, *keys: str) -> Iterator[str]:
-    """Where the cluster is to be: Ray takes a default region in silence."""
+    """Check that the region and similar keys are set; Ray would silently use a default region."""
     provider = section(config, "provider")
     for key in keys:
         if not isinstance(provider.get(key), str) or not provider[key]:
@@ -54,7 +54,7 @@ def _node_configs(config: Config) -> Iterator[tuple[str, Config]]:
 
 
 def _ec2_parameters() -> set[str]:
-    """The names that EC2 knows: the installed botocore's, where there is one."""
+    """Return the parameter names that EC2 knows, including those of botocore if it is installed."""
     known = set(_EC2.split())
     if find_spec("botocore"):
         import botocore.session  # type: ignore[import-not-found,import-untyped]
@@ -65,7 +65,7 @@ def _ec2_parameters() -> set[str]:
 
 
 def aws(config: Config) -> Iterator[str]:
-    """Region, EC2 parameters, and security groups that let the world in."""
+    """Check region, EC2 parameters, and security groups open to the world."""
     yield from _place(config, "region")
     known = _ec2_parameters()
     for path, node in _node_configs(config):
@@ -88,11 +88,11 @@ def aws(config: Config) -> Iterator[str]:
 
 
 def gcp(config: Config) -> Iterator[str]:
-    """Zone and project, instance fields, and public addresses."""
+    """Check zone, project, instance fields, and public addresses."""
     yield from _place(config, "region", "availability_zone", "project_id")
     known = set(_GCE.split())
     for path, node in _node_configs(config):
-        if node.keys() & {"acceleratorType", "acceleratorConfig"}:  # a TPU, which has other fields
+        if node.keys() & {"acceleratorType", "acceleratorConfig"}:  # a TPU: its fields differ
             continue
         yield from (
             unknown_key(path, str(key), known, "a Compute Engine instance")
@@ -114,7 +114,7 @@ def gcp(config: Config) -> Iterator[str]:
 
 
 def local(config: Config) -> Iterator[str]:
-    """Addresses, and a head that runs no trials: this provider has no node types to say so."""
+    """Check addresses, and that the head runs no trials (this provider has no node types to set that)."""
     provider = section(config, "provider")
     if "coordinator_address" not in provider:
         for key, example in (("head_ip", "an address"), ("worker_ips", "a list of addresses")):

@@ -1,4 +1,4 @@
-"""What the checks of cluster files share: safe access, schema faults in words, secrets, image tags."""
+"""Shared by the checks of cluster files: safe access, schema messages, secrets, image tags."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPES = {
 }
 
 _NAME = r"\w*(?:PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_?KEY|API_?KEY|CREDENTIALS)(?:_?ID)?"
-# What begins with $ comes from the environment or a command when the node runs it, and is not in the file.
+# A value that begins with $ is expanded on the node, so the secret is not in the file.
 _SECRETS = (
     ("a password in a URL", re.compile(r"(?<=://)([^\s:/@]*:)(?!\$)([^\s@]+)(?=@)")),
     ("an AWS access key", re.compile(r"()\b((?:AKIA|ASIA)[0-9A-Z]{16})\b")),
@@ -39,24 +39,24 @@ _PLACEHOLDER = re.compile(
 
 
 def section(data: Any, *keys: str) -> dict[str, Any]:
-    """The mapping at `keys`, or an empty one where there is something else."""
+    """Return the mapping at `keys`; an empty one if there is none."""
     for key in keys:
         data = data.get(key) if isinstance(data, Mapping) else None
     return data if isinstance(data, dict) else {}
 
 
 def items(data: Any) -> list[Any]:
-    """`data` if it is a list, else an empty one."""
+    """Return `data` if it is a list, else an empty list."""
     return data if isinstance(data, list) else []
 
 
 def count(value: Any) -> int | None:
-    """`value` if it is a whole number; true and false are none."""
+    """Return `value` if it is an integer, else None; true and false do not count as integers."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def leaves(data: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and value of every text in `data`."""
+    """Yield the dotted key and the value of every text in `data`."""
     if isinstance(data, str):
         yield path, data
     elif isinstance(data, (dict, list)):
@@ -65,7 +65,7 @@ def leaves(data: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def unknown_key(path: str, key: str, known: Iterable[str], of: str) -> str:
-    """The line for a key that `of` does not have, with the nearest one that it has."""
+    """Format the message for an unknown key of `of`, with the nearest known key."""
     close = difflib.get_close_matches(key, list(known), 1)
     return (
         f"{path}.{key}".lstrip(".")
@@ -75,12 +75,12 @@ def unknown_key(path: str, key: str, known: Iterable[str], of: str) -> str:
 
 
 def schema_faults(data: Any, schema: Mapping[str, Any], of: str) -> list[str]:
-    """One line for everything in `data` that a JSON schema (draft 7) does not allow.
+    """Validate `data` against a JSON schema (draft 7); return one line per fault.
 
     Args:
         data: as read from YAML.
-        schema: what is allowed.
-        of: whose schema it is, for unknown keys.
+        schema: the JSON schema.
+        of: owner of the schema, for messages about unknown keys.
     """
     errors = sorted(
         Draft7Validator(schema).iter_errors(data), key=lambda e: [str(p) for p in e.absolute_path]
@@ -111,7 +111,7 @@ def _lines(error: ValidationError, of: str) -> Iterator[str]:
 
 
 def secret_faults(data: Any, path: str = "") -> list[str]:
-    """One line for every secret that stands in `data`; none of them shows it."""
+    """Return one line for every secret in `data`, without showing it."""
     faults = []
     for key, text in leaves(data, path):
         found = [what for what, pattern in _SECRETS if pattern.search(text)]
@@ -122,7 +122,7 @@ def secret_faults(data: Any, path: str = "") -> list[str]:
 
 
 def _secret_variables(data: Any, path: str) -> Iterator[str]:
-    """Kubernetes' form of an environment variable: `{name: X_TOKEN, value: ...}`."""
+    """Find secrets in Kubernetes' form of an environment variable: `{name: X_TOKEN, value: ...}`."""
     if isinstance(data, dict):
         name, value = data.get("name"), data.get("value")
         if isinstance(name, str) and isinstance(value, str) and value and _SECRET_KEY.match(name):
@@ -134,20 +134,20 @@ def _secret_variables(data: Any, path: str) -> Iterator[str]:
 
 def _secret(key: str, what: str) -> str:
     return (
-        f"{key}: expected no secret in a cluster file, got {what} (not shown); it belongs into the "
+        f"{key}: expected no secret in a cluster file, got {what} (not shown); put it into the "
         "environment of the nodes, see docs/cluster.md"
     )
 
 
 def hide(text: str) -> str:
-    """`text` with every secret that `secret_faults` finds in it replaced by ***."""
+    """Replace every secret that `secret_faults` finds in `text` by ***."""
     for _, pattern in _SECRETS:
         text = pattern.sub(lambda match: match[1] + HIDDEN, text)
     return text
 
 
 def image_fault(key: str, image: str) -> str | None:
-    """Why a container image is not pinned to a version; None: it is."""
+    """Return the message for a container image without a pinned version; None if it is pinned."""
     name, _, digest = image.partition("@")
     if digest:
         return None
@@ -165,7 +165,7 @@ def image_fault(key: str, image: str) -> str | None:
 
 
 def placeholders(data: Any) -> Iterator[tuple[str, str]]:
-    """Key and value of what stands for one's own, such as sg-000...; where an alias repeats it, the first."""
+    """Yield key and value of every placeholder such as sg-000...; one behind a YAML alias only once."""
     seen: set[int] = set()
     for key, text in leaves(data):
         if id(text) not in seen:

@@ -1,1 +1,1 @@
-"""Cluster files for other places than AWS: Google Cloud, hosts of your own, Kubernetes; docs/cluster.md."""
+"""Cluster files for Google Cloud, your own hosts and Kubernetes; see docs/cluster.md."""

@@ -1,1 +1,1 @@
-"""The experiment file: schema, validation, what it resolves to."""
+"""The experiment file: schema, validation, resolved form."""

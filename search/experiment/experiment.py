@@ -1,6 +1,6 @@
-"""The experiment: one YAML file that says what is searched, validated whole before anything starts.
+"""The experiment: one YAML file that describes a search; validated completely before anything starts.
 
-`search.experiment.load` reads it from a file or a preset. Imports no torch, no Ray.
+`search.experiment.load` reads it from a file or a preset. This module imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from trainables.errors import InputError
 
 
 class Experiment(Config):
-    """All that a run is determined by.
+    """All settings of a run.
 
     Example:
         experiment = load_experiment("digits", ["budget.trials=12"])
@@ -56,55 +56,55 @@ class Experiment(Config):
             Objective(metric="latency_ms", direction="minimize"),
         ),
         description="two or more of `val_accuracy` (`accuracy`), `val_loss`, `latency_ms`, `flops`, `params` "
-        "or your own: a cost of `costs.extra`, a metric of predictions (docs/extending.md)",
+        "or your own: a cost in `costs.extra`, or a metric of predictions (docs/extending.md)",
         json_schema_extra={"form": "list of metrics or {metric, direction}"},
     )
     constraints: tuple[Constraint, ...] = Field(
         (),
-        description="limits such as `flops: '<= 0.6x'` (x: times the teacher's value), `params: '<= 100k'` "
+        description="limits such as `flops: '<= 0.6x'` (x: times the teacher), `params: '<= 100k'` "
         "(k, M, G), `val_accuracy: '>= 0.9'`",
         json_schema_extra={
             "form": "mapping of metrics to limits, or list of texts `flops <= 0.6x`",
             "default": "`{}`",
         },
     )
-    sampler: SamplerConfig = Field(SamplerConfig(), description="what proposes the trials")
+    sampler: SamplerConfig = Field(SamplerConfig(), description="sampler that proposes the trials")
     warm_start: Literal["library", "teacher", "none"] = Field(
         "teacher",
-        description="what trials start from. teacher: its weights in the kept parts; library: pre-distilled "
-        "modules too; none: random weights",
+        description="initial weights of a trial. teacher: kept parts from the teacher; library: also "
+        "pre-distilled modules; none: random weights",
     )
     run: RunConfig = Field(description="the run directory")
     data: DataConfig = Field(DataConfig(), description="the images")
     teacher: TeacherConfig = Field(TeacherConfig(), description="the network to distil")
-    space: SpaceConfig = Field(SpaceConfig(), description="what may differ between trials")
-    budget: BudgetConfig = Field(BudgetConfig(), description="how much is spent")
-    resources: Resources = Field(Resources(), description="what one trial is given")
-    runtime: RuntimeConfig = Field(RuntimeConfig(), description="how the machine computes")
-    costs: CostsConfig = Field(CostsConfig(), description="how the cost table is measured")
-    library: LibraryConfig = Field(LibraryConfig(), description="how the module library is distilled")
-    storage: StorageConfig = Field(StorageConfig(), description="where the study is")
+    space: SpaceConfig = Field(SpaceConfig(), description="search space")
+    budget: BudgetConfig = Field(BudgetConfig(), description="budget of the search")
+    resources: Resources = Field(Resources(), description="resources of one trial")
+    runtime: RuntimeConfig = Field(RuntimeConfig(), description="device, precision, threads and the like")
+    costs: CostsConfig = Field(CostsConfig(), description="measurement of the cost table")
+    library: LibraryConfig = Field(LibraryConfig(), description="distillation of the module library")
+    storage: StorageConfig = Field(StorageConfig(), description="storage of the study")
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """What loads the user's own metrics of predictions."""
+        """Return the texts that load the user's own metrics of predictions."""
         sources = [*(o.source for o in self.objectives), *(limit.source for limit in self.constraints)]
         return tuple(dict.fromkeys(source for source in sources if source))
 
     @cached_property
     def own_metrics(self) -> tuple[Metric, ...]:
-        """The user's own metrics of predictions, and the extra costs."""
+        """Return the user's own metrics of predictions and the extra costs."""
         return (*map(own_score, self.scores), *map(extra_cost, self.costs.extra))
 
     @property
     def cost_metrics(self) -> tuple[str, ...]:
-        """Metrics that are known before a trial trains."""
+        """Return the metrics that are known before a trial trains."""
         return (*COST_METRICS, *(metric.name for metric in self.own_metrics if metric.kind == "cost"))
 
     @model_validator(mode="wrap")
     @classmethod
     def _with_extra_costs(cls, value: Any, validate: ModelWrapValidatorHandler[Experiment]) -> Experiment:
-        """Objectives and constraints may name the costs that another section lists."""
+        """Validate objectives and constraints with the extra costs of the section `costs` known."""
         costs = value.get("costs") if isinstance(value, dict) else None
         texts = costs.get("extra") if isinstance(costs, dict) else None
         found = {}
@@ -176,5 +176,5 @@ class Experiment(Config):
     def _write_constraints(self, value: tuple[Constraint, ...]) -> dict[str, str] | list[str]:
         pairs = [(limit.source or limit.metric, f"{limit.op} {limit.amount}") for limit in value]
         texts = dict(pairs)
-        # A metric with two limits does not fit into a mapping.
+        # A metric with two limits needs the list form.
         return texts if len(texts) == len(value) else [f"{metric} {limit}" for metric, limit in pairs]

@@ -1,6 +1,6 @@
 """Load an experiment: a preset or a YAML file, with overrides.
 
-`EXPERIMENT` anywhere on the command line is a file or the name of a preset.
+`EXPERIMENT` on the command line is always a file or the name of a preset.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from search.experiment.yaml12 import apply_overrides, read_yaml
 from search.presets import preset_text, presets
 from trainables.errors import InputError
 
-# Sections that may be written as one value, and the key that it is short for.
+# Sections that may be written as a single value -> the key which that value sets.
 SHORT_FORMS = {"sampler": "name", "resources": "concurrent"}
-# Numbers of a section that may not exceed another: section, number, its limit.
+# Numbers that may not exceed another number of the section: section, number, its upper bound.
 _AT_MOST = (("budget", "grace_epochs", "epochs"),)
 
 
@@ -31,22 +31,22 @@ def load_experiment(
     overrides: Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,
 ) -> Experiment:
-    """The experiment of a YAML file or preset, with overrides applied, validated whole.
+    """Load an experiment from a YAML file or preset, apply overrides, and validate it completely.
 
-    Relative paths in it (`data.root`, `teacher.checkpoint`, `run.dir`) count from the current working
-    directory, not from the file's. Whether they exist is checked by what reads them.
+    Relative paths (`data.root`, `teacher.checkpoint`, `run.dir`) are relative to the current working
+    directory, not to the file. Whether a path exists is checked when it is read.
 
     Args:
-        name_or_path: the name of a preset (which goes before a file of that name), or a path.
-        overrides: `dotted.key=value`, values in YAML; the last one of a key wins.
-        out: the run directory; goes before `run.dir`.
+        name_or_path: the name of a preset (takes precedence over a file of that name), or a path.
+        overrides: `dotted.key=value`, values in YAML; the last override of a key wins.
+        out: the run directory; takes precedence over `run.dir`.
 
     Returns:
         The experiment; its run directory is `out`, `run.dir` or `runs/<name>`.
 
     Raises:
-        InputError: no such file, a YAML syntax error, or everything that is wrong with the keys and values,
-            one line each.
+        InputError: the file does not exist or is not valid YAML, or keys or values are wrong (one line per
+            fault).
 
     Example:
         experiment = load_experiment("digits", ["budget.trials=12", "sampler=nsga2"], out="runs/small")
@@ -90,10 +90,10 @@ def _read(source: str) -> str:
 
 
 def _let_follow(data: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Lower what a file or preset says to a limit that was lowered on the command line.
+    """Lower a number of a file or preset to an upper bound that an override lowered.
 
-    `-o budget.epochs=1` alone is no contradiction to the `grace_epochs: 2` of a preset; with
-    `-o budget.grace_epochs=2` it is one, as is a file that contradicts itself.
+    `-o budget.epochs=1` alone also lowers the `grace_epochs: 2` of a preset. Together with
+    `-o budget.grace_epochs=2` it is an error, as in a file that contradicts itself.
     """
     typed = {".".join(name.strip() for name in text.partition("=")[0].split(".")) for text in overrides}
     for section, key, limit in _AT_MOST:
@@ -105,7 +105,7 @@ def _let_follow(data: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _drop_empty_sections(data: dict[str, Any], model: type[BaseModel]) -> None:
-    """A section whose keys are all commented out is null in YAML: it means the defaults."""
+    """Drop sections that are null, so that a section with all keys commented out means the defaults."""
     for name, field in model.model_fields.items():
         section = field.annotation
         is_section = isinstance(section, type) and issubclass(section, BaseModel)

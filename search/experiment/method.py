@@ -15,7 +15,7 @@ from trainables.errors import InputError
 
 
 def _methods(value: Any) -> dict[str, RangesOf | None]:
-    """A name, a list of names or a mapping of names to settings, as a mapping; None: see `space.loss`."""
+    """Convert a name, a list of names or a mapping to a mapping; None: the settings are in `space.loss`."""
     if isinstance(value, str):
         value = [value]
     if isinstance(value, (list, tuple)):
@@ -54,7 +54,7 @@ def _ranges(name: str, settings: Any, faults: list[Fault]) -> RangesOf | None:
 
 
 def _written(value: Mapping[str, RangesOf | None]) -> Any:
-    """The form of the experiment file, every setting in it."""
+    """Convert back to the form of the experiment file, with every setting."""
     if list(value) == [DEFAULT_METHOD]:
         return DEFAULT_METHOD
     return {name: ranges and ranges.model_dump(mode="json") for name, ranges in value.items()}

@@ -1,7 +1,7 @@
-"""What the search is for: objectives with their directions, and limits that a student must keep.
+"""Objectives with their directions, and constraints that a student must satisfy.
 
-Metrics, their directions and the form of numbers come from `analysis.metrics`. A user's own metric is loaded
-here, once, when an experiment that names it is validated.
+Metrics, their directions and number formats come from `analysis.metrics`. A user's own metric is loaded here,
+once, during the validation of an experiment that names it.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ COSTS = COST_METRICS  # known before a trial trains, in every experiment
 _DIRECTIONS = {"max": "maximize", "min": "minimize"}
 _LIMIT = re.compile(r"(<=|>=)\s*(\S.*)")
 _FORM = "expected a limit such as '<= 0.6x', '<= 100k' or '>= 0.9'"
-# Extra costs of the experiment that is being validated, by name and by what names them in the file.
+# Extra costs of the experiment being validated, by metric name and by their text in the file.
 _extra: ContextVar[Mapping[str, Metric]] = ContextVar("extra costs", default={})  # noqa: B039 - never changed
 
 
 def extra_cost(text: str) -> Metric:
-    """The metric of a cost that `costs.extra` names.
+    """Load the metric of a cost named in `costs.extra`.
 
     Raises:
-        InputError: no such cost, or its metric cannot be one.
+        InputError: no such cost, or its metric is not a cost metric.
     """
     return _own(text, EXTRA_COSTS.get(text), "cost")
 
 
 def own_score(text: str) -> Metric:
-    """The metric of predictions that an entry point or an `import:` text names.
+    """Load a metric of predictions from the name of an entry point or an `import:` text.
 
     Raises:
-        InputError: no such metric, or it cannot be one.
+        InputError: no such metric, or it is not a metric of predictions.
     """
     return _own(text, SCORES.get(text), "quality")
 
@@ -66,10 +66,10 @@ def _own(text: str, found: Any, kind: str) -> Metric:
 
 @contextmanager
 def with_extra_costs(costs: Mapping[str, Metric]) -> Iterator[None]:
-    """Let objectives and constraints that are validated in the block name these costs.
+    """Within the block, let validated objectives and constraints name these costs.
 
     Args:
-        costs: by the text that names them in `costs.extra`.
+        costs: metrics by their text in `costs.extra`.
     """
     token = _extra.set({**costs, **{metric.name: metric for metric in costs.values()}})
     try:
@@ -79,7 +79,7 @@ def with_extra_costs(costs: Mapping[str, Metric]) -> Iterator[None]:
 
 
 def find_metric(text: str) -> tuple[Metric, str]:
-    """The metric that `text` names in an objective or constraint, and the text that loads it again, or "".
+    """Find the metric that `text` names; also return the text that loads an own metric again, else "".
 
     Raises:
         InputError: no such metric.
@@ -96,11 +96,11 @@ def find_metric(text: str) -> tuple[Metric, str]:
 
 
 class Objective(Config):
-    """One goal of the search; `source` is what loads a user's own metric, whose name is `metric`."""
+    """One objective of the search. For a user's own metric, `source` is the text that loads it."""
 
-    metric: str = Field(description="what is compared")
+    metric: str = Field(description="name of the metric")
     direction: Literal["maximize", "minimize"] = Field(
-        description="maximize or minimize (max, min); left out: the metric's own"
+        description="maximize or minimize (max, min); default: the metric's own direction"
     )
     source: str = Field("", exclude=True)
 
@@ -140,29 +140,29 @@ class Constraint(Config):
 
     @property
     def text(self) -> str:
-        """The whole limit as written in the experiment file, e.g. `flops <= 0.5x`."""
+        """The limit in the experiment file's form, e.g. `flops <= 0.5x`."""
         return f"{self.metric} {self.op} {self.amount}"
 
     @property
     def relative(self) -> bool:
-        """Whether the amount counts in the teacher's value."""
+        """True if the amount is a factor of the teacher's value."""
         return parse_value(self.amount)[1]
 
     @property
     def value(self) -> float:
-        """The number that the amount stands for; a factor of the teacher's value where it is relative."""
+        """The amount as a number; for a relative limit, the factor of the teacher's value."""
         return parse_value(self.amount)[0]
 
     def limit(self, teacher_value: float) -> float:
-        """The limit in the metric's own unit, for a teacher with `teacher_value`."""
+        """Return the limit in the metric's unit, for a teacher with `teacher_value`."""
         return self.value * teacher_value if self.relative else self.value
 
 
 def parse_constraints(value: Any) -> tuple[Constraint, ...]:
-    """Limits from a mapping `metric: "<= 0.6x"` or a list of texts `latency_ms <= 0.6x`.
+    """Parse limits from a mapping `metric: "<= 0.6x"` or a list of texts `latency_ms <= 0.6x`.
 
     Raises:
-        PydanticCustomError: all that is wrong with them, for the validator that calls this.
+        PydanticCustomError: some limits are wrong; it holds all faults, for the calling validator.
     """
     if isinstance(value, (list, tuple)) and all(isinstance(item, Constraint) for item in value):
         return tuple(value)
@@ -180,7 +180,7 @@ def parse_constraints(value: Any) -> tuple[Constraint, ...]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """`flops <= 0.6x` as the metric and its limit."""
+    """Split `flops <= 0.6x` into the metric and its limit."""
     metric = re.split(r"[<>=\s]", text.strip(), maxsplit=1)[0]
     return metric, text.strip().removeprefix(metric)
 
@@ -197,7 +197,7 @@ def _parse(place: str, name: str, text: Any, faults: list[Fault]) -> Constraint 
     except AnalysisInputError:
         faults.append(((place,), f"{_FORM}, got {describe_value(text)}"))
         return None
-    assert match is not None, "without one there is no number"
+    assert match is not None, "the number was parsed before"
     if value <= 0 and (relative or not source):
         faults.append(((place,), f"expected a limit above 0, got {text!r}"))
     elif metric.name == "val_accuracy" and not relative and value > 1:

@@ -1,4 +1,4 @@
-"""Numbers that are fixed or searched: `0.5`, `[0.1, 0.9]`, `{low: 1, high: 8, log: true}`, `{choices: …}`."""
+"""Fixed or searched numbers: `0.5`, `[0.1, 0.9]`, `{low: 1, high: 8, log: true}`, `{choices: …}`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ FORM = "number, range or choices"
 
 
 class Range(Config, Generic[Value]):
-    """Every number from `low` to `high`, both included."""
+    """A range from `low` to `high`, both included."""
 
     low: Value = Field(description="smallest value", allow_inf_nan=False)
     high: Value = Field(description="largest value", allow_inf_nan=False)
-    log: bool = Field(False, description="search in orders of magnitude")
+    log: bool = Field(False, description="sample on a logarithmic scale")
 
     @model_validator(mode="before")
     @classmethod
@@ -45,7 +45,7 @@ class Range(Config, Generic[Value]):
         if len(value) != 2:
             raise ValueError(
                 f"expected [low, high], got {describe_value(value)}; "
-                "values to choose from go into {choices: [...]}"
+                "write a list of values as {choices: [...]}"
             )
         return {"low": value[0], "high": value[1]}
 
@@ -59,7 +59,7 @@ class Range(Config, Generic[Value]):
 
 
 class Choices(Config, Generic[Value]):
-    """One of a few numbers."""
+    """A choice between a few numbers."""
 
     choices: tuple[Value, ...] = Field(min_length=1, description="the values")
 
@@ -97,21 +97,21 @@ Whole = Annotated[
 
 
 class RangesOf(Config):
-    """Base of a section whose keys are those of the config `target`, each fixed or searched.
+    """Base of a section with the keys of the config `target`, each fixed or searched.
 
-    The rules of `target` hold for every value that can come out.
+    The validation rules of `target` apply to every value that can be sampled.
     """
 
     target: ClassVar[type[BaseModel]]
 
     def __reduce__(self) -> Any:
-        # Its class is made by `ranges_of`: no module holds it.
+        # `ranges_of` creates the class, so pickle cannot find it in a module.
         return _restored, (self.target, self.model_dump(mode="json"))
 
     @field_validator("*", mode="after")
     @classmethod
     def _within_target(cls, value: Any, info: Any) -> Any:
-        """Every value that can come out must be one that the trial's config takes."""
+        """Check that the trial's config accepts every value that can be sampled."""
         faults: list[Fault] = []
         for place, end in _ends(value):
             try:
@@ -136,7 +136,7 @@ def _restored(target: type[BaseModel], values: dict[str, Any]) -> RangesOf:
 
 
 def _ends(value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """The values that bound `value`, each with its place below the key."""
+    """Return the smallest and largest values (or all choices), each with its path below the key."""
     if isinstance(value, Range):
         return [(("low",), value.low), (("high",), value.high)]
     if isinstance(value, Choices):
@@ -148,13 +148,12 @@ def _ends(value: Any) -> list[tuple[tuple[str, ...], Any]]:
 
 @cache
 def ranges_of(config: type[BaseModel]) -> type[RangesOf]:
-    """The section of an experiment file that fixes or searches the keys of `config`.
+    """Create the section of the experiment file that fixes or searches the keys of `config`.
 
-    Defaults, ranges, bounds and descriptions are those of the config's fields (`trainables.config.searched`),
-    so that no second place lists them.
+    Defaults, ranges, bounds and descriptions come from the config's fields (`trainables.config.searched`).
 
     Args:
-        config: a config of numbers, texts of a few choices, and booleans.
+        config: a config whose fields are numbers, texts with a few choices, or booleans.
     """
     fields: dict[str, Any] = {key: _field(info) for key, info in config.model_fields.items()}
     summary = f"The keys of {config.__name__}, each fixed or searched."
@@ -164,7 +163,7 @@ def ranges_of(config: type[BaseModel]) -> type[RangesOf]:
 
 
 def _field(info: FieldInfo) -> tuple[Any, Any]:
-    """Type and field of a section's key, for a config's field."""
+    """Return type and pydantic field of a section's key, for a config's field."""
     space = search_space(info)
     choices = tuple(get_args(info.annotation)) if get_origin(info.annotation) is Literal else ()
     choices = (True, False) if info.annotation is bool else choices
@@ -172,7 +171,7 @@ def _field(info: FieldInfo) -> tuple[Any, Any]:
         default = tuple(space.get("choices", ())) or info.default
         form = f"{_listed(choices)} or a list of {'both' if len(choices) == 2 else 'them'}"
         return _kinds(choices, form), Field(
-            default, description=f"{info.description}; a list is searched", json_schema_extra={"form": form}
+            default, description=f"{info.description}; list: searched", json_schema_extra={"form": form}
         )
     whole, default = info.annotation is int, info.default
     some: Any = Choices[StrictInt] if whole else Choices[StrictFloat]
@@ -188,7 +187,7 @@ def _field(info: FieldInfo) -> tuple[Any, Any]:
 
 
 def search_space(info: FieldInfo) -> dict[str, Any]:
-    """What `searched` says of a config's field; empty for one that says nothing."""
+    """Return the metadata that `searched` attached to a config's field; empty if none."""
     extra = info.json_schema_extra
     found = extra.get("searched", {}) if isinstance(extra, dict) else {}
     return found if isinstance(found, dict) else {}
@@ -199,7 +198,7 @@ def _listed(choices: tuple[Any, ...]) -> str:
 
 
 def _kinds(choices: tuple[Any, ...], form: str) -> Any:
-    """The type of a key that takes one of `choices` or a list of them."""
+    """Return the type of a key that accepts one of `choices` or a list of them."""
 
     def several(value: Any) -> Any:
         kinds = value["choices"] if isinstance(value, dict) and set(value) == {"choices"} else value

@@ -1,4 +1,4 @@
-"""The reference of the experiment file, written from the models that validate it.
+"""Generate the reference of the experiment file from the models that validate it.
 
 python -m search.experiment.reference > docs/experiment.md
 """
@@ -21,13 +21,13 @@ _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or fals
 INTRODUCTION = """\
 # The experiment file
 
-One YAML file says what a run is; it is validated whole before anything starts, and everything that is wrong
-with it is reported at once. `EXPERIMENT` in a command is such a file or the name of a preset. Every key has a
-default. `-o dotted.key=value` overrides any of them, as often as needed, with values in YAML:
-`-o budget.trials=12 -o space.loss.tau=[2,6]`. `--out DIR` goes before `run.dir`.
+One YAML file describes a run. It is validated completely before anything starts, and all faults are reported
+at once. `EXPERIMENT` in a command is such a file or the name of a preset. Every key has a default.
+`-o dotted.key=value` overrides a key, as often as needed, with values in YAML:
+`-o budget.trials=12 -o space.loss.tau=[2,6]`. `--out DIR` takes precedence over `run.dir`.
 
-Relative paths (`data.root`, `teacher.checkpoint`, `run.dir`) count from the current working directory, not
-from the file's. A value that begins with `!`, `*`, `>` or `&` needs quotes in a file, as in
+Relative paths (`data.root`, `teacher.checkpoint`, `run.dir`) are relative to the current working directory,
+not to the file. A value that begins with `!`, `*`, `>` or `&` needs quotes in a file, as in
 `blocks: ["!layer1.0"]` and `val_accuracy: ">= 0.9"`. A duplicate key is a fault.
 
 **Ranges.** Keys of `space.loss` and `space.optim` take a number (fixed), `[low, high]` or
@@ -39,7 +39,7 @@ from the file's. A value that begins with `!`, `*`, `>` or `&` needs quotes in a
 
 
 def tables(model: type[BaseModel]) -> str:
-    """One Markdown table for the keys at the top of `model`, then one per section, nested ones too."""
+    """Write one Markdown table for the top-level keys of `model`, then one per section, nested included."""
     top = [_row("", name, field) for name, field in model.model_fields.items() if not _section(field)]
     parts = ["## Top level\n", _table(top)]
     for name, field in model.model_fields.items():
@@ -66,7 +66,7 @@ def _table(rows: list[tuple[str, str, str, str]]) -> str:
 
 
 def _escape(cell: str) -> str:
-    """`cell` such that Markdown shows it as it is: `<` begins no tag outside of code, `|` ends no cell."""
+    """Escape `cell` for a Markdown table: `<` outside of code, and `|`."""
     pieces = cell.replace("|", "\\|").split("`")
     return "`".join(piece if i % 2 else piece.replace("<", "\\<") for i, piece in enumerate(pieces))
 
@@ -97,7 +97,7 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def type_text(annotation: Any) -> str:
-    """A type in the words of someone who writes YAML."""
+    """Describe a type in the words of someone who writes YAML."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
         return "null"
@@ -113,12 +113,12 @@ def type_text(annotation: Any) -> str:
 
 
 def schema_markdown() -> str:
-    """Every key of the experiment file with type, default and meaning, one Markdown table per section."""
+    """Return every key of the experiment file with type, default and meaning, as Markdown tables."""
     return tables(Experiment)
 
 
 def page() -> str:
-    """The whole of docs/experiment.md: introduction, tables, and a preset as the example."""
+    """Return the text of docs/experiment.md: introduction, tables, and a preset as the example."""
     from search.presets import preset_text, presets
 
     example = "cifar10-resnet20"

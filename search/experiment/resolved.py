@@ -1,4 +1,4 @@
-"""The resolved experiment as YAML, and how two of them differ."""
+"""Write the resolved experiment as YAML, and compare two of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from search.experiment.experiment import Experiment
 from search.experiment.yaml12 import describe_value, to_yaml
 from trainables.files import write_text
 
-# What may differ when a run is resumed. Not the epochs: trials of unequal length cannot share a front.
+# Keys that may change when a run is resumed. Epochs may not: trials of unequal length cannot share a front.
 RESUMABLE = ("budget.trials", "budget.hours", "resources", "runtime", "run", "storage")
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:
-    """Every key with its value, as plain lists, mappings and scalars that hold no password.
+    """Return every key with its value, as plain lists, mappings and scalars, without passwords.
 
-    Loading it again gives an equal experiment, but for a password, which becomes ***; `${VAR}` stays.
+    Loading it again gives an equal experiment, except that a password becomes ***. `${VAR}` is kept.
     """
     data = experiment.model_dump(mode="json")
     if experiment.storage.study is not None:
@@ -30,23 +30,23 @@ def resolved(experiment: Experiment) -> dict[str, Any]:
 
 
 def resolved_yaml(experiment: Experiment) -> str:
-    """`resolved` as a YAML document that can be loaded again."""
+    """Return `resolved` as a YAML document that can be loaded again."""
     return to_yaml(resolved(experiment))
 
 
 def dump_yaml(experiment: Experiment, path: str | os.PathLike[str]) -> None:
-    """Write the resolved experiment, without passwords, to `path` in one step."""
+    """Write the resolved experiment, without passwords, to `path` atomically."""
     write_text(Path(path), resolved_yaml(experiment))
 
 
 def difference(old: dict[str, Any], new: Experiment) -> list[str]:
-    """What a resumed run may not change, and `new` does: lines such as `seed: 0 → 1`.
+    """List the changes in `new` that a resumed run may not make, as lines such as `seed: 0 → 1`.
 
     Args:
-        old: the resolved experiment that the run was started with.
-        new: the experiment that it is to go on with.
+        old: the resolved experiment of the run so far.
+        new: the experiment to resume the run with.
     """
-    with suppress(ValidationError):  # a run of an older version lacks keys: it ran with their defaults
+    with suppress(ValidationError):  # a run of an older version lacks new keys: it used their defaults
         old = resolved(Experiment.model_validate(old))
     before, after = _flat(old), _flat(resolved(new))
     lines = []
@@ -61,7 +61,7 @@ def difference(old: dict[str, Any], new: Experiment) -> list[str]:
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        # A range is one value: where its form changed it should read as a whole.
+        # A range counts as one value, so that a change of its form is shown as a whole.
         if isinstance(value, dict) and not {"low", "choices"} & set(value):
             flat |= _flat(value, f"{prefix}{key}.")
         else:

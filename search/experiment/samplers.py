@@ -1,4 +1,4 @@
-"""Samplers by name: what the search knows of one. Importing this module loads no Optuna."""
+"""Registry of samplers. Importing this module does not load Optuna."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def _nothing(sampler: BaseSampler, completed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SamplerKind:
-    """One kind of sampler, and how the search treats it.
+    """A kind of sampler, and how the search uses it.
 
     Args:
-        make: called with (seed, startup_trials), gives the Optuna sampler.
-        patience: proposals refused in a row before a random one is taken instead. A sampler that has
-            converged would propose a point that it knows for ever. Each costs a row of the record (about
-            10 ms) and the sampler's time.
-        startup: whether it needs `startup_trials` random trials before it models the space.
-        hears_of_stopped: whether it learns the expected final values of trials that were stopped early.
-        recall: system attributes of a complete trial that a resumed search adds again, from the sampler and
-            the number of complete trials before.
+        make: factory, called with (seed, startup_trials); returns the Optuna sampler.
+        patience: number of proposals refused in a row before a random one is used instead. Without it, a
+            converged sampler would propose known points for ever. Each refused proposal costs a row of the
+            record (about 10 ms) and the sampler's time.
+        startup: whether the sampler needs `startup_trials` random trials before it models the space.
+        hears_of_stopped: whether the sampler is told the expected final values of early-stopped trials.
+        recall: called with the sampler and the number of earlier complete trials; returns the system
+            attributes of a complete trial that a resumed search has to restore.
 
     Example:
         from optuna.samplers import QMCSampler

@@ -1,4 +1,4 @@
-"""Sections of the experiment file that belong to the search: space, budget, sampler, resources, storage."""
+"""Sections of the experiment file for the search: space, budget, sampler, resources, costs, storage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LISTS = ("include", "exclude")
 
 
 class RunConfig(Config):
-    """Where the run directory goes."""
+    """Location of the run directory."""
 
     dir: str = Field(
         min_length=1, description="the run directory", json_schema_extra={"default": "`runs/<name>`"}
@@ -42,30 +42,30 @@ else:
 
 
 class SpaceConfig(Config):
-    """What may differ between trials."""
+    """The search space: what may differ between trials."""
 
     blocks: tuple[str, ...] = Field(
         (),
-        description="teacher blocks that may be replaced: shell patterns on their names, which `ama profile` "
-        "lists; a leading ! excludes; no including pattern: all",
+        description="teacher blocks that may be replaced, as shell patterns of names (`ama profile` lists "
+        "them); a leading ! excludes; without an including pattern: all",
         json_schema_extra={"form": "list of patterns, or {include: [...], exclude: [...]}"},
     )
     widths: tuple[StrictFloat, ...] = Field(
         (0.25, 0.5, 1.0),
-        description="widths of AMA modules in output channels, above 0 and at most "
-        f"{MAX_WIDTH:g}; with `keep` they are every block's levels",
+        description="widths of AMA modules, relative to the output channels, above 0 and at most "
+        f"{MAX_WIDTH:g}; with `keep` they are the levels of every block",
         json_schema_extra={"form": "list of numbers"},
     )
     fuse: bool | Literal["search"] = Field(
-        True, description="adjacent replaced blocks of one width become one module; search: try both"
+        True, description="replace adjacent blocks of equal width by one module; search: try both"
     )
     train: Literal["all", "modules"] = Field(
-        "all", description="all: the kept parts of the teacher train too; modules: they stay frozen"
+        "all", description="all: train the kept parts of the teacher too; modules: keep them frozen"
     )
     method: MethodSpace = Field(
         {DEFAULT_METHOD: None},
-        description="distillation method: a name, a list of names to search over, or a mapping of names to "
-        "their keys' values and ranges; `ama`'s are in `space.loss`; your own: import:<module>:<class>",
+        description="distillation method: a name, a list of names (searched), or a mapping of names to "
+        "settings and ranges; those of `ama` are in `space.loss`; your own: import:<module>:<class>",
         json_schema_extra={"form": "name, list of names, or mapping", "default": f"`{DEFAULT_METHOD}`"},
     )
     loss: LossSpace = Field(LossSpace(), description="weights of the loss parts of the method `ama`")
@@ -73,7 +73,7 @@ class SpaceConfig(Config):
 
     @property
     def methods(self) -> dict[str, RangesOf]:
-        """Every method that trials may use, with its keys fixed or searched."""
+        """Return every method that trials may use, with its keys fixed or searched."""
         return {name: self.loss if ranges is None else ranges for name, ranges in self.method.items()}
 
     @field_validator("blocks", mode="before")
@@ -131,31 +131,32 @@ class SpaceConfig(Config):
 
 
 class BudgetConfig(Config):
-    """How much is spent."""
+    """The budget of the search."""
 
-    trials: PositiveInt = Field(48, description="trials that run; refused proposals do not count")
+    trials: PositiveInt = Field(48, description="number of trials; refused proposals do not count")
     epochs: PositiveInt = Field(10, description="epochs of a trial that is not stopped early")
     grace_epochs: PositiveInt = Field(
-        1, description="first rung: no trial is stopped before; as many as epochs: no early stopping"
+        1, description="first rung: no trial is stopped earlier; equal to epochs: no early stopping"
     )
     reduction_factor: float = Field(
         3.0,
         ge=2.0,
         le=100.0,
-        description="about one in so many trials goes on at each rung; rungs lie this factor apart",
+        description="eta of successive halving: about one in eta trials passes a rung, and each rung is eta "
+        "times the one before",
     )
     first_share: float = Field(
         0.25,
         ge=0.0,
         le=1.0,
-        description="with `warm_start: library`: share of the trials that come first: the best students "
-        "by proxy at even distances along the cost axis; the sampler proposes the rest",
+        description="with `warm_start: library`: share of trials proposed first: the best students by "
+        "proxy, evenly spaced along the cost axis; the sampler proposes the rest",
     )
     hours: float | None = Field(
         None,
         gt=0.0,
         allow_inf_nan=False,
-        description="wall time after which no trial goes on; null: no limit",
+        description="stop the search after this many hours; null: no limit",
     )
 
     @model_validator(mode="after")
@@ -167,7 +168,7 @@ class BudgetConfig(Config):
 
 
 class SamplerConfig(Config):
-    """What proposes the trials."""
+    """The sampler that proposes the trials."""
 
     name: str = Field(
         "tpe",
@@ -175,7 +176,7 @@ class SamplerConfig(Config):
         json_schema_extra={"form": "tpe, nsga2, gp, random or your own"},
     )
     startup_trials: PositiveInt = Field(
-        10, description="random proposals before tpe or gp models the space; nsga2: size of its population"
+        10, description="random proposals before tpe or gp models the space; nsga2: population size"
     )
 
     @field_validator("name", mode="after")
@@ -191,18 +192,18 @@ class SamplerConfig(Config):
 
 
 class Resources(Config):
-    """What one trial is given, and how many run at once.
+    """Resources of one trial, and how many trials run at once.
 
-    `resources: auto` in an experiment is short for `concurrent: auto`.
+    `resources: auto` in an experiment is a short form of `concurrent: auto`.
     """
 
     cpu: PositiveFloat = Field(1.0, description="CPU cores of a trial")
     gpu: float = Field(0.0, ge=0.0, description="GPUs of a trial; 0.25 puts four trials on one GPU")
     concurrent: PositiveInt | Literal["auto"] | None = Field(
         None,
-        description="trials at a time; null: as many as the machine or cluster has room for; auto (or "
-        "`resources: auto`): `cpu` and `gpu` are chosen by a short measurement before the first trial, so "
-        "that the trials that fit train the most images a second together",
+        description="trials at a time; null: as many as fit on the machine or cluster; auto (or "
+        "`resources: auto`): measure before the first trial and choose `cpu` and `gpu` for the highest "
+        "total throughput (images per second)",
     )
 
     @model_validator(mode="before")
@@ -213,23 +214,23 @@ class Resources(Config):
     @field_validator("cpu", "gpu", mode="after")
     @classmethod
     def _whole_above_one(cls, value: float) -> float:
-        if value > 1 and value != int(value):  # Ray's rule, which it would tell when the first trial starts
+        if value > 1 and value != int(value):  # Ray's rule; Ray would only complain at the first trial
             raise ValueError(f"expected a fraction of one or a whole number, got {value:g}")
         return value
 
 
 class CostsConfig(Config):
-    """How the cost table is measured."""
+    """Measurement of the cost table."""
 
-    batch_size: PositiveInt = Field(32, description="images a batch when latency is measured")
+    batch_size: PositiveInt = Field(32, description="images per batch when latency is measured")
     seconds: PositiveFloat = Field(
         20.0,
-        description="how long latencies are measured (less where that is plenty, longer for slow models)",
+        description="seconds of latency measurement (less if that suffices, more for slow models)",
     )
     extra: tuple[str, ...] = Field(
         (),
-        description="costs beside params, FLOPs and latency: your own (docs/extending.md), which objectives "
-        "and constraints then name",
+        description="your own costs besides params, FLOPs and latency (docs/extending.md); objectives and "
+        "constraints may name them",
         json_schema_extra={"form": "list of names"},
     )
 
@@ -243,13 +244,13 @@ class CostsConfig(Config):
 
 
 class StorageConfig(Config):
-    """Where the study's database is."""
+    """Location of the study's database."""
 
     study: str | None = Field(
         None,
         repr=False,
-        description="database URL; `${VAR}` in it is filled in from the environment; the variable "
-        "AMA_STUDY_URL goes first; null: study.db (SQLite) in the run directory",
+        description="database URL; `${VAR}` is replaced from the environment; the variable AMA_STUDY_URL "
+        "takes precedence; null: study.db (SQLite) in the run directory",
     )
 
     @field_validator("study", mode="after")

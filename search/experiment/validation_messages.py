@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in words: dotted key, what was expected, what came, the nearest valid key."""
+"""Turn pydantic's errors into messages: dotted key, expected and actual value, nearest valid key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from search.experiment.yaml12 import describe_value
 
-Fault = tuple[tuple[str, ...], str]  # place below the validated field, message
+Fault = tuple[tuple[str, ...], str]  # path below the validated field, message
 
 _WORDS = {
     "a valid number": "a number",
@@ -25,17 +25,17 @@ _WORDS = {
 
 
 def raise_faults(faults: Sequence[Fault]) -> NoReturn:
-    """End a pydantic validator with several faults, each at its own place below the validated field."""
+    """Raise several faults from a pydantic validator, each with its path below the validated field."""
     text = "; ".join(".".join((*place, message)) for place, message in faults)
     raise PydanticCustomError("faults", "{text}", {"faults": list(faults), "text": text})
 
 
 def fault_lines(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line per fault of `error`, which came from validating `model`."""
+    """Return one line per fault of `error`, which was raised when validating `model`."""
     names = list(valid_names(model))
     lines = []
     for item in error.errors(include_url=False):
-        # Names in angle brackets are tags of unions, no keys of the file.
+        # Names in angle brackets are tags of unions, not keys of the file.
         place = tuple(str(part) for part in item["loc"] if not str(part).startswith("<"))
         context: dict[str, Any] = item.get("ctx", {})
         if item["type"] == "faults":
@@ -51,7 +51,7 @@ def fault_lines(error: ValidationError, model: type[BaseModel]) -> list[str]:
 def _message(kind: str, message: str, value: Any, number: bool) -> str:
     if kind == "missing":
         return "expected a value, but the key is missing"
-    if kind == "value_error":  # raised by our own validators, which say what came
+    if kind == "value_error":  # from our own validators; their messages are complete
         return message.removeprefix("Value error, ")
     if kind in ("model_type", "model_attributes_type"):
         return f"expected a mapping of keys to values, got {describe_value(value)}"
@@ -70,9 +70,9 @@ def _message(kind: str, message: str, value: Any, number: bool) -> str:
 
 
 def valid_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of every key that `model` knows, sections included."""
+    """Yield the dotted names of every key of `model`, including sections."""
     for name, field in model.model_fields.items():
-        if field.exclude:  # no key of the file
+        if field.exclude:  # not a key of the file
             continue
         yield prefix + name
         for inner in _models(field.annotation):
@@ -87,9 +87,9 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def nearest(place: Sequence[str], names: Sequence[str]) -> str:
-    """The valid dotted name most like the unknown `place`: a sibling, else that key elsewhere, else any.
+    """Find the valid dotted name nearest to `place`: a sibling, else that key elsewhere, else any.
 
-    A key that is found in several other sections gives them all, joined by "or".
+    If several other sections have the key, return all of them, joined by "or".
     """
     path = [part for part in place if not part.isdigit()]
     parent, last = ".".join(path[:-1]), path[-1]

@@ -1,7 +1,7 @@
-"""YAML as the experiment file uses it: YAML 1.2 scalars, no duplicate keys, dotted overrides.
+"""Read and write YAML for the experiment file: YAML 1.2 scalars, no duplicate keys, dotted overrides.
 
-PyYAML reads `1e-3` as text, `1:30` as 90 and `no` as false (YAML 1.1). Here a scalar is what YAML 1.2's core
-schema says, in files, in overrides and in what is written.
+PyYAML reads `1e-3` as text, `1:30` as 90 and `no` as false (YAML 1.1). Here scalars follow the core schema of
+YAML 1.2, in files, in overrides and in output.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCALARS = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:merge", r"<<", "<"),
 )
-# A value that begins with one of these is syntax to YAML; on the command line it can only be meant as text.
+# A value that begins with one of these is syntax in YAML; on the command line it is meant as text.
 _INDICATORS = "!*&>|%@`"
 
 
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would take for something else: other readers may be of either kind."""
+    """Quote every text that a YAML 1.1 or a YAML 1.2 reader would not read as text."""
 
 
 for _tag, _pattern, _first in _SCALARS:
@@ -43,17 +43,17 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def read_yaml(text: str, source: str) -> tuple[dict[str, Any], list[str]]:
-    """The mapping that `text` holds, and its duplicate keys.
+    """Parse a YAML mapping, and find its duplicate keys.
 
     Args:
-        text: a YAML document; an empty one is an empty mapping.
+        text: a YAML document; an empty one gives an empty mapping.
         source: the file's name, for messages.
 
     Returns:
-        the mapping, and one line per duplicate key (dotted name, both line numbers).
+        The mapping, and one line per duplicate key (dotted name, both line numbers).
 
     Raises:
-        InputError: a syntax error (with file and line), or something else than a mapping at the top.
+        InputError: a syntax error (with file and line), or the top level is not a mapping.
     """
     try:
         loader = _Loader(text)
@@ -70,8 +70,8 @@ def read_yaml(text: str, source: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _duplicates(node: yaml.Node, path: str, seen: set[int]) -> Iterator[str]:
-    """One line per key that a mapping at or under `node` has twice."""
-    if id(node) in seen:  # an alias, perhaps to what contains it
+    """Yield one line per key that occurs twice in a mapping at or below `node`."""
+    if id(node) in seen:  # an alias, perhaps to one of its ancestors
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
@@ -97,10 +97,10 @@ def _syntax_message(error: yaml.MarkedYAMLError, text: str, source: str) -> str:
 
 
 def parse_scalar(text: str) -> Any:
-    """The value of an override: YAML, flow lists and mappings too, or text where YAML has only syntax.
+    """Parse the value of an override as YAML; text if it begins with a character of YAML's syntax.
 
     Raises:
-        InputError: it begins like YAML and isn't.
+        InputError: it is not valid YAML.
     """
     text = text.strip()
     if text and text[0] in _INDICATORS:
@@ -115,15 +115,15 @@ def parse_scalar(text: str) -> Any:
 def apply_overrides(
     data: dict[str, Any], overrides: Sequence[str], short_forms: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Set each `dotted.key=value` in `data`, in place; the last one of a key wins.
+    """Set each `dotted.key=value` in `data`, in place; the last override of a key wins.
 
     Args:
-        data: the mapping of a file.
-        overrides: as typed.
-        short_forms: by section that may be written as one value, the key for which that value stands.
+        data: the mapping read from a file.
+        overrides: the overrides as typed.
+        short_forms: sections that may be written as a single value -> the key which that value sets.
 
     Returns:
-        one line per override that cannot be applied.
+        One line per override that cannot be applied.
     """
     faults = []
     for override in overrides:
@@ -146,15 +146,15 @@ def apply_overrides(
 
 
 def _set(data: dict[str, Any], names: list[str], value: Any) -> str | None:
-    """Put `value` at the path `names`; a line that says why it can't be done, or nothing."""
+    """Set `value` at the path `names`; return a message if that is not possible, else None."""
     for depth, name in enumerate(names[:-1], start=1):
         if data.get(name) is None:
             data[name] = {}
         if not isinstance(data[name], dict):
             inner = ".".join(names[:depth])
             return (
-                f"{'.'.join(names)}: {inner} is {describe_value(data[name])} here, without keys of its own; "
-                f"override it whole, as {inner}=..."
+                f"{'.'.join(names)}: {inner} is {describe_value(data[name])} here and does not have keys; "
+                f"override all of it: {inner}=..."
             )
         data = data[name]
     data[names[-1]] = value
@@ -162,7 +162,7 @@ def _set(data: dict[str, Any], names: list[str], value: Any) -> str | None:
 
 
 def describe_value(value: Any) -> str:
-    """`value` as a message shows it: short, and in YAML's words."""
+    """Format `value` for a message: short, in YAML's words."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, bool):
@@ -175,5 +175,5 @@ def describe_value(value: Any) -> str:
 
 
 def to_yaml(data: dict[str, Any]) -> str:
-    """`data` as a YAML document, keys in their order; `read_yaml` gives it back."""
+    """Write `data` as a YAML document, keys in their order; `read_yaml` reads it back."""
     return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))

@@ -1,1 +1,1 @@
-"""What to try next: space, samplers, first trials, early stopping. No Ray."""
+"""Policies of the search: space, samplers, first trials, early stopping. Imports no Ray."""

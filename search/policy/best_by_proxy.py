@@ -1,8 +1,8 @@
-"""First proposals: the students that are best by proxy at every price, found exactly before anything trains.
+"""Find the best student by proxy at every price, exactly and before anything trains.
 
-The proxy of a student is the sum of what each of its modules adds to the validation loss when it alone is
-replaced (`Library.solo_loss`), and its price is a sum as well. So the best student at every price is a
-shortest path over the blocks, and a dynamic programme finds all of them.
+The proxy of a student is a sum over its modules: the increase of the validation loss when only this module
+replaces its blocks (`Library.solo_loss`). The price is a sum as well. So the best student at every price is a
+shortest path over the blocks, and dynamic programming finds all of them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from trainables.config import StudentSpec
 from trainables.costs.table import Costs
 from trainables.student.spans import Span, candidate_spans, joins
 
-# Prices are told apart to this share of the teacher's; a finer grid only costs time.
+# Resolution of prices, as a share of the teacher's price; a finer grid only costs time.
 GRID = 1 / 2000
 
-Widths = tuple[float | None, ...]  # of the blocks so far; None where one is kept
+Widths = tuple[float | None, ...]  # widths of the blocks so far; None for a kept block
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A student with its summed proxy (0 for the teacher) and its price."""
+    """A student with its proxy (0 for the teacher) and its price."""
 
     spec: StudentSpec
     proxy: float
@@ -32,7 +32,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Path:
-    """The best way to a price so far."""
+    """The best partial student found so far for a price."""
 
     proxy: float
     price: float
@@ -46,28 +46,28 @@ def best_by_proxy(
     proxy: Mapping[str, float],
     price: Callable[[StudentSpec], float],
 ) -> list[Candidate]:
-    """All students that no other one beats in both proxy and price, cheapest first; the teacher comes last.
+    """Return the students that are non-dominated in proxy and price, cheapest first, the teacher last.
 
     Args:
-        blocks: of the teacher, in execution order.
-        widths: of AMA modules.
-        fuse: whether adjacent replaced blocks of one width become one span.
-        proxy: what a span adds to the proxy, by `Span.key`.
-        price: of any student, in one metric; a sum over its spans.
+        blocks: the teacher's blocks, in execution order.
+        widths: widths of AMA modules.
+        fuse: whether adjacent replaced blocks of equal width become one span.
+        proxy: proxy of each span, by `Span.key`.
+        price: returns the price of a student in one metric; must be a sum over its spans.
 
     Returns:
-        Exact up to `GRID` of the teacher's price.
+        The students; exact up to `GRID` times the teacher's price.
     """
     full = price(StudentSpec())
     ends = _steps(blocks, widths, fuse, proxy, price, full)
-    # By position: the best path to each (price on the grid, width of the span that ends here).
+    # For each position: (price on the grid, width of the span that ends here) -> best path.
     reached: list[dict[tuple[int, float | None], _Path]] = [{} for _ in range(len(blocks) + 1)]
     reached[0][round(1 / GRID), None] = _Path(0.0, full, ())
     for position in range(len(blocks)):
         for (_, last), path in reached[position].items():
             _offer(reached[position + 1], path, None, 0.0, 0.0, 1, full)
             for span, added, change in ends.get(position, ()):
-                # Under fusing, a neighbour of the same width would have joined the span before.
+                # With `fuse`, a neighbour of equal width would belong to the span before.
                 joined = position > 0 and joins(blocks[position - 1], blocks[position])
                 if fuse and last == span.width and joined:
                     continue
@@ -84,7 +84,7 @@ def _steps(
     price: Callable[[StudentSpec], float],
     full: float,
 ) -> dict[int, list[tuple[Span, float, float]]]:
-    """Spans by the position of their first block, each with what it changes in proxy and price."""
+    """Return the spans that start at each block, with their changes of proxy and price."""
     position = {block.name: index for index, block in enumerate(blocks)}
     steps: dict[int, list[tuple[Span, float, float]]] = {}
     for span in candidate_spans(blocks, widths, fuse):
@@ -126,7 +126,7 @@ def _undominated(blocks: Sequence[Block], fuse: bool, paths: Iterable[_Path]) ->
 
 
 def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Up to `count` candidates at even distances along the price, cheapest first; the teacher is left out."""
+    """Choose up to `count` candidates evenly spaced in price, cheapest first, without the teacher."""
     students = [c for c in candidates if c.spec.widths]
     if count <= 0 or not students:
         return []
@@ -137,5 +137,5 @@ def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
 
 
 def price_of(price: Callable[[StudentSpec], Costs], metric: str) -> Callable[[StudentSpec], float]:
-    """One metric of a cost table's prices."""
+    """Return a function that gives one metric of a student's price."""
     return lambda spec: float(price(spec).as_dict()[metric])

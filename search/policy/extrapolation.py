@@ -1,4 +1,4 @@
-"""What an early-stopped trial teaches the sampler: the values it would probably have ended with."""
+"""Estimate the final values of an early-stopped trial."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Values = npt.NDArray[np.float64]
 
 
 class Curves:
-    """Objective values of all trials by epoch, and what they say about a trial that was stopped.
+    """Objective values of all trials by epoch; estimates the final values of stopped trials.
 
     Args:
         directions: "minimize" or "maximize", in the objectives' order.
-        trained: indices of the objectives that change while a trial trains; the others are exact.
+        trained: indices of the objectives that change during training; the others are exact.
     """
 
     def __init__(self, directions: Sequence[str], trained: Sequence[int]) -> None:
@@ -25,15 +25,15 @@ class Curves:
         self._finals: dict[int, Values] = {}
 
     def report(self, trial: int, epoch: int, values: Sequence[float]) -> None:
-        """Trial `trial` had these objective values after `epoch` epochs."""
+        """Record the objective values of trial `trial` after `epoch` epochs."""
         self._curves.setdefault(trial, {})[epoch] = self._signs * np.asarray(values, dtype=np.float64)
 
     def complete(self, trial: int, values: Sequence[float]) -> None:
-        """Trial `trial` was trained to its end, with these objective values."""
+        """Record the final objective values of a completed trial."""
         self._finals[trial] = self._signs * np.asarray(values, dtype=np.float64)
 
     def gain(self, epoch: int) -> Values | None:
-        """Median change (M,) of the minimised objectives from `epoch` to the end; None: no trial shows it."""
+        """Return the median change (M,) of the minimised objectives from `epoch` on; None: no data."""
         gains = [
             final - self._curves[trial][epoch]
             for trial, final in self._finals.items()
@@ -42,18 +42,18 @@ class Curves:
         return np.median(gains, axis=0) if gains else None
 
     def expected(self, trial: int, capped: bool = True) -> list[float] | None:
-        """The objective values that a stopped trial would probably have ended with.
+        """Estimate the final objective values of a stopped trial.
 
-        Its last values plus the median gain of complete trials from that epoch on. In what training changes
-        they are no better than the best of those trials that dominated it at that epoch, in what these ended
-        with or are expected to: it does not overtake on paper those that it was stopped for.
+        The estimate is the trial's last values plus the median gain of complete trials from that epoch on.
+        The estimate is capped: it may not beat the best trial that dominated this one at the same epoch. The
+        cap applies to the objectives that change during training, and uses final values or their estimates.
 
         Args:
-            trial: one that reported.
-            capped: apply that last rule.
+            trial: a trial that reported values.
+            capped: whether to cap the estimate.
 
         Returns:
-            Values in the objectives' own directions; None while no complete trial shows a gain.
+            Values in the objectives' original directions; None while no complete trial shows a gain.
         """
         epoch = max(self._curves[trial])
         own = self._curves[trial][epoch]

@@ -1,4 +1,4 @@
-"""The first trials: levels of best sensitivity for their price, spread over the budget."""
+"""Choose the first trials: the best students by proxy, spread along the price axis."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from trainables.library.library import Library
 def first_proposals(
     space: SearchSpace, blocks: Sequence[Block], costs: CostTable, library: Library
 ) -> list[dict[str, Any]]:
-    """Parameters to try first: the best students by proxy, spread along the price axis.
+    """Return the parameters to try first: the best students by proxy, spread along the price axis.
 
-    How many they are is the budget's share; their loss weights and optimiser settings are the middle of each
-    range, since the proxy says nothing about them.
+    Their number follows from the share in the budget. Loss weights and optimiser settings are the middle of
+    each range, because the proxy does not depend on them.
     """
     experiment = space.experiment
     count = round(experiment.budget.first_share * experiment.budget.trials)
@@ -39,7 +39,7 @@ def first_proposals(
 
 
 def _levels(space: SearchSpace, candidate: Candidate) -> dict[str, Any]:
-    """The candidate's level of every block, and whether it fuses, where that is searched."""
+    """Return the candidate's level of every block, and `fuse` if it is searched."""
     widths, spec = list(space.experiment.space.widths), candidate.spec
     levels: dict[str, Any] = {
         LEVEL + name: widths.index(spec.widths[name]) if name in spec.widths else space.keep
@@ -49,7 +49,7 @@ def _levels(space: SearchSpace, candidate: Candidate) -> dict[str, Any]:
 
 
 def _middle(distribution: BaseDistribution) -> Any:
-    """The middle of a range (of its logarithms for a log range), the first of some choices."""
+    """Return the middle of a range (geometric for a log range), or the first choice."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)

@@ -1,4 +1,4 @@
-"""Constraints in absolute figures."""
+"""Constraints in absolute values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limit:
-    """A constraint in absolute figures: `metric op limit`, with op `<=` or `>=`."""
+    """A constraint in absolute values: `metric op limit`, with op `<=` or `>=`."""
 
     metric: str
     op: str
@@ -15,6 +15,6 @@ class Limit:
     text: str
 
     def violation(self, value: float) -> float:
-        """How far `value` is beyond the limit, relative to the limit; <= 0 within it."""
+        """Return how far `value` exceeds the limit, relative to the limit; <= 0 if it is satisfied."""
         beyond = value - self.limit if self.op == "<=" else self.limit - value
         return beyond / (abs(self.limit) or 1.0)

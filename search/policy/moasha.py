@@ -1,26 +1,27 @@
-"""Multi-objective asynchronous successive halving: the rung rule alone, without Ray.
+"""Multi-objective asynchronous successive halving: the rung rule, independent of Ray.
 
 Source: Schmucker, Donini, Zafar, Salinas, Archambeau 2021, *Multi-objective Asynchronous Successive
 Halving*, arXiv 2106.12639. Asynchronous halving: Li et al. 2020, arXiv 1810.05934.
 
-The rule. A newcomer reaches a rung that then holds `n` trials, itself included; `keep = floor(n / eta)`.
+The rule. A trial (the newcomer) reaches a rung that then holds `n` trials, including it;
+`keep = floor(n / eta)`.
 
-1. `n < eta`: it goes on. There is nothing yet to halve.
-2. No trial of the rung dominates it (it is on the rung's front): it goes on, however long the front is.
-3. Otherwise the rung is put in order and the newcomer goes on if fewer than `keep` trials stand before it.
-   The order is the non-dominated rank first; within a rank, farthest first from everything already ahead
-   (the paper's epsilon-net, begun from the better fronts), so that what survives covers the cost axis.
+1. `n < eta`: it continues. The rung is still too small to halve.
+2. No trial of the rung dominates it (it is on the rung's front): it continues, however long the front is.
+3. Otherwise the rung is sorted, and the newcomer continues if fewer than `keep` trials are ahead of it. The
+   rung is sorted by non-dominated rank. Within a rank, the trial farthest from all trials already ahead comes
+   first (the paper's epsilon-net, started from the better fronts), so that survivors cover the cost axis.
 
-Why this satisfies all that is asked of it: a trial stands behind every trial that dominates it, because
-those have a better rank. So `keep` or more dominators always mean a stop, a front trial never has one, and
-step 2 extends the front's place to fronts longer than `keep`. Every comparison is one of dense ranks
-within the rung, so positive affine (indeed any strictly increasing) changes of an objective change nothing;
-names are never looked at, and trials of equal values share one place, the first of them.
+Properties. A trial is behind every trial that dominates it, because dominators have a better rank. So a trial
+with `keep` or more dominators is always stopped. A trial on the front does not have dominators, and step 2
+also covers fronts longer than `keep`. Only dense ranks within the rung are compared, so a strictly increasing
+transformation of an objective changes nothing. Names do not matter. Trials of equal values share the place of
+the first of them.
 
-Costs are exact from the first epoch. A trial is dominated only by trials that cost no more, so a cheap one
-never loses to a dear one; and the spread, measured along the costs, gives a place to the best of every
-region of the cost axis that the better fronts left empty, so the dear ones are not crowded out by the many
-cheap ones that learn fast.
+Costs are exact from the first epoch. A trial is dominated only by trials that cost no more, so a cheap trial
+is never stopped because an expensive one is more accurate. The spread is measured along the costs: the best
+trial of every region of the cost axis that better fronts left empty gets a place. So many cheap trials that
+learn fast do not crowd out the expensive ones.
 """
 
 from __future__ import annotations
@@ -43,25 +44,25 @@ FORMAT = 1
 
 
 class Decision(Enum):
-    """What a trial does after a result."""
+    """Decision about a trial after a result."""
 
     CONTINUE = "continue"
     STOP = "stop"
 
 
 class MoAsha:
-    """Rungs at `grace, grace * eta, grace * eta^2, ...` below `max_epochs`, and who passes them.
+    """Decide which trials pass the rungs at `grace, grace * eta, grace * eta^2, ...` below `max_epochs`.
 
     Args:
-        max_epochs: epochs of a full trial; the last epoch is no rung, so a trial that got there is complete.
-        grace_epochs: the first rung.
+        max_epochs: epochs of a full trial. The last epoch is not a rung: a trial that reaches it is complete.
+        grace_epochs: epoch of the first rung.
         reduction_factor: eta, greater than 1; about one trial in eta passes a rung.
-        n_objectives: how many values a trial reports; all are minimised.
+        n_objectives: number of values that a trial reports; all are minimised.
         costs: indices of the objectives that are exact from the start; the spread is measured along
             them. None or empty: along all objectives.
 
     Raises:
-        InputError: a number outside its range.
+        InputError: a number is out of range.
     """
 
     def __init__(
@@ -95,21 +96,21 @@ class MoAsha:
         }
 
     def on_result(self, trial_id: int, epoch: int, values: Sequence[float]) -> Decision:
-        """Record a result where it counts and say whether the trial goes on.
+        """Record a result at its rung and decide whether the trial continues.
 
-        A result counts at the highest rung at or below its epoch (so a trial that skipped a rung's epoch is
-        still judged there, but epoch 10 never stands among the values of epoch 1), once a trial: a later
-        epoch between two rungs is neither recorded nor judged. The recorded epoch reported again, after a
-        resume, is judged again, against the rung as it then is.
+        A result counts at the highest rung at or below its epoch. So a trial that skipped a rung's epoch is
+        still judged at this rung, but a value of epoch 10 is never compared with values of epoch 1. A trial
+        is judged once per rung: a later epoch between two rungs is neither recorded nor judged. If the
+        recorded epoch is reported again, after a resume, it is judged again against the current rung.
 
         Args:
-            trial_id: the study's number of the trial.
+            trial_id: number of the trial in the study.
             epoch: epochs done, from 1.
-            values: the objectives, all minimised. A NaN or infinite value is worse than anything: the trial
-                is stopped at whichever epoch, and the values are not recorded.
+            values: the objectives, all minimised. With a NaN or infinite value the trial is stopped at any
+                epoch, and the values are not recorded.
 
         Returns:
-            STOP or CONTINUE; at `max_epochs` and beyond a finite result always continues: it is complete.
+            STOP or CONTINUE; from `max_epochs` on, always CONTINUE for finite values: the trial is complete.
         """
         if not all(math.isfinite(value) for value in values):
             return Decision.STOP
@@ -124,8 +125,8 @@ class MoAsha:
     def record(self, trial_id: int, epoch: int, values: Sequence[float]) -> int | None:
         """Record a result without judging it.
 
-        A trial's record at a rung is the least (epoch, values) it reported between that rung and the next:
-        a function of what was reported, not of the order in which it arrived.
+        A trial's record at a rung is the smallest (epoch, values) it reported between this rung and the next.
+        So it does not depend on the order in which results arrive.
 
         Returns:
             The rung (its epoch) at which the result counts, or None below the first rung, from
@@ -143,12 +144,12 @@ class MoAsha:
         return rung
 
     def replay(self, histories: Iterable[tuple[int, int, Sequence[float]]]) -> None:
-        """Rebuild the rungs from (trial_id, epoch, values) in any order, for instance from the study."""
+        """Rebuild the rungs from (trial_id, epoch, values) in any order, e.g. from the study."""
         for trial_id, epoch, values in histories:
             self.record(trial_id, epoch, values)
 
     def state(self) -> dict[str, Any]:
-        """Parameters and rungs as JSON can hold them; equal rungs give equal states."""
+        """Return parameters and rungs in a JSON-compatible form; equal rungs give equal states."""
         return {
             "format": FORMAT,
             "max_epochs": self.max_epochs,
@@ -161,10 +162,10 @@ class MoAsha:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> MoAsha:
-        """The rule that `state()` described.
+        """Restore the rule from `state()`.
 
         Raises:
-            InputError: a state of another format.
+            InputError: the state has another format.
         """
         if state.get("format") != FORMAT:
             raise InputError(
@@ -182,7 +183,7 @@ class MoAsha:
         return rule
 
     def _passes(self, newcomer: npt.NDArray[np.float64], table: npt.NDArray[np.float64]) -> bool:
-        """Whether the newcomer (M,) goes on from a rung with values (n, M), its own row among them."""
+        """Return True if the newcomer (M,) passes a rung with values (n, M), including its own row."""
         keep = math.floor(len(table) / self.reduction_factor)
         if keep < 1:
             return True
@@ -202,7 +203,7 @@ def _rung_epochs(max_epochs: int, grace_epochs: int, reduction_factor: float) ->
     epochs: list[int] = []
     level = float(grace_epochs)
     while round(level) < max_epochs:
-        # A factor close to 1 may round two levels to the same epoch.
+        # With a factor close to 1, two levels may round to the same epoch.
         if not epochs or round(level) > epochs[-1]:
             epochs.append(round(level))
         level *= reduction_factor
@@ -212,11 +213,11 @@ def _rung_epochs(max_epochs: int, grace_epochs: int, reduction_factor: float) ->
 def _dense_ranks(
     table: npt.NDArray[np.float64], newcomer: npt.NDArray[np.float64]
 ) -> tuple[Ranks, int, Ranks]:
-    """Distinct points of the rung as dense ranks per objective.
+    """Return the distinct points of the rung as dense ranks per objective.
 
     Returns:
-        Points (k, M) in lexicographic order, the newcomer's index among them, and how many trials (k,)
-        stand at each.
+        Points (k, M) in lexicographic order, the newcomer's index among them, and the number of trials (k,)
+        at each.
     """
     ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in table.T], axis=1)
     own = int((table == newcomer).all(1).argmax())
@@ -225,9 +226,9 @@ def _dense_ranks(
 
 
 def _n_ahead(points: Ranks, own: int, counts: Ranks, keep: int, costs: Sequence[int] | None) -> int:
-    """Trials that stand before point `own` in the rung's order; counting ends at `keep`.
+    """Count the trials ahead of point `own` in the rung's order, up to `keep`.
 
-    Ties of the spread go to the point that fewer trials dominate, then to the lexicographically first.
+    Ties of the spread go to the point with fewer dominators, then to the lexicographically first.
     """
     fronts = moocore.pareto_rank(points.astype(np.float64))
     ahead = int(counts[fronts < fronts[own]].sum())
@@ -242,11 +243,11 @@ def _n_ahead(points: Ranks, own: int, counts: Ranks, keep: int, costs: Sequence[
     for better in scaled[fronts < fronts[own]]:
         distance = np.minimum(distance, ((scaled[peers] - better) ** 2).sum(1))
     while ahead < keep:
-        # lexsort: the last key counts most; peers are in lexicographic order of their ranks already.
+        # lexsort: the last key is the primary one; peers are already in lexicographic order.
         chosen = int(np.lexsort((dominated_by, -distance))[0])
         if peers[chosen] == own:
             break
         ahead += int(counts[peers[chosen]])
         distance = np.minimum(distance, ((scaled[peers] - scaled[peers[chosen]]) ** 2).sum(1))
-        distance[chosen] = -1.0  # taken
+        distance[chosen] = -1.0  # mark as taken
     return ahead

@@ -1,7 +1,7 @@
-"""What to try next: an Optuna sampler over an in-memory study, behind prices known before training.
+"""Propose trials: an Optuna sampler over an in-memory study; proposals are priced before they train.
 
-The sampler's study is rebuilt from the record's rows when a search resumes, so nothing of the sampler has to
-be saved: it knows every past proposal and does not repeat one.
+When a search resumes, the sampler's study is rebuilt from the rows of the record. So the sampler need not be
+saved: it knows every past proposal and does not repeat one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from analysis.runs.optuna_adapter import trial_of
 from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from analysis.runs.optuna_adapter import trial_of
 from search.experiment.experiment import Experiment
 from search.experiment.samplers import SAMPLERS
 from search.policy.extrapolation import Curves
@@ -26,9 +26,9 @@ from search.policy.space import LEVEL, SearchSpace
 from trainables.config import DistillConfig, StudentSpec
 from trainables.costs.table import Costs
 
-# Random proposals refused in a row before the search says that there is nothing left to try.
+# Random proposals refused in a row before random points are repaired.
 RANDOM_PATIENCE = 2000
-# Then so many more, each moved towards the limits.
+# Random points that are then repaired (moved towards the limits) before the space counts as exhausted.
 REPAIRS = 100
 
 Price = Callable[[StudentSpec], Costs]
@@ -36,31 +36,31 @@ Price = Callable[[StudentSpec], Costs]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A point of the space with its price, and why it is not worth training, if so."""
+    """A point of the space with its price, and the reason if it is refused."""
 
     params: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
     config: DistillConfig
     costs: Costs
-    violations: Mapping[str, float]  # by the limit's text; > 0 where it is broken
+    violations: Mapping[str, float]  # by the limit's text; > 0 if violated
     refused: str | None
 
 
 class SpaceExhaustedError(Exception):
-    """No proposal was left that is within the limits and not tried yet."""
+    """Raised when no untried proposal within the limits was found."""
 
 
 class Proposer:
-    """Asks the sampler, prices what it proposes and refuses what is not worth a trial.
+    """Ask the sampler for proposals, price them, and refuse duplicates and violations of limits.
 
     Args:
-        experiment: sampler, seed, objectives.
-        space: params to `DistillConfig`.
-        price: costs of any student, before it trains.
-        limits: constraints in absolute figures; those on costs refuse proposals, those on what only training
-            shows (accuracy, loss) are told to the sampler when a trial is complete.
+        experiment: gives sampler, seed and objectives.
+        space: converts parameters to a `DistillConfig`.
+        price: returns the costs of a student before it trains.
+        limits: constraints in absolute values. A violated limit on costs refuses a proposal. Violations of
+            other limits (accuracy, loss) are told to the sampler when a trial is complete.
         past: rows of the record when a search resumes, oldest first.
-        first: parameters to propose before the sampler is asked; those tried already are passed over.
+        first: parameters to propose before the sampler is asked; those already tried are skipped.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Proposer:
         known = experiment.cost_metrics
         self._cost_limits = [limit for limit in limits if limit.metric in known]
         self._trained_limits = [limit for limit in limits if limit.metric not in known]
-        # A resumed sampler must not draw the random numbers of the first session again.
+        # A resumed sampler must not repeat the random numbers of the first session.
         seed = experiment.seed + len(past)
         self._random = RandomSampler(seed=seed + 1)
         self._shuffle = random.Random(seed + 2)
@@ -116,9 +116,9 @@ class Proposer:
             self._curves.complete(row.number, row.values)
 
     def _remember(self, row: FrozenTrial) -> None:
-        """Rebuild what the sampler knows of a row of the record."""
+        """Tell the sampler about a row of the record."""
         if "config" not in row.user_attrs:
-            return  # not a row of ours
+            return  # not a row written by this package
         if "refused" not in row.user_attrs:
             self._ran += 1
             self._seen.add(self._space.student_key(DistillConfig.model_validate(row.user_attrs["config"])))
@@ -144,13 +144,13 @@ class Proposer:
             self._open[row.number] = trial_of(self._study, stored)
 
     def propose(self, seed: int) -> Iterator[Proposal]:
-        """Refused proposals as they come, and last one to train.
+        """Yield refused proposals as they occur, then one accepted proposal.
 
         Args:
-            seed: of the trial's training.
+            seed: training seed of the trial.
 
         Raises:
-            SpaceExhaustedError: the sampler only repeats itself or breaks limits, and so do random proposals.
+            SpaceExhaustedError: the sampler and random proposals only gave duplicates or violated limits.
         """
         for _ in range(self._kind.patience):
             proposal = self._ask(seed)
@@ -159,14 +159,15 @@ class Proposer:
                 return
         self._study.enqueue_trial(dict(self._draw(seed)))
         proposal = self._ask(seed)
-        assert proposal.refused is None, "drawn to be accepted"
+        assert proposal.refused is None, "_draw returns accepted points only"
         yield proposal
 
     def _ask(self, seed: int) -> Proposal:
-        """One proposal of the sampler; a refused one is told to it at once."""
+        """Ask the sampler for one proposal; tell it at once if the proposal is refused."""
         sampler = self._study.sampler
         try:
-            # Refused proposals are no start: a sampler that counts them models the space after one trial.
+            # Refused proposals do not count as startup trials: else the sampler would model the space after
+            # one trial.
             if self._ran < self._startup:
                 self._study.sampler = self._random
             trial = self._study.ask()
@@ -185,7 +186,7 @@ class Proposer:
         return proposal
 
     def _draw(self, seed: int) -> Mapping[str, Any]:
-        """A random point that is new and within the limits; misses are not recorded, they teach nothing."""
+        """Return a random point that is new and within the limits; others are not recorded."""
         dummy = create_trial(state=TrialState.RUNNING)
         for attempt in range(RANDOM_PATIENCE + REPAIRS):
             params = {
@@ -203,9 +204,9 @@ class Proposer:
         )
 
     def _repaired(self, params: dict[str, Any], seed: int) -> dict[str, Any]:
-        """`params` with levels moved one by one, in random order, while that lowers what limits are exceeded.
+        """Change levels one by one, in random order, while that lowers the violation of limits.
 
-        Reaches the corners of the space that random points miss where limits leave next to nothing of it.
+        It finds points in corners of the space that random sampling misses when limits are tight.
         """
         excess = self._excess(params, seed)
         moves = [
@@ -239,26 +240,26 @@ class Proposer:
         if any(violation > 0 for violation in violations.values()):
             refused = "infeasible"
         elif not config.student.widths or self._space.student_key(config) in self._seen:
-            refused = "duplicate"  # the student without a replaced block is the teacher itself
+            refused = "duplicate"  # a student without replaced blocks is the teacher
         distributions = {name: self._space.distributions[name] for name in params}
         return Proposal(params, distributions, config, costs, violations, refused)
 
     def accepted(self, number: int) -> None:
-        """The last proposal became row `number` of the record."""
-        assert self._pending is not None, "propose() comes first"
+        """Note that the last proposal became row `number` of the record."""
+        assert self._pending is not None, "propose() must be called first"
         self._open[number] = self._pending
         self._pending = None
 
     def violations(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """By how much `metrics` break the limits that only training shows, by the limit's text."""
+        """Return the violations of the limits that need training, by the limit's text."""
         return {limit.text: limit.violation(metrics[limit.metric]) for limit in self._trained_limits}
 
     def reported(self, number: int, epoch: int, values: Sequence[float]) -> None:
-        """Row `number` had these objective values after `epoch` epochs."""
+        """Record the objective values of row `number` after `epoch` epochs."""
         self._curves.report(number, epoch, values)
 
     def completed(self, number: int, values: Sequence[float], violations: Mapping[str, float]) -> None:
-        """Row `number` was trained to the end: the sampler learns its objective values.
+        """Tell the sampler the final objective values of row `number`.
 
         Args:
             number: of the record's row.
@@ -272,7 +273,7 @@ class Proposer:
         self._study.tell(trial, list(values))
 
     def stopped(self, number: int, violations: Mapping[str, float]) -> None:
-        """Row `number`, which reported, was stopped early: the sampler learns what it would have come to.
+        """Tell the sampler the expected final values of row `number`, which was stopped early.
 
         Args:
             number: of the record's row.
@@ -285,12 +286,12 @@ class Proposer:
         self._study.tell(trial, values, state=state)
 
     def _lesson(self, number: int) -> tuple[TrialState, list[float] | None]:
-        """What the sampler is told of a trial that was stopped early; the record's row stays PRUNED."""
+        """Return state and values to tell the sampler for an early-stopped trial (its row stays PRUNED)."""
         if not self._kind.hears_of_stopped:
             return TrialState.PRUNED, None
         values = self._curves.expected(number)
         return (TrialState.PRUNED, None) if values is None else (TrialState.COMPLETE, values)
 
     def ended(self, number: int, state: TrialState) -> None:
-        """Row `number` ended without objective values (PRUNED or FAIL)."""
+        """Note that row `number` ended without objective values (PRUNED or FAIL)."""
         self._study.tell(self._open.pop(number), state=state)

@@ -1,4 +1,4 @@
-"""The built-in samplers, Optuna's; `SAMPLERS` of `search.experiment.samplers` names them."""
+"""The built-in samplers from Optuna; the registry is `SAMPLERS` in `search.experiment.samplers`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import warnings
 from typing import Any
 
 import optuna
-from analysis.runs.optuna_adapter import generation_key
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from analysis.runs.optuna_adapter import generation_key
 from search.experiment.samplers import SAMPLERS, SamplerKind
 
 
 def make_sampler(name: str, seed: int, startup_trials: int) -> BaseSampler:
-    """A sampler by its name in the experiment file.
+    """Create a sampler from its name in the experiment file.
 
     Raises:
-        InputError: no such sampler.
+        InputError: the name is unknown.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -24,7 +24,7 @@ def make_sampler(name: str, seed: int, startup_trials: int) -> BaseSampler:
 
 
 def _tpe(seed: int, startup_trials: int) -> BaseSampler:
-    # On a conditional two-objective toy (100 trials, 10 seeds) multivariate with groups reached the
+    # On a conditional two-objective toy problem (100 trials, 10 seeds) multivariate with groups reached the
     # largest hypervolume; multivariate alone collapsed on one seed.
     return TPESampler(multivariate=True, group=True, n_startup_trials=startup_trials, seed=seed)
 
@@ -34,7 +34,7 @@ def _nsga2(seed: int, startup_trials: int) -> BaseSampler:
 
 
 def _generation(sampler: BaseSampler, completed: int) -> dict[str, Any]:
-    """The record knows no generations; in the order of completion they were about these."""
+    """Return the generation of a complete trial; approximate: derived from the order of completion."""
     assert isinstance(sampler, NSGAIISampler)
     return {generation_key(): completed // (sampler.population_size or 1)}
 
@@ -48,9 +48,9 @@ def _random(seed: int, startup_trials: int) -> BaseSampler:
 
 
 TPE = SamplerKind(_tpe)
-# It draws its first generation itself. Its parents are the complete trials, and every expected one would take
-# the place of a real one (benchmarks/results/pruned_learning_nsga2.json: hypervolume 0.462 against 0.473).
+# NSGA-II samples its first generation itself. Its parents are complete trials; a parent with expected values
+# would displace a real one (benchmarks/results/pruned_learning_nsga2.json: hypervolume 0.462 against 0.473).
 NSGA2 = SamplerKind(_nsga2, startup=False, hears_of_stopped=False, recall=_generation)
-# A proposal costs seconds, and refused ones teach it nothing.
+# A proposal of GP takes seconds, and it does not learn from refused ones.
 GP = SamplerKind(_gp, patience=3)
 RANDOM = SamplerKind(_random, startup=False)

@@ -1,9 +1,9 @@
-"""The search space: blocks × levels × loss weights as Optuna distributions, and parameters as trial configs.
+"""The search space: define it as Optuna distributions, and convert parameters to trial configs.
 
-A block's level is a place on an ordered scale, so that samplers can use the order: `level/<block>` is 0 for
-the narrowest module, K-1 for the widest, K for keep. Settings of a method are `<method>/<key>`, those of the
-optimiser `optim/<key>`; with several methods `method` chooses, and the others' settings are not asked for.
-Whatever the experiment fixes is no parameter.
+A block's level is an integer, so that samplers can use the order: `level/<block>` is 0 for the narrowest
+module, K-1 for the widest, K for keep. Settings of a method are named `<method>/<key>`, those of the
+optimiser `optim/<key>`. With several methods, `method` selects one, and only its settings are sampled. Values
+that the experiment fixes are not parameters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEVEL, OPTIM, METHOD = "level/", "optim/", "method"
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What the experiment leaves open for a teacher with these blocks."""
+    """The search space of an experiment for a teacher with these blocks."""
 
     experiment: Experiment
     blocks: tuple[str, ...]
@@ -47,13 +47,13 @@ class SearchSpace:
     def from_experiment(
         cls, experiment: Experiment, blocks: Sequence[Block], past: Iterable[FrozenTrial] = ()
     ) -> SearchSpace:
-        """The space over `blocks`: the teacher's blocks that may be replaced, in execution order.
+        """Create the space over `blocks`: the teacher's replaceable blocks, in execution order.
 
-        A search of version 0.1 that is resumed keeps its parameters' names, which had no name spaces (`alpha`
-        for `ama/alpha`): its sampler would take them for others. `past` are the rows of the record.
+        A resumed search of version 0.1 keeps its parameter names without prefix (`alpha` for `ama/alpha`),
+        because renamed parameters would be new ones to its sampler. `past` are the rows of the record.
 
-        Levels of a block whose modules are the same (see `merged_widths`) mean one student: the least width
-        is in its config, so that it has one price and one key, and is not trained twice.
+        Levels of a block with identical modules (see `merged_widths`) give the same student. Its config has
+        the smallest of these widths, so that it has one price and one key, and is not trained twice.
         """
         widths = experiment.space.widths
         merged = {block.name: merged_widths(block, widths) for block in blocks}
@@ -61,12 +61,12 @@ class SearchSpace:
 
     @property
     def keep(self) -> int:
-        """The level that keeps the teacher's block: one above the widest module's."""
+        """The level that keeps the teacher's block: one above the widest module."""
         return len(self.experiment.space.widths)
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Parameter name to distribution: levels in block order, then `fuse`, loss and optimiser settings."""
+        """Distributions by parameter name: levels in block order, `fuse`, loss and optimiser settings."""
         space = self.experiment.space
         found: dict[str, BaseDistribution] = {
             LEVEL + name: IntDistribution(0, self.keep) for name in self.blocks
@@ -82,13 +82,13 @@ class SearchSpace:
         return found
 
     def active(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Names of the parameters that matter for the method in `params`: all but the other methods'."""
+        """Return the names of all parameters except those of other methods than that in `params`."""
         methods = self.experiment.space.methods
         others = [_prefix(name) for name in methods if len(methods) > 1 and name != params.get(METHOD)]
         return tuple(name for name in self.distributions if not name.startswith(tuple(others)))
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
-        """Ask `trial` for every parameter in order; with several methods, for the chosen one's settings."""
+        """Sample every parameter from `trial` in order; with several methods, only the chosen one's."""
         dists, params = self.distributions, {}
         if METHOD in dists:
             params[METHOD] = _suggest(trial, METHOD, dists[METHOD])
@@ -98,7 +98,7 @@ class SearchSpace:
         return params
 
     def to_config(self, params: Mapping[str, Any], seed: int) -> DistillConfig:
-        """`to_config` of this space's experiment, of several equal modules the one of least width."""
+        """Convert parameters to a trial config; of identical modules, use the smallest width."""
         config = to_config(params, self.experiment, seed)
         least = {
             name: self.merged.get(name, {}).get(width, width) for name, width in config.student.widths.items()
@@ -108,14 +108,14 @@ class SearchSpace:
         return config.model_copy(update={"student": StudentSpec(widths=least, fuse=config.student.fuse)})
 
     def student_key(self, config: DistillConfig) -> str:
-        """`student_key`, at hand where the space is."""
+        """Return `student_key(config)`."""
         return student_key(config)
 
     def params_of(self, config: DistillConfig) -> dict[str, Any]:
-        """The parameters that `to_config` turns into `config`.
+        """Return the parameters that `to_config` converts to `config`.
 
         Raises:
-            InputError: `config` lies outside this space; the first setting that does is named.
+            InputError: `config` is outside this space; the message names the first such setting.
         """
         widths, values = self.experiment.space.widths, _settings(config, self.flat)
         for name, width in config.student.widths.items():
@@ -144,7 +144,7 @@ class SearchSpace:
         return params
 
     def size(self) -> str:
-        """How much there is to search, e.g. `4^9 = 262,144 students × 2 (fuse) × 4 continuous ranges`."""
+        """Describe the size of the space, e.g. `4^9 = 262,144 students × 2 (fuse) × 4 continuous ranges`."""
         widths = self.experiment.space.widths
         levels = [len(set(self.merged.get(name, {}).values()) or widths) + 1 for name in self.blocks]
         powers = [f"{count}^{levels.count(count)}" for count in sorted(set(levels))]
@@ -165,12 +165,12 @@ class SearchSpace:
 
 
 def to_config(params: Mapping[str, Any], experiment: Experiment, seed: int) -> DistillConfig:
-    """The trial that `params` mean in `experiment`: what they leave out has its fixed value.
+    """Convert `params` to the config of a trial; other settings have the experiment's fixed values.
 
     Args:
         params: levels (`level/<block>`; a kept block may be left out) and the searched settings.
         experiment: widths, fixed settings, epochs and warm start.
-        seed: of the trial.
+        seed: seed of the trial.
     """
     widths = experiment.space.widths
     levels = {name.removeprefix(LEVEL): level for name, level in params.items() if name.startswith(LEVEL)}
@@ -197,9 +197,9 @@ def to_config(params: Mapping[str, Any], experiment: Experiment, seed: int) -> D
 
 
 def student_key(config: DistillConfig) -> str:
-    """Canonical text of what a trial trains: two configs with one key are duplicates. Seeds don't count."""
+    """Return a canonical text of a trial's config without the seed; equal keys mean duplicates."""
     widths = config.student.widths
-    # Without two modules of one width there is nothing to fuse.
+    # Without two modules of equal width, `fuse` has no effect.
     fuse = config.student.fuse and len(set(widths.values())) < len(widths)
     return hash_json(
         {
@@ -212,31 +212,31 @@ def student_key(config: DistillConfig) -> str:
 
 
 def _is_flat(row: FrozenTrial) -> bool:
-    """Whether a row's parameters are named as in version 0.1."""
+    """Return True if a row's parameters are named as in version 0.1."""
     return not OptimConfig.model_fields.keys().isdisjoint(row.params) or not (
         LossConfig.model_fields.keys().isdisjoint(row.params)
     )
 
 
 def _spaced(name: str, method: str) -> str:
-    """A setting's name with its name space, which names of version 0.1 lack."""
+    """Add the prefix to a setting's name of version 0.1."""
     if "/" in name or name in ("fuse", METHOD):
         return name
     return (OPTIM if name in OptimConfig.model_fields else _prefix(method)) + name
 
 
 def _prefix(method: str) -> str:
-    """Before the names of a method's settings: its name; that of the class, for one that is imported."""
+    """Return the prefix of a method's settings: its name, or the class name of an imported method."""
     return f"{METHODS.get(method).name if method.startswith(IMPORT) else method}/"
 
 
 def _sections(space: SpaceConfig) -> list[tuple[str, RangesOf]]:
-    """The sections of settings, each with the prefix of its parameters."""
+    """Return the sections of settings, each with the prefix of its parameters."""
     return [*((_prefix(name), ranges) for name, ranges in space.methods.items()), (OPTIM, space.optim)]
 
 
 def _fixed(experiment: Experiment, method: str, flat: bool = False) -> dict[str, Any]:
-    """The settings that the experiment fixes for trials of a method."""
+    """Return the settings that the experiment fixes for trials of a method."""
     space = experiment.space
     fixed: dict[str, Any] = {} if space.fuse == "search" else {"fuse": space.fuse}
     for prefix, ranges in _sections(space):
@@ -248,7 +248,7 @@ def _fixed(experiment: Experiment, method: str, flat: bool = False) -> dict[str,
 
 
 def _settings(config: DistillConfig, flat: bool = False) -> dict[str, Any]:
-    """All settings of a trial by parameter name."""
+    """Return all settings of a trial by parameter name."""
     prefix = "" if flat else _prefix(config.method)
     values: dict[str, Any] = {"fuse": config.student.fuse, METHOD: config.method}
     values |= {prefix + name: value for name, value in config.loss.model_dump().items()}
@@ -256,7 +256,7 @@ def _settings(config: DistillConfig, flat: bool = False) -> dict[str, Any]:
 
 
 def _distribution(value: Any) -> BaseDistribution | None:
-    """The distribution of a searched value; None for a fixed one."""
+    """Return the distribution of a searched value; None for a fixed one."""
     if isinstance(value, Choices):
         return CategoricalDistribution(value.choices)
     if isinstance(value, tuple):
@@ -285,7 +285,7 @@ def _suggest(trial: BaseTrial, name: str, dist: BaseDistribution) -> Any:
 
 
 def _count(number: int) -> str:
-    """Exact as far as anyone reads the digits."""
+    """Format a count: exactly if it is short, else in scientific notation."""
     if number < 10**9:
         return f"{number:,}"
     exponent = int(math.log10(number))

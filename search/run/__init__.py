@@ -1,1 +1,1 @@
-"""Run a search, retrain its picks, read finished runs."""
+"""Run a search, retrain its picks, evaluate and export finished models."""

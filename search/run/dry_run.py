@@ -1,4 +1,4 @@
-"""`ama search --dry-run`: what a search would do and cost, without starting anything."""
+"""`ama search --dry-run`: print what a search would do and cost, without starting anything."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from search.stages.prepare import profile, read_data
 from search.stages.progress import Progress
 from trainables.costs.table import Costs, CostTable
 
-# Forward and backward of a student cost about three forwards, the teacher's forward one.
+# One step: forward and backward of the student (about three forward passes), and the teacher's forward pass.
 BACKWARD = 3
 
 
 def plan(experiment: Experiment, *, address: str | None = None, progress: Progress | None = None) -> str:
-    """The resolved experiment, its search space, what one trial costs and how many run at once, as text.
+    """Describe a search as text: experiment, search space, costs of one trial, trials at once.
 
-    Costs need no trained teacher: where none is there yet, random weights are profiled.
+    Costs do not depend on the weights: without a trained teacher, random weights are profiled.
 
     Args:
-        experiment: what would be searched.
-        address: of a Ray cluster; None: this machine.
-        progress: called by the stages.
+        experiment: the experiment to plan.
+        address: address of a Ray cluster; None: this machine.
+        progress: progress callback of the stages.
 
     Returns:
-        The experiment in YAML with all its defaults, then comments.
+        The experiment as YAML with all defaults, followed by comments.
 
     Raises:
-        InputError: data, blocks, limits or resources with which the search could not begin.
+        InputError: data, blocks, limits or resources with which the search could not start.
 
     Example:
         experiment = load_experiment("digits", ["costs.seconds=0.1"], out="runs/planned")
@@ -87,13 +87,13 @@ def _cheapest(experiment: Experiment, table: CostTable) -> Costs:
 
 
 def _trial_seconds(table: CostTable, latency_ms: float, images: int, experiment: Experiment) -> float:
-    """Seconds of training a student of this latency a batch of the cost table."""
+    """Estimate the training seconds of a student with this latency per batch of the cost table."""
     batches = experiment.budget.epochs * images / table.batch_size
     return batches * (table.teacher.latency_ms + BACKWARD * latency_ms) / 1e3
 
 
 def _slots(resources: Resources, address: str | None) -> int:
-    """Trials at once: of the cluster at `address`, or of this machine, without starting Ray on it."""
+    """Return the trials at once on the cluster at `address`, or on this machine (without starting Ray)."""
     if address is not None:
         with connected(address):
             return slots(resources)

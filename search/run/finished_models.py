@@ -1,4 +1,4 @@
-"""Retrained models: score one on test data, export one."""
+"""Evaluate a retrained model on test data, or export it."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import Runtime, resolve
 
 BATCH = 512
-EXACT = RuntimeConfig(precision="fp32")  # the manifest's figures are scored like that, too
-CHECKED_IMAGES = 32  # real test images on which an exported file is compared with PyTorch
+EXACT = RuntimeConfig(precision="fp32")  # as for the scores in the manifest
+CHECKED_IMAGES = 32  # test images on which an exported file is compared with PyTorch
 
 
 def evaluate_model(
     model: str | Path, folder: str | Path | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Accuracy and loss of a retrained model on test data.
+    """Compute accuracy and loss of a retrained model on test data.
 
     Args:
-        model: folder that `ama retrain` wrote.
-        folder: images in `test/<class>/*`, `val/<class>/*` or `<class>/*` below it; None: the test images of
-            the model's own data.
-        progress: called as images are read.
+        model: a folder written by `ama retrain`.
+        folder: folder with images in `test/<class>/*`, `val/<class>/*` or `<class>/*`; None: use the test
+            images of the model's own data.
+        progress: progress callback for reading images.
 
     Returns:
         model, data, accuracy (0..1), loss (nats), n (images), scores and skipped (unreadable images).
 
     Raises:
-        InputError: no model there, data missing, or data of other classes.
+        InputError: there is no model in the folder, the data is missing, or its classes differ.
 
     Example:
         found = evaluate_model("models/student")
@@ -61,10 +61,10 @@ def evaluate_model(
 
 
 def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[str, Any]:
-    """Export a retrained model, checked on real test images where its data is at hand.
+    """Export a retrained model, and check it on test images (random images if its data is missing).
 
     Raises:
-        InputError: no model there, an unknown format, or outputs that differ from PyTorch's.
+        InputError: there is no model, the format is unknown, or the outputs differ from PyTorch's.
     """
     if format not in FORMATS:
         raise InputError(f"--format: expected {' or '.join(FORMATS)}, got {format!r}")
@@ -72,7 +72,7 @@ def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[
     try:
         split: AnySplit | None = _own_images(manifest)
     except InputError:
-        split = None  # the model was moved away from its data: random images have to do
+        split = None  # the model was moved without its data: use random images
     images = None if split is None else next(_batches(split, manifest, resolve(EXACT), CHECKED_IMAGES))[0]
     result = export_model(model, format, out, images=images)
     checked = "random images" if images is None else f"{len(images)} test images"
@@ -80,7 +80,7 @@ def export_retrained(model: Path, format: str, out: Path | None = None) -> dict[
     return {
         **asdict(result),
         "path": str(result.path),
-        "weights_bytes": (folder / WEIGHTS).stat().st_size,  # of the safetensors file
+        "weights_bytes": (folder / WEIGHTS).stat().st_size,  # size of the safetensors file
         "checked_on": checked,
         "snippet": snippet(result),
     }
@@ -93,7 +93,7 @@ def _load(model: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 def _own_images(manifest: Mapping[str, Any], progress: Progress | None = None) -> AnySplit:
-    """The test images of the data that the model was trained on."""
+    """Load the test images of the data that the model was trained on."""
     if manifest["data"]["config"] is None:
         raise InputError("the model does not say what data it was trained on; name a folder with --data")
     config = DataConfig.model_validate(manifest["data"]["config"])
@@ -104,7 +104,7 @@ def _own_images(manifest: Mapping[str, Any], progress: Progress | None = None) -
 
 
 def _folder_images(manifest: Mapping[str, Any], root: Path, progress: Progress | None) -> tuple[Split, int]:
-    """The images of a folder, brought to the model's size, and how many were left out as unreadable."""
+    """Load a folder's images at the model's size; also return the number of unreadable ones (skipped)."""
     config = DataConfig.model_validate(manifest["data"]["config"] or {})
     if not root.is_dir():
         raise InputError(f"--data: no such folder: {root}")
@@ -134,7 +134,7 @@ def _check_classes(manifest: Mapping[str, Any], found: tuple[str, ...], where: s
 def _batches(
     split: AnySplit, manifest: Mapping[str, Any], runtime: Runtime, size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches as the model takes them: its own normalisation is a part of it, whatever the data."""
+    """Yield batches for the model, which includes its own normalisation."""
     data = manifest["data"]
     constants = normalisation_constants(tuple(data["mean"]), tuple(data["std"]), runtime.device)
     for images, labels in split.chunks(size):

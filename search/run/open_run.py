@@ -1,4 +1,4 @@
-"""Open a run for reading, local or in an object store: what `ama report` and `ama pick` start from."""
+"""Open a run for reading, local or in an object store."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from search.run_dir.folder import Folder, working_folder
 
 @contextmanager
 def opened(run: str) -> Iterator[tuple[Run, Folder]]:
-    """The study of `run` as it is now, and the run directory, to which files may be added.
+    """Open `run`: yields its current study, and its run directory, to which files may be added.
 
     Args:
         run: a run directory, the URI of one in an object store, or the URL of a study's database.
 
     Raises:
-        InputError: no run there, or its database cannot be read.
+        InputError: `run` is not a run, or its database cannot be read.
     """
     if is_remote(run):
         from analysis.report.retrained import RESULTS

@@ -1,4 +1,4 @@
-"""`ama retrain`: picks, their seeds and their baselines as tasks on Ray."""
+"""`ama retrain`: train picks with several seeds, and their baselines, as tasks on Ray."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from trainables.teacher.teacher import Teacher
 
 STUDENT = "student"
 KINDS = (STUDENT, *baselines(DistillConfig()))  # rows of the table, in this order
-# Epochs of a retrained model, in epochs of a search's trial, unless --epochs says otherwise.
+# Default epochs of a retrained model, as a multiple of a trial's epochs.
 FULL_BUDGET = 3
-# Sections of the experiment that a retraining may change: not the students, not their teacher.
+# Sections of the experiment that a retraining may change; students and teacher stay the same.
 OVERRIDES = ("data", "library", "resources", "runtime")
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -63,27 +63,29 @@ def retrain_picks(
 ) -> Retrained:
     """Train every pick `seeds` times with full budget, test each model once, and write the table.
 
-    Models that are finished already are read back. The table also holds what was retrained into the folder
-    before: other picks, seeds and baselines.
+    Finished models are not trained again. The table also contains models that earlier commands retrained
+    into the folder: other picks, seeds and baselines.
 
     Args:
-        picked: what `ama pick` wrote.
-        seeds: trainings of each pick, with seeds that the search did not use.
-        epochs: of each training; None: `FULL_BUDGET` times a trial's.
-        with_baselines: the same student from scratch, and from the teacher with cross-entropy only, as well.
-        address: of a Ray cluster; None: start Ray on this machine.
+        picked: the file written by `ama pick`, or its run directory.
+        seeds: number of training runs per pick; their seeds were not used by the search.
+        epochs: epochs per training run; None: `FULL_BUDGET` times those of a trial.
+        with_baselines: also train the same student from scratch, and from the teacher with cross-entropy
+            only.
+        address: address of a Ray cluster; None: start Ray on this machine.
         out: folder for the models; None: `retrained` in the run directory.
-        overrides: `dotted.key=value` on the experiment, in the sections of `OVERRIDES`; e.g.
-            `data.train_limit=null` trains on all images what was searched on some.
-        command: what was typed, for the manifests.
-        progress: called as models are finished.
+        overrides: `dotted.key=value` for the experiment, in the sections of `OVERRIDES`; e.g.
+            `data.train_limit=null` trains on all images after a search on a subset.
+        command: the command as typed, for the manifests.
+        progress: progress callback.
 
     Returns:
-        The folder of the models, and a table of the teacher and of all models' scores, mean over the seeds.
+        The folder of the models, and a table with the scores of the teacher and of all models (mean over
+        seeds).
 
     Raises:
-        InputError: anything in the pick, its run, the folder or the cluster that cannot be used.
-        FailedError: some trainings failed; the finished models are kept.
+        InputError: the pick, its run, the folder or the cluster cannot be used.
+        FailedError: some training runs failed; the finished models are kept.
 
     Example:
         from analysis import pick, write_pick
@@ -109,7 +111,7 @@ def retrain_picks(
         if address is not None:
             preflight(experiment, folder)
         library = bool(missing) and experiment.warm_start == "library"
-        # The library that the search started from, whatever the students are now trained on.
+        # Use the library of the search, even if the students are now trained on other data.
         setup, modules = _setup(pick, experiment, folder, library and not overrides, progress)
         if library and overrides:
             _, modules = _setup(pick, _experiment(pick, run, ()), folder, True, progress)
@@ -136,11 +138,13 @@ def _written(
 
 
 def _pick(picked: str, open_: ExitStack) -> tuple[PickFile, str]:
-    """The pick, and its run: where recorded, or where the pick lies, of an object store the other way round.
+    """Read the pick and find its run: the recorded place, or the folder of the pick.
+
+    For a pick in an object store, the folder of the pick is tried first.
 
     Args:
-        picked: the file, or the run directory that it is in; a path or a URI.
-        open_: keeps what is fetched until the end.
+        picked: the file or its run directory; a path or a URI.
+        open_: keeps the working copies of object stores open.
     """
     if not is_remote(picked):
         pick = read_pick(picked)
@@ -157,26 +161,26 @@ def _pick(picked: str, open_: ExitStack) -> tuple[PickFile, str]:
         if found:
             return pick, place
     raise InputError(
-        f"{picked}: its run {pick.run} is not there, nor does the pick lie in a run directory "
+        f"{picked}: its run {pick.run} does not exist, and the pick is not in a run directory "
         f"(a folder with {EXPERIMENT_FILE})"
     )
 
 
 def _experiment(pick: PickFile, run: str, overrides: Sequence[str]) -> Experiment:
-    """The pick's experiment, changed, in the run directory as it is now."""
+    """Return the pick's experiment with overrides, in the run's current directory."""
     values = {**deepcopy(pick.experiment), "run": {"dir": run}}
     _override(values, overrides)
     return _validated(Experiment, values, f"{pick.path}: experiment")
 
 
 def _override(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Change `values` in place.
+    """Apply overrides to `values` in place.
 
     Raises:
-        InputError: a key that a retraining may not change, or an override that cannot be applied.
+        InputError: a retraining may not change the key, or an override cannot be applied.
     """
     faults = [
-        f"override {override!r}: a retraining takes the keys of {', '.join(OVERRIDES)} alone"
+        f"override {override!r}: a retraining accepts only keys of {', '.join(OVERRIDES)}"
         for override in overrides
         if override.partition("=")[0].split(".")[0].strip() not in OVERRIDES
     ]
@@ -185,7 +189,7 @@ def _override(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _made(pick: PickFile, command: str, seeds: range, overrides: Sequence[str]) -> dict[str, Any]:
-    """What the manifests say beside config, data and teacher."""
+    """Return further entries of the manifests, besides config, data and teacher."""
     return {
         "command": command,
         "study": pick.study,
@@ -195,7 +199,7 @@ def _made(pick: PickFile, command: str, seeds: range, overrides: Sequence[str]) 
 
 
 def _seeds(experiment: Experiment, count: int) -> range:
-    """Seeds that the search did not use."""
+    """Return seeds that the search did not use."""
     return range(experiment.seed + 1, experiment.seed + 1 + count)
 
 
@@ -228,7 +232,7 @@ def _check_teacher_there(pick: PickFile, experiment: Experiment, folder: Folder)
 def _setup(
     pick: PickFile, experiment: Experiment, folder: Folder, library: bool, progress: Progress | None
 ) -> tuple[Prepared, Library | None]:
-    """Data, teacher, costs and library of the run; the teacher must be the one that the search had."""
+    """Prepare data, teacher, costs and library of the run; check that the teacher is that of the search."""
     setup, made = prepared(experiment, folder, test=True, library=library, progress=progress)
     picked, found = pick.teacher.get("hash"), setup.teacher.record.hash
     if picked != found:
@@ -254,7 +258,7 @@ def _shared(setup: Prepared, models: Folder, made: Mapping[str, Any], modules: M
 
 
 def _present(folder: Path) -> Iterator[Job]:
-    """The jobs of the models that an earlier command finished into `folder`."""
+    """Yield the jobs of the models that earlier commands finished in `folder`."""
     for file in sorted(folder.glob(f"trial-*/*/seed-*/{MANIFEST}")):
         try:
             manifest = json.loads(file.read_text())
@@ -262,7 +266,7 @@ def _present(folder: Path) -> Iterator[Job]:
             job = Job(number, manifest["kind"], DistillConfig.model_validate(manifest["config"]))
         except (ValueError, KeyError, TypeError) as fault:
             raise InputError(
-                f"{file}: no manifest of a retrained model ({fault}); remove its folder"
+                f"{file}: not a manifest of a retrained model ({fault}); remove its folder"
             ) from None
         if job.kind in KINDS and file.parent == folder / job.folder:
             yield job

@@ -1,4 +1,4 @@
-"""Trainings of a retraining, as tasks on Ray."""
+"""Run the training jobs of a retraining as tasks on Ray."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from trainables.runtime.runtime import resolve
 from trainables.student.start import Modules
 from trainables.teacher.teacher import Teacher
 
-CRASHES = 2  # a training whose process dies is begun again this often, from its checkpoint
+CRASHES = 2  # restarts of a training run whose process died, from its checkpoint
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model to train: which pick, which kind, with which seed."""
+    """One model to train: pick, kind and seed."""
 
     number: int
     kind: str
@@ -37,13 +37,13 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Where the model goes, below the folder of all."""
+        """Path of the model, relative to the folder of all models."""
         return f"trial-{self.number}/{self.kind}/seed-{self.config.seed}"
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trainings need: put into Ray's object store once."""
+    """Shared inputs of all training runs; put into Ray's object store once."""
 
     data: Mapping[str, Any]  # `ImageData.to_arrays()`, test images included
     teacher: Teacher
@@ -55,7 +55,7 @@ class Shared:
     modules: Modules | None = None
 
     def train(self, job: Job) -> RetrainResult:
-        """Train and test the model of `job` in this process; read it back where it is finished."""
+        """Train and test the model of `job` in this process; if it is finished, read it back."""
         runtime = resolve(self.runtime)
         with working_folder(join(self.folder, job.folder)) as folder:
             return retrain_one(
@@ -80,22 +80,22 @@ def _task(shared: Shared, job: Job) -> RetrainResult:
 def train_jobs(
     jobs: Sequence[Job], shared: Shared, resources: Resources, done: int, progress: Progress | None
 ) -> dict[str, RetrainResult]:
-    """Train `jobs` on Ray, as many at once as `resources` and the cluster allow.
+    """Train `jobs` on Ray, as many at a time as `resources` and the cluster allow.
 
     Args:
-        done: models that were finished before, for `progress`.
+        done: number of models finished before, for `progress`.
 
     Returns:
-        The results by the jobs' folders.
+        The results by job folder.
 
     Raises:
-        FailedError: after all have ended, if some failed.
+        FailedError: some jobs failed; raised after all have ended.
     """
     at_once, total = slots(resources), done + len(jobs)
     task = _task.options(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=CRASHES)
     reference = ray.put(shared)
     waiting = list(reversed(jobs))
-    running: dict[Any, str] = {}  # Ray's reference to the folder
+    running: dict[Any, str] = {}  # Ray reference -> folder
     finished: dict[str, RetrainResult] = {}
     failed: dict[str, str] = {}
     while waiting or running:
@@ -115,7 +115,7 @@ def train_jobs(
     if failed:
         causes = "".join(f"\n  {place}: {cause}" for place, cause in failed.items())
         raise FailedError(
-            f"{len(failed)} of {len(jobs)} trainings failed; the same command trains them again and keeps "
+            f"{len(failed)} of {len(jobs)} training runs failed; the same command runs them again and keeps "
             f"the finished models in {shared.folder}{causes}"
         )
     return finished

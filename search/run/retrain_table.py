@@ -1,4 +1,4 @@
-"""What `ama retrain` leaves: `results.json`, one entry a model; `results.csv` and `.md`, one row a kind."""
+"""Results of `ama retrain`: `results.json` with one entry per model; `.csv` and `.md`, one row per kind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from trainables.finished.model_files import WEIGHTS
 from trainables.finished.retrain import RetrainResult
 from trainables.teacher.record import TeacherRecord
 
-NARROW = ("95 % interval", "params", "epochs")  # columns that a terminal has no room for
+NARROW = ("95 % interval", "params", "epochs")  # columns left out on a terminal
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished model: the trial it stands for, its folder below that of all, its price and its scores."""
+    """A finished model: trial, folder (relative to the folder of all models), costs and scores."""
 
     number: int
     folder: str
@@ -34,7 +34,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Retrained:
-    """The table of all finished models: the teacher, then a row for each kind of every trial.
+    """The table of all finished models: the teacher, then one row per trial and kind.
 
     Example:
         done = retrain_picks("runs/digits", seeds=1, epochs=1)
@@ -44,14 +44,14 @@ class Retrained:
 
     folder: Path
     rows: list[dict[str, Any]]
-    place: str = ""  # the folder as people know it, where `folder` was a working copy
+    place: str = ""  # the original place if `folder` is a working copy
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the results for `--json`."""
         return {"folder": self.place or str(self.folder), "table": self.rows}
 
     def table(self) -> Table:
-        """For people: the columns that a terminal has room for; `results.md` has all."""
+        """Draw a table with the columns that fit on a terminal; `results.md` has all."""
         shown = [i for i, name in enumerate(HEAD) if name not in NARROW]
         drawn = Table(title="on test data, mean ± standard deviation", title_justify="left")
         for i in shown:
@@ -68,16 +68,16 @@ def write_results(
     """Write the three files into `folder`.
 
     Args:
-        folder: of all models.
-        models: at least one, those of one trial and kind next to each other.
-        teacher: its record, the first row of the table.
-        costs: the teacher's.
+        folder: folder of all models.
+        models: at least one; models of the same trial and kind must be adjacent.
+        teacher: the teacher's record, for the first row of the table.
+        costs: the teacher's costs.
     """
     entries = [
         {
             "number": model.number,
             **asdict(model.result),
-            "latency_ms": model.costs.latency_ms,  # params and FLOPs were counted on the model itself
+            "latency_ms": model.costs.latency_ms,  # params and FLOPs are those of the model itself
             **model.costs.others,
             "path": f"{model.folder}/{WEIGHTS}",
         }

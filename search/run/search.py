@@ -1,4 +1,4 @@
-"""Run a search: study, cluster, Ray Tune, and a record that is true whenever and however it ends."""
+"""Run a search with Ray Tune, and keep its study correct however it ends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from trainables.errors import InputError
 from trainables.library.library import Library
 from trainables.training.profile import PROFILE, profile_folder
 
-STARTED = "sessions"  # the attribute that a study gets last when a search begins
+STARTED = "sessions"  # the last study attribute written when a search starts
 INTERRUPTED = "interrupted; continue with --resume"
 
 Watch = Callable[[Board], None]
@@ -53,7 +53,7 @@ Watch = Callable[[Board], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a search ended: why, numbers of the rows that a `--resume` would take up, files of a profile.
+    """How a search ended: reason, numbers of the rows that `--resume` would continue, profile files.
 
     Example:
         experiment = load_experiment("runs/digits/experiment.yaml", out="runs/digits")
@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def run_dir(self) -> Path:
-        """The run directory, where it is a folder."""
+        """The run directory as a path, for a run on a file system."""
         return Path(self.run)
 
 
@@ -83,23 +83,23 @@ def search(
     watch: Watch | None = None,
     profile_trial: bool = False,
 ) -> Outcome:
-    """Search, from a trained teacher to a study whose every row has its true state.
+    """Search for students of the teacher (trained first if needed), and record every trial in the study.
 
     Args:
-        experiment: what to do.
-        address: of a Ray cluster; None: start Ray on this machine.
-        resume: continue the run that the run directory holds.
-        command: as typed, for the record.
-        progress: called by the stages before the search.
+        experiment: the experiment to run.
+        address: address of a Ray cluster; None: start Ray on this machine.
+        resume: continue the run in the run directory.
+        command: the command as typed, for the record.
+        progress: progress callback of the stages before the search.
         watch: called whenever a trial starts, reports or ends.
         profile_trial: write a profile of the first trial's second epoch into the run directory.
 
     Returns:
-        The run directory, and why the search ended.
+        The run directory, and the reason why the search ended.
 
     Raises:
-        InputError: something in the experiment, run directory, database or cluster cannot be used.
-        FailedError: the database stayed away; the run can be resumed.
+        InputError: the experiment, run directory, database or cluster cannot be used.
+        FailedError: the database stayed unreachable; the run can be resumed.
 
     Example:
         small = ["teacher.arch=cifar_resnet8", "teacher.epochs=1", "costs.seconds=0.1"]
@@ -128,7 +128,7 @@ def search(
                 )
                 dump_yaml(
                     _placed(experiment), folder.path / EXPERIMENT_FILE
-                )  # from now on the directory holds a run
+                )  # from here on the directory holds a run
                 folder.push()
                 record = _begun(experiment, setup, limits, record, url, command)
                 if experiment.resources.concurrent == "auto":
@@ -152,7 +152,7 @@ def _begun(
     url: str,
     command: str,
 ) -> StudyRecord:
-    """The study with its attributes: the one of before, or a new one."""
+    """Return the existing study, or create one and write its attributes."""
     if record is None:
         record = StudyRecord.create(url, experiment.name, [o.direction for o in experiment.objectives])
     if STARTED not in record.attrs:
@@ -164,7 +164,7 @@ def _begun(
 
 
 def _database(experiment: Experiment, resume: bool) -> str:
-    """The URL of the study's database; of a run that is resumed, a relative path may mean its own."""
+    """Return the URL of the study's database; resolve the relative path of a resumed run."""
     try:
         return study_url(experiment.storage.study, experiment.run.dir, kept=resume)
     except AnalysisInputError as fault:
@@ -172,7 +172,7 @@ def _database(experiment: Experiment, resume: bool) -> str:
 
 
 def _placed(experiment: Experiment) -> Experiment:
-    """`experiment` for the run directory's files: its SQLite path is valid from any working directory."""
+    """Return `experiment` for the run directory's files, with an absolute SQLite path."""
     if experiment.storage.study is None:
         return experiment
     storage = experiment.storage.model_copy(update={"study": with_absolute_path(experiment.storage.study)})
@@ -180,7 +180,7 @@ def _placed(experiment: Experiment) -> Experiment:
 
 
 def _check_run_dir(experiment: Experiment, folder: Folder, resume: bool) -> None:
-    """Refuse a new run where one is, and a resumed one where none is or that was another experiment."""
+    """Refuse a new run in a used directory, and a resume without a run or with another experiment."""
     file = folder.path / EXPERIMENT_FILE
     if file.exists() and not resume:
         raise InputError(
@@ -190,7 +190,7 @@ def _check_run_dir(experiment: Experiment, folder: Folder, resume: bool) -> None
     if resume and not file.exists():
         raise InputError(f"--resume: {folder.place} holds no run (no {EXPERIMENT_FILE} in it)")
     if resume:
-        # The run's own copy, which is there before the study: a search may have been cut off between them.
+        # Compare with the run's copy, which is written before the study: a search may stop in between.
         before, _ = read_yaml(file.read_text(encoding="utf-8"), EXPERIMENT_FILE)
         changes = difference(before, experiment)
         if changes:
@@ -201,11 +201,11 @@ def _check_run_dir(experiment: Experiment, folder: Folder, resume: bool) -> None
 
 
 def _past_record(experiment: Experiment, folder: Folder, url: str) -> StudyRecord | None:
-    """The study of a run to be resumed, its rows of a killed driver set to WAITING; None: not begun yet."""
+    """Load the study to resume, with RUNNING rows set to WAITING; None: no study exists yet."""
     try:
         record = StudyRecord.load(url, experiment.name)
     except MissingStudyError:
-        # A wrong database must not pass for a new one: only a run that never got to a trial has no study.
+        # Do not take a wrong database for a new one: only a run without trials may lack its study.
         if folder.holds(TRIALS):
             raise
         return None
@@ -214,7 +214,7 @@ def _past_record(experiment: Experiment, folder: Folder, url: str) -> StudyRecor
 
 
 def _check_same(record: StudyRecord, setup: Prepared) -> None:
-    """Refuse to go on with another teacher or other data than the study's trials had."""
+    """Refuse to resume with another teacher or other data than that of the study's trials."""
     for what, ours in (("teacher", setup.teacher.record.hash), ("data", setup.data.hash)):
         theirs = record.attrs[what]["hash"]
         if ours != theirs:
@@ -302,16 +302,16 @@ def _outcome(
     elif searcher.hopeless or (searcher.exhausted and not waiting):
         reason = str(searcher.exhausted)
     elif not waiting and len(rows) >= experiment.budget.trials:
-        reason = "the budget is used"
+        reason = "all trials used"
     elif deadline is not None and time.monotonic() > deadline:
-        reason = "the wall time of budget.hours is over"
+        reason = "time limit budget.hours reached"
     else:
         reason = INTERRUPTED
     return Outcome(folder.place, reason, waiting, failed=searcher.hopeless or searcher.halted is not None)
 
 
 def _measure_front(setup: Prepared, record: StudyRecord) -> None:
-    """Measure the front's students end to end, now that no trial loads the device."""
+    """Measure the latency of the front's students end to end, while no trial uses the device."""
     specs = {
         str(row.number): StudentSpec.model_validate(row.user_attrs["config"]["student"])
         for row in record.front()

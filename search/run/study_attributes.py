@@ -1,4 +1,4 @@
-"""What a study says about where it comes from: experiment, teacher, data, blocks, versions, command."""
+"""Attributes of a study: experiment, teacher, data, blocks, versions, command."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FORMAT = 1
 
 
 def study_attrs(experiment: Experiment, setup: Prepared, limits: list[Limit], command: str) -> dict[str, Any]:
-    """Attributes of a new study.
+    """Collect the attributes of a new study.
 
     Args:
-        experiment: as it was asked for.
-        setup: what was made for it.
-        limits: its constraints in the metrics' own units.
-        command: as typed, without passwords.
+        experiment: the experiment as requested.
+        setup: its prepared teacher, data, blocks and costs.
+        limits: its constraints in absolute values.
+        command: the command as typed, without passwords.
     """
     table, data, record = setup.costs, setup.data, setup.teacher.record
     return {
@@ -60,6 +60,6 @@ def study_attrs(experiment: Experiment, setup: Prepared, limits: list[Limit], co
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
+    """Return the versions of Python and of the packages that influence the results."""
     packages = ("ama-search", "torch", "torchvision", "ray", "optuna", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

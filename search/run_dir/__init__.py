@@ -1,1 +1,1 @@
-"""The run directory: files, lock, copies to and from object stores."""
+"""The run directory: file names, lock, copies to and from object stores."""

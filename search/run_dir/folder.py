@@ -1,9 +1,9 @@
-"""Run directories wherever they are: a folder, or a prefix of an object store with a working copy here.
+"""Access a run directory: a local folder, or an object store with a local working copy.
 
     with working_folder("s3://bucket/runs/first") as folder:
         write(folder.path / "costs.json")
 
-Trials and their checkpoints do not pass through here: Ray writes them to the store itself.
+Trials and their checkpoints are not handled here: Ray writes them to the store directly.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from search.run_dir.periodic import repeated
 from trainables.errors import InputError
 from trainables.files import removals, remove
 
-TRIALS = "trials"  # folder of the run directory where Ray keeps checkpoints and logs
-SYNC_SECONDS = 15.0  # between two looks for changed files of a working copy
+TRIALS = "trials"  # folder of the run directory for Ray's checkpoints and logs
+SYNC_SECONDS = 15.0  # interval between two syncs of a working copy
 _PARTS = (".tmp", ".part")  # endings of files that are still being written
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Folder:
     """A run directory, or a folder in one.
 
     Attributes:
-        place: as given: a path or a URI.
+        place: the place as given: a path or a URI.
         path: the folder itself, or its working copy.
     """
 
@@ -46,21 +46,21 @@ class Folder:
 
     @property
     def remote(self) -> bool:
-        """Whether `path` is a working copy of what is in an object store."""
+        """True if `path` is a working copy of an object store."""
         return False
 
     def holds(self, name: str) -> bool:
-        """Whether there is a file or folder of this name directly in the run directory."""
+        """Return True if the run directory directly contains a file or folder with this name."""
         return (self.path / name).exists()
 
     def fetch(self, below: str, name: str | None = None) -> None:
-        """Bring the files of the folder `below`, or those called `name`, into the working copy."""
+        """Download the files of the folder `below`, or only those named `name`, to the working copy."""
 
     def push(self) -> None:
-        """Bring every new and changed file of the working copy to the store, and what `remove` deleted."""
+        """Upload new and changed files of the working copy, and delete what `remove` deleted."""
 
     def remove(self, name: str) -> None:
-        """Delete the file `name` that is no longer needed; none there is no error."""
+        """Delete the file `name` if it exists."""
         remove(self.path / name)
 
 
@@ -78,7 +78,7 @@ class Mirror(Folder):
 
     @property
     def remote(self) -> bool:
-        """Yes."""
+        """Always True."""
         return True
 
     def holds(self, name: str) -> bool:
@@ -96,17 +96,18 @@ class Mirror(Folder):
             self._known |= {name: _stamp(self.path / name) for name in names}
 
     def removed(self, path: Path) -> None:
-        """Note that our own code deleted `path`; where it is in this folder the next `push` deletes it there.
+        """Note that this program deleted `path`; if it is in this folder, `push` deletes it in the store.
 
-        A file that is missing without that stays in the store: a cleaner of temporary folders took it.
+        Files that are missing for other reasons stay in the store: a cleaner of temporary folders may have
+        deleted them.
         """
         if path.is_relative_to(self.path):
             self._removed.add(path.relative_to(self.path).as_posix())
 
     def push(self) -> None:
-        """As `Folder.push`; the files changed last go last, so that none is there before what it names."""
+        """As `Folder.push`; in order of change, so that no file arrives before a file it refers to."""
         with self._lock:
-            removed = sorted(self._removed)  # what is removed from now on waits for the next push
+            removed = sorted(self._removed)  # later removals are for the next push
             now = self._present()
             changed = [name for name, stamp in now.items() if self._known.get(name) != stamp]
             for name in sorted(changed, key=lambda each: now[each]):
@@ -124,7 +125,7 @@ class Mirror(Folder):
 
     def _present(self) -> dict[str, tuple[int, int]]:
         found = {}
-        # `os.walk` passes over folders that vanish meanwhile.
+        # `os.walk` ignores folders that are deleted meanwhile.
         for file in (Path(folder, name) for folder, _, names in os.walk(self.path) for name in names):
             name = file.relative_to(self.path)
             if not _passed_over(name):
@@ -139,20 +140,20 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def _passed_over(name: Path) -> bool:
-    """Whether a file is nobody's but its writer's, or Ray's."""
+    """Return True for files that are not synced: hidden and partly written files, and Ray's files."""
     return name.parts[0] == TRIALS or name.name.startswith(".") or name.suffix in _PARTS
 
 
 @contextmanager
 def working_folder(place: str | os.PathLike[str]) -> Iterator[Folder]:
-    """The folder at `place`; of an object store, a copy kept in step with it until the block ends.
+    """Open the folder at `place`; for an object store, a working copy that is synced until the block ends.
 
-    Of a copy, the files directly below `place` are there at once, those of folders after a `fetch`. What is
-    written to it reaches the store within `SYNC_SECONDS`, with `push`, and at the end whatever happens.
-    Files are deleted there only if `remove` deleted them here.
+    In a working copy, files directly in `place` are available at once, files in folders after `fetch`.
+    Changed files are uploaded within `SYNC_SECONDS`, on `push`, and at the end even after an exception. A
+    file is deleted in the store only if `remove` deleted it in the working copy.
 
     Raises:
-        InputError: the object store cannot be reached or refuses, or `place` is a URI of something else.
+        InputError: the object store cannot be reached or denies access, or the URI has another scheme.
     """
     text = os.fspath(place)
     if not is_remote(text):
@@ -171,16 +172,16 @@ def working_folder(place: str | os.PathLike[str]) -> Iterator[Folder]:
     def push() -> None:
         try:
             mirror.push()
-        except AnalysisInputError as fault:  # tried again, and at the end for good
+        except AnalysisInputError as fault:  # retried at the next sync; the last sync raises it
             log.warning("run.dir: %s", fault)
 
     try:
         with removals(mirror.removed), repeated(push, SYNC_SECONDS, "run directory"):
             yield mirror
     finally:
-        with _as_run_dir(f"; what did not get there is in {scratch}"):
+        with _as_run_dir(f"; files that were not uploaded are in {scratch}"):
             mirror.push()
-        shutil.rmtree(scratch, ignore_errors=True)  # a cleaner may have begun to
+        shutil.rmtree(scratch, ignore_errors=True)  # a cleaner may have deleted some of it
 
 
 @contextmanager
@@ -192,5 +193,5 @@ def _as_run_dir(more: str = "") -> Iterator[None]:
 
 
 def at(experiment: Experiment, folder: Folder) -> Experiment:
-    """The experiment with the folder in which its files can be read and written as its run directory."""
+    """Return the experiment with the folder's local path as its run directory."""
     return experiment.model_copy(update={"run": RunConfig(dir=str(folder.path))})

@@ -1,4 +1,4 @@
-"""One search at a time in a run: a lock that goes with the process, however it ends."""
+"""Lock a run against a second search; the lock ends with the process, however it ends."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from search.run_dir.folder import Folder
 from search.run_dir.periodic import repeated
 from trainables.errors import InputError
 
-PING_SECONDS = 20.0  # between two signs of life to the database, less than what firewalls let pass idle
-# So that the server ends the lock of a machine that vanished without a word in about a minute, not in hours.
+PING_SECONDS = 20.0  # keep-alive interval, shorter than the idle timeout of firewalls
+# With these settings the server drops the lock of a dead machine after about a minute, not after hours.
 _KEEPALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,15 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(folder: Folder, url: str, name: str) -> Iterator[None]:
-    """Hold a run for this process: by its directory where that is a folder, and by its study.
+    """Lock a run for this process: its directory (on a file system), and its study.
 
     Args:
         folder: the run directory.
-        url: of the study's database.
-        name: of the study.
+        url: URL of the study's database.
+        name: name of the study.
 
     Raises:
-        InputError: another process holds it, or the directory cannot be made or written.
+        InputError: another process holds the lock, or the directory cannot be created or written.
     """
     database = make_url(url)
     with ExitStack() as held:
@@ -67,7 +67,7 @@ def _file_locked(path: Path, where: str) -> Iterator[None]:
 
 @contextmanager
 def _session_locked(url: URL, name: str) -> Iterator[None]:
-    """An advisory lock of a PostgreSQL session of its own, taken again when the server was restarted."""
+    """Hold an advisory lock in a separate PostgreSQL session; take it again after a server restart."""
     secret = url.render_as_string(hide_password=False)
     lock, shown = _SessionLock(url, name), redact(secret)
     try:
@@ -77,14 +77,14 @@ def _session_locked(url: URL, name: str) -> Iterator[None]:
         raise InputError(f"storage.study: cannot open the database {shown}: {reason}") from None
     if not ours:
         raise InputError(
-            f"storage.study: another `ama search` is running with the study {name!r} in {shown}; the lock of "
-            "one whose machine was lost goes within two minutes"
+            f"storage.study: another `ama search` is running with the study {name!r} in {shown}; if its "
+            "machine was lost, the lock ends within two minutes"
         )
 
     def ping() -> None:
-        with suppress(SQLAlchemyError):  # away: the search itself waits for it, and says so
+        with suppress(SQLAlchemyError):  # database unreachable: the search itself waits and reports it
             if not lock.alive() and not lock.take():
-                log.warning("storage.study: while the database was away, another search took the study")
+                log.warning("storage.study: while the database was away, another search locked the study")
 
     try:
         with repeated(ping, PING_SECONDS, "study lock"):
@@ -97,13 +97,13 @@ class _SessionLock:
     def __init__(self, url: URL, name: str) -> None:
         self._engine = sa.create_engine(url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT")
         self._url = url
-        # PostgreSQL's key is a signed number of 64 bits, and counts within one database.
+        # PostgreSQL's key is a signed 64-bit number, separate for each database.
         digest = hashlib.sha256(f"ama-search {name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "big", signed=True)
         self._connection: Any = None
 
     def take(self) -> bool:
-        """Whether the lock is ours now."""
+        """Try to acquire the lock; return True on success."""
         self.release()
         self._connection = self._engine.connect()
         if self._url.host:
@@ -113,7 +113,7 @@ class _SessionLock:
         return bool(self._connection.execute(query, {"key": self._key}).scalar())
 
     def alive(self) -> bool:
-        """Whether the session that holds the lock still answers."""
+        """Return True if the session that holds the lock still answers."""
         if self._connection is None:
             return False
         try:
@@ -123,7 +123,7 @@ class _SessionLock:
         return True
 
     def release(self) -> None:
-        """End the session, and the lock with it."""
+        """Release the lock by closing its session."""
         if self._connection is not None:
             self._connection.invalidate()
             self._connection.close()

@@ -1,4 +1,4 @@
-"""Something done again and again beside the work of a `with` block."""
+"""Call a function periodically in a background thread."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from contextlib import contextmanager
 
 @contextmanager
 def repeated(action: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
-    """Call `action` every so often in a thread; the last call is over when the block is left.
+    """Call `action` periodically in a background thread until the block ends.
+
+    A call in progress is finished before the block is left.
 
     Args:
-        action: raises nothing that it does not mean to end with.
-        seconds: between two calls, and before the first.
-        name: of the thread.
+        action: the function; an exception ends the thread.
+        seconds: interval between two calls, and before the first.
+        name: name of the thread.
     """
-    over = threading.Event()
+    stop = threading.Event()
 
-    def keep() -> None:
-        while not over.wait(seconds):
+    def loop() -> None:
+        while not stop.wait(seconds):
             action()
 
-    thread = threading.Thread(target=keep, name=name, daemon=True)
+    thread = threading.Thread(target=loop, name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join()

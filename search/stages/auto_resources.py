@@ -1,4 +1,4 @@
-"""`resources: auto`: how many trials share a machine, found by letting some compute at once for a moment."""
+"""`resources: auto`: choose how many trials share a machine by measuring their throughput."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from trainables.runtime.memory import peaks, private_mib, reset_peaks
 from trainables.runtime.runtime import resolve
 from trainables.training.step_times import Shape, training_step
 
-SECONDS = 3.0  # of computing at each number of trials
-ENOUGH = 0.95  # of the most images a second: fewer trials at once are then preferred
-USABLE = 0.9  # of a GPU's memory
-USABLE_HOST = 0.7  # of the machine's
-CUDA_CONTEXT = 600.0  # MiB of a GPU that a process takes beside its tensors
-MOST_SHARES = 16  # trials on one GPU
-IDLE = 0.1  # share of the cores: numbers of trials that leave fewer idle are as good as those that leave none
+SECONDS = 3.0  # measurement time for each number of trials
+ENOUGH = 0.95  # prefer fewer trials at once if they reach this share of the highest throughput
+USABLE = 0.9  # share of a GPU's memory to use
+USABLE_HOST = 0.7  # share of the machine's memory to use
+CUDA_CONTEXT = 600.0  # MiB of GPU memory per process, besides its tensors
+MOST_SHARES = 16  # maximum number of trials on one GPU
+IDLE = 0.1  # up to this share of idle cores counts as no idle cores
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one trial is given: CPU cores, and a GPU's part."""
+    """Resources of one trial: CPU cores, and a share of a GPU."""
 
     cpu: int
     gpu: float = 0.0
 
 
 def choose_resources(setup: Prepared, progress: Progress | None = None) -> Resources:
-    """CPUs and GPU share of a trial, with which the trials together train the most images a second.
+    """Choose CPUs and GPU share of a trial for the highest total throughput (images per second).
 
-    Measured on the cluster's largest node, with the teacher in the student's place, which no student exceeds
-    by much. Ray must be connected, and nothing else run. Fewer trials at once are preferred where that costs
-    next to nothing: the sampler learns more from each.
+    The measurement runs on the cluster's largest node and trains the teacher instead of a student (no student
+    is much larger). Ray must be connected, and nothing else may run. Among numbers of trials with nearly the
+    same throughput, the smallest is chosen, because the sampler then learns more from each trial.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     node = max(nodes, key=lambda each: (each["Resources"].get("GPU", 0), each["Resources"].get("CPU", 0)))
@@ -61,7 +61,7 @@ def choose_resources(setup: Prepared, progress: Progress | None = None) -> Resou
     (alone,) = measure(1, whole)
     if gpus:
         counts = gpu_counts(alone.gpu_mib, alone.gpu_total_mib, whole.cpu)
-        # In Ray's units of 1/10,000 GPU, rounded down: the trials together take no more than one.
+        # In Ray's units of 1/10,000 GPU, rounded down, so that the trials together need at most one GPU.
         shares = {count: Share(max(1, whole.cpu // count), 10_000 // count / 10_000) for count in counts}
     else:
         room = USABLE_HOST * node["Resources"].get("memory", math.inf) / 2**20 / max(1.0, alone.host_mib)
@@ -78,18 +78,18 @@ def choose_resources(setup: Prepared, progress: Progress | None = None) -> Resou
 
 
 def choose_share(shares: Mapping[int, Share], rate: Callable[[int, Share], float]) -> Share:
-    """The share of the fewest trials that together train nearly the most images a second.
+    """Return the share for the smallest number of trials with nearly the highest throughput.
 
     Args:
-        shares: what one trial is given, by number of trials.
-        rate: measures that many trials with such a share each: images a second of all together. Called for
-            fewer trials first, and no longer once more trials compute less with a GPU, or with each core.
+        shares: resources of one trial, by number of trials.
+        rate: measures the total images per second of this number of trials with this share each. Called in
+            ascending order, until more trials lower the throughput (with a GPU: in total, else: per core).
     """
     rates: dict[int, float] = {}
     best = 0.0
     for count, share in sorted(shares.items()):
         rates[count] = rate(count, share)
-        # By core in use: two trials on seven cores leave one idle, seven trials none.
+        # Per core in use: two trials on seven cores leave one core idle, seven trials none.
         worth = rates[count] if share.gpu else rates[count] / (count * share.cpu)
         if worth < ENOUGH * best:
             break
@@ -98,22 +98,22 @@ def choose_share(shares: Mapping[int, Share], rate: Callable[[int, Share], float
 
 
 def cpu_counts(cores: int, most: float = math.inf) -> list[int]:
-    """Numbers of trials on one machine that are worth trying, if each gets `cores // count` cores.
+    """Return the numbers of trials to try on one machine, if each gets `cores // count` cores.
 
     Args:
-        cores: of the machine.
-        most: trials that its memory allows.
+        cores: cores of the machine.
+        most: number of trials that fit into its memory.
     """
     return _spaced([count for count in _full(cores) if count <= most], cores)
 
 
 def gpu_counts(peak_mib: float, total_mib: float, cpus: int) -> list[int]:
-    """Numbers of trials on one GPU that are worth trying and that its memory and CPUs allow.
+    """Return the numbers of trials to try on one GPU, as far as its memory and CPUs allow.
 
     Args:
-        peak_mib: GPU memory that one trial's tensors took.
-        total_mib: of the GPU.
-        cpus: cores for each GPU.
+        peak_mib: peak GPU memory of one trial's tensors, in MiB.
+        total_mib: memory of the GPU, in MiB.
+        cpus: CPU cores per GPU.
     """
     fit = int(USABLE * total_mib / (peak_mib + CUDA_CONTEXT))
     most = max(1, min(fit, cpus, MOST_SHARES))
@@ -121,14 +121,14 @@ def gpu_counts(peak_mib: float, total_mib: float, cpus: int) -> list[int]:
 
 
 def _full(cores: int) -> list[int]:
-    """Numbers of trials to which one more cannot be added without taking cores from each."""
+    """Return the numbers of trials to which no trial can be added without fewer cores for each."""
     return sorted({cores // threads for threads in range(1, cores + 1)})
 
 
 def _spaced(counts: Sequence[int], cores: int) -> list[int]:
-    """Some of `counts` (ascending, from 1 on), each at most twice the one before if there is such a count.
+    """Thin out `counts` (ascending, from 1 on): each at most twice the one before, if possible.
 
-    Of the possible next ones, take the largest that leaves few cores idle, else one that leaves the fewest.
+    Of the possible next counts, take the largest that leaves few cores idle, else the one with the fewest.
     """
     chosen = [counts[0]]
     while larger := [count for count in counts if count > chosen[-1]]:
@@ -138,13 +138,13 @@ def _spaced(counts: Sequence[int], cores: int) -> list[int]:
 
 
 def fewest(rates: Mapping[int, float]) -> int:
-    """The smallest number of trials at once that together reach nearly the most images a second."""
+    """Return the smallest number of trials at once with nearly the highest throughput."""
     return min(count for count, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
 
 
 @dataclass(frozen=True)
 class _Load:
-    """What one of several trials computed, and the memory it took, in MiB."""
+    """Throughput and memory (MiB) of one of several concurrent trials."""
 
     images_per_second: float
     host_mib: float
@@ -154,7 +154,7 @@ class _Load:
 
 @ray.remote  # type: ignore[untyped-decorator]
 class _Trial:
-    """Trains the teacher on random images: what a trial does, without its beginning and end."""
+    """Train the teacher on random images, as a trial does, without set-up and evaluation."""
 
     def __init__(self, config: RuntimeConfig, teacher: nn.Module, shape: Shape, batch: int) -> None:
         self.runtime, self.batch = resolve(config), batch
@@ -163,11 +163,11 @@ class _Trial:
         self.step()
 
     def ready(self) -> bool:
-        """Answers when the first step is done."""
+        """Return once the first step is done."""
         return True
 
     def run(self, seconds: float) -> _Load:
-        """Compute for so long."""
+        """Train for `seconds`, and measure."""
         device = self.runtime.device
         started, steps = time.perf_counter(), 0
         while steps == 0 or time.perf_counter() - started < seconds:
@@ -181,7 +181,7 @@ class _Trial:
 
 
 def _together(setup: Prepared, node: str, count: int, share: Share) -> list[_Load]:
-    """So many trials at once on one node, each with its share."""
+    """Run `count` trials at once on one node, each with `share`, and return their measurements."""
     config = setup.experiment.runtime.model_copy(
         update={"threads": setup.experiment.runtime.threads or share.cpu}
     )

@@ -1,4 +1,4 @@
-"""The stage that prices blocks and modules, with the threads a trial will have."""
+"""The stage that measures the cost table, with the number of threads of a trial."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from trainables.teacher.teacher import Teacher
 
 
 def trial_threads(experiment: Experiment) -> int:
-    """CPU threads of a trial: as asked for, else as many as the CPUs it is given."""
+    """Return the CPU threads of a trial: those of the experiment, else one per CPU of the trial."""
     return experiment.runtime.threads or max(1, int(experiment.resources.cpu))
 
 
 def trial_runtime(experiment: Experiment) -> RuntimeConfig:
-    """How a trial computes: the experiment's runtime, with a trial's threads."""
+    """Return the runtime config of a trial: the experiment's, with the trial's threads."""
     return experiment.runtime.model_copy(update={"threads": trial_threads(experiment)})
 
 
@@ -39,7 +39,7 @@ def get_costs(
     progress: Progress | None = None,
     any_device: bool = False,
 ) -> CostTable:
-    """The cost table of the run directory, of this device or any; or one measured now and written there."""
+    """Read the run directory's cost table (for this device, or for any), or measure and write one."""
     path = Path(experiment.run.dir) / COSTS_FILE
     fuse = experiment.space.fuse is not False
     if path.exists():
@@ -69,9 +69,9 @@ def fresh_costs(
     progress: Progress | None,
     seconds: float | None = None,
 ) -> CostTable:
-    """Measure the cost table of `model`; nothing is read from or written to the run directory."""
-    # As many threads as a trial has, not all of the machine's: one thread is timed by its own CPU clock,
-    # which whatever else runs here does not disturb.
+    """Measure the cost table of `model`, without reading or writing the run directory."""
+    # Use as many threads as a trial, not all of the machine. A single thread is timed by its CPU clock, so
+    # other processes do not disturb it.
     runtime = replace(runtime, threads=trial_threads(experiment))
 
     def report(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What a search starts from: the teacher's module library, kept by its content, and the first proposals."""
+"""The stage that makes the teacher's module library, or reads it from the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_FOLDER = Path("~/.cache/ama-search/library")
 
 
 def library_folder(setup: Prepared) -> Path:
-    """Where the library of this teacher, data, blocks and widths is, or will be."""
+    """Return the cache folder of the library for this teacher, data, blocks and widths."""
     experiment = setup.experiment
     root = Path(experiment.library.dir or DEFAULT_FOLDER).expanduser()
     key = library_key(
@@ -30,7 +30,7 @@ def library_folder(setup: Prepared) -> Path:
 
 
 def get_library(setup: Prepared, progress: Progress | None = None) -> Library:
-    """The module library, read where it was made before, else made now; shared by all runs that it fits."""
+    """Read the module library, or make it; all runs with equal inputs share it."""
     folder = library_folder(setup)
     if folder.exists():
         return Library.load(folder)
@@ -40,7 +40,7 @@ def get_library(setup: Prepared, progress: Progress | None = None) -> Library:
 
 
 def make_library(setup: Prepared, key: str, seed: int, progress: Progress | None = None) -> Library:
-    """Distil all modules that the experiment's space can ask for; `key` is the library's name."""
+    """Distil every module of the experiment's space; `key` is the library's name."""
     experiment = setup.experiment
     shared = Distillation.of(setup.teacher.model, setup.blocks, setup.data, setup.runtime)
     fuse = experiment.space.fuse is not False

@@ -1,4 +1,4 @@
-"""Turn the experiment's constraints into absolute figures, and refuse what no student reaches."""
+"""Convert the experiment's constraints to absolute values, and refuse those that no student satisfies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainables.costs.table import Costs, CostTable
 from trainables.errors import InputError
 from trainables.teacher.record import TeacherRecord
 
-EXACT = ("params", "flops")  # costs that are counted, not measured
+EXACT = ("params", "flops")  # costs that are computed, not measured
 
 
 def absolute_limits(
@@ -22,17 +22,17 @@ def absolute_limits(
     known: Sequence[str] | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> list[Limit]:
-    """The experiment's constraints in the metrics' own units; an untrained teacher's scores count as NaN.
+    """Convert the experiment's constraints to absolute values; without a teacher, scores are NaN.
 
     Args:
-        experiment: has the constraints.
-        teacher: its record, None where it is not trained yet.
+        experiment: the experiment with the constraints.
+        teacher: the teacher's record; None if it is not trained yet.
         costs: the teacher's cost table.
-        known: the metrics for which `costs` can tell what is possible; None: all its costs.
+        known: metrics whose limits can be checked with `costs`; None: all its costs.
         scores: the teacher's values of the user's own metrics.
 
     Raises:
-        InputError: no student can keep a limit on a cost; the message names the cheapest student.
+        InputError: no student satisfies a limit on a cost; the message gives the cheapest student.
     """
     reference = {
         **{metric: getattr(teacher, metric, float("nan")) for metric in CURVE_METRICS},
@@ -65,5 +65,5 @@ def _check_reachable(limit: Limit, costs: CostTable, fuse: bool | Literal["searc
 
 
 def figures(costs: Costs) -> str:
-    """Params, FLOPs and latency for people."""
+    """Format params, FLOPs and latency for a message."""
     return ", ".join(f"{metric} {show(metric, value)}" for metric, value in costs.as_dict().items())

@@ -1,8 +1,7 @@
-"""The stages before and after the trials, done where a trial would run.
+"""Run the stages before and after the trials on the same kind of device as the trials.
 
-On one machine that is this process. On a cluster whose head has no accelerator the driver has not what a
-trial has: teacher, cost table, library and the final latencies then are tasks on a worker, each alone on its
-device.
+On one machine they run in this process. If the driver has no GPU (or too few CPUs), these stages (teacher,
+cost table, library, final latencies) run as tasks on a worker, each with whole GPUs.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ from trainables.runtime.runtime import Runtime
 from trainables.student.build import build_student
 from trainables.teacher.teacher import Teacher
 
-RETRIES = 3  # of a task whose worker was lost
-LOOK_SECONDS = 1.0  # between two looks at a task's progress
+RETRIES = 3  # retries of a task whose worker was lost
+LOOK_SECONDS = 1.0  # interval between two queries of a task's progress
 
 
 def is_driver_short(resources: Resources) -> bool:
-    """Whether this process has not what a trial gets: no such node, or no GPU that it can see."""
+    """Return True if this process lacks a trial's resources: CPUs or GPUs of its node, or a visible GPU."""
     here = ray.get_runtime_context().get_node_id()
     mine: dict[str, float] = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {})
     return not fits(resources, mine) or (resources.gpu > 0 and not torch.cuda.is_available())
@@ -56,23 +55,23 @@ def prepared(
     library: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Prepared, Library | None]:
-    """`prepare`, and the module library where it is asked for. Ray must be connected.
+    """Run `prepare` and optionally make the module library. Ray must be connected.
 
     Args:
-        experiment: what to do.
+        experiment: the experiment to prepare.
         folder: its run directory.
-        test: read the test data too.
-        library: make or read the library.
-        progress: called as work goes on.
+        test: also read the test data.
+        library: also make or read the library.
+        progress: progress callback.
 
     Raises:
         InputError: as `prepare`.
-        FailedError: the workers that were to do it died.
+        FailedError: the workers died.
     """
     if not is_driver_short(experiment.resources):
         setup = prepare(at(experiment, folder), test=test, progress=progress)
         return setup, get_library(setup, progress) if library else None
-    # Without the database, whose password has no business in a task.
+    # Without the database URL: its password must not be sent with a task.
     bare = experiment.model_copy(update={"storage": StorageConfig()})
     place = folder.place if folder.remote else str(folder.path.absolute())
     folder.push()
@@ -91,9 +90,9 @@ def prepared(
 
 
 def latencies(setup: Prepared, students: Mapping[str, StudentSpec]) -> dict[str, float]:
-    """Milliseconds of whole students, by name, measured end to end. No trial may load the device.
+    """Measure the latency (ms) of whole students end to end, by name.
 
-    Ray must be connected.
+    Ray must be connected, and no trial may use the device.
     """
     costs, seconds = setup.costs, setup.experiment.costs.seconds
     runtime = replace(setup.runtime, threads=costs.threads)
@@ -106,7 +105,7 @@ def latencies(setup: Prepared, students: Mapping[str, StudentSpec]) -> dict[str,
 
 @dataclass(frozen=True)
 class _Made:
-    """A `Prepared` on its way from a worker, its arrays in a form that Ray's object store shares."""
+    """A `Prepared` as sent from a worker; its arrays are shared through Ray's object store."""
 
     runtime: Runtime
     data: Mapping[str, Any]
@@ -151,7 +150,7 @@ def _measure(
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 class _Board:
-    """Where a task says how far it is."""
+    """Actor that holds a task's progress."""
 
     def __init__(self) -> None:
         self._latest: tuple[str, int, int] | None = None
@@ -179,9 +178,9 @@ def _task(board: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> A
 def _on_worker(
     work: Callable[..., Any], resources: Resources, progress: Progress | None, *arguments: Any
 ) -> Any:
-    """The result of `work(progress, *arguments)` on a worker with a trial's resources and whole GPUs.
+    """Run `work(progress, *arguments)` on a worker with a trial's resources and whole GPUs.
 
-    Whole ones: another trial, or another user's, on the rest would be measured along.
+    The GPUs are whole, because another process on the same GPU would distort measurements.
     """
     board = _Board.remote()  # type: ignore[attr-defined]
     task = _task.options(
@@ -198,6 +197,6 @@ def _on_worker(
             raise InputError(str(fault.cause)) from None
         raise
     except RayError as fault:
-        raise FailedError(f"the work before the trials failed on its worker: {cause_of(fault)}") from None
+        raise FailedError(f"a stage outside the trials failed on its worker: {cause_of(fault)}") from None
     finally:
         ray.kill(board)

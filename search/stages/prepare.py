@@ -1,4 +1,4 @@
-"""The stages that all commands share: data, teacher, blocks, cost table. Each leaves a file for the next."""
+"""The stages that all commands share: data, teacher, blocks, cost table. Each writes a file for the next."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a search needs before it starts."""
+    """All inputs of a search."""
 
     experiment: Experiment
     run_dir: Path
@@ -38,13 +38,13 @@ class Prepared:
 
 
 def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> Prepared:
-    """Run every stage up to the search; a teacher that is not there yet is trained.
+    """Run every stage before the search; train the teacher if needed.
 
     Args:
-        experiment: what to do.
-        test: read the test data too, for the teacher's and the retrained students' record; the cost table
-            may be another device's then: what a retrained student costs is what the search took it for.
-        progress: called as work goes on.
+        experiment: the experiment to prepare.
+        test: also read the test data, for the records of teacher and retrained students. The cost table may
+            then be another device's, because retrained students keep the costs of the search.
+        progress: progress callback.
     """
     runtime = resolve(experiment.runtime)
     run_dir = Path(experiment.run.dir)
@@ -57,7 +57,7 @@ def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | 
 
 
 def read_data(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> ImageData:
-    """`load_data`, and a warning that counts the images left out as unreadable."""
+    """Load the data, and warn about unreadable images that were skipped."""
     data = load_data(experiment.data, test=test, progress=progress)
     if data.skipped:
         log.warning("data.skip_unreadable: %d images could not be decoded and are left out", data.skipped)
@@ -67,19 +67,19 @@ def read_data(experiment: Experiment, *, test: bool = False, progress: Progress 
 def profile(
     experiment: Experiment, data: ImageData, progress: Progress | None = None, *, keep: bool = True
 ) -> tuple[TeacherRecord | None, tuple[Block, ...], CostTable]:
-    """Blocks and cost table for `ama profile` and `--dry-run`, which need no trained teacher.
+    """Get blocks and cost table for `ama profile` and `--dry-run`, without training a teacher.
 
-    Costs do not depend on the weights: where no teacher is there yet, random ones are profiled, and nothing
+    Costs do not depend on the weights. Without a trained teacher, random weights are profiled; then nothing
     is written, because a cost table belongs to one teacher.
 
     Args:
-        experiment: what to profile.
-        data: gives the images' shape and the number of classes.
-        progress: called as work goes on.
-        keep: write the cost table of a real teacher into the run directory, where the search finds it.
+        experiment: the experiment to profile.
+        data: gives the image shape and the number of classes.
+        progress: progress callback.
+        keep: write the cost table of a trained teacher to the run directory, for the search.
 
     Returns:
-        The teacher's record, None for random weights; its blocks; its cost table.
+        The teacher's record (None for random weights), its blocks, and its cost table.
     """
     runtime = resolve(experiment.runtime)
     config = experiment.teacher

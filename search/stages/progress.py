@@ -1,7 +1,7 @@
-"""How a stage reports what it does."""
+"""The type of a progress callback."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # what, done, of how many
+Progress = Callable[[str, int, int], None]  # description, done, total

@@ -26,13 +26,13 @@ from trainables.teacher.training import train_teacher
 def get_teacher(
     experiment: Experiment, data: ImageData, runtime: Runtime, progress: Progress | None = None
 ) -> Teacher:
-    """The teacher given, the one trained before into the run directory, or one trained now."""
+    """Load the teacher (a given checkpoint, or that of the run directory), or train it."""
     run_dir = Path(experiment.run.dir)
     path = run_dir / TEACHER_FILE
     if experiment.teacher.checkpoint is not None or path.exists():
         return load_teacher(experiment.teacher, data, runtime, run_dir, seed=experiment.seed)
     if data.test is None:
-        # The teacher's record holds its test accuracy.
+        # The teacher's record includes its test accuracy.
         data = load_data(experiment.data, test=True, progress=progress)
     total = experiment.teacher.epochs
 
@@ -51,11 +51,11 @@ def get_teacher(
 
 
 def _check_before_training(experiment: Experiment, data: ImageData, runtime: Runtime) -> None:
-    """Find out before the teacher's training, not after it, what needs no trained weights.
+    """Run the checks that do not need trained weights, before the teacher is trained.
 
     Raises:
-        InputError: no such architecture, no blocks that may be replaced, or a limit on params or FLOPs that
-            no student can keep.
+        InputError: the architecture is unknown, no block may be replaced, or no student satisfies a limit on
+            params or FLOPs.
     """
     model = untrained_model(experiment, data, runtime)
     blocks = teacher_blocks(experiment, model, data.image_shape)
@@ -68,7 +68,7 @@ def _check_before_training(experiment: Experiment, data: ImageData, runtime: Run
 def teacher_scores(
     experiment: Experiment, model: torch.nn.Module, data: ImageData, runtime: Runtime
 ) -> dict[str, float]:
-    """The teacher's values of the user's own metrics on the validation images, by name."""
+    """Compute the user's own metrics of the teacher on the validation images, by name."""
     scores = load_scores(experiment.scores)
     if not scores:
         return {}
@@ -77,7 +77,7 @@ def teacher_scores(
 
 
 def untrained_model(experiment: Experiment, data: ImageData, runtime: Runtime) -> torch.nn.Module:
-    """The teacher's architecture with random weights, in eval mode."""
+    """Build the teacher's architecture with random weights, in eval mode."""
     config = experiment.teacher
     model = build_model(config.arch, data.num_classes, data.image_shape, config.small_stem)
     return model.to(runtime.device).eval()
@@ -86,6 +86,6 @@ def untrained_model(experiment: Experiment, data: ImageData, runtime: Runtime) -
 def teacher_blocks(
     experiment: Experiment, model: torch.nn.Module, image_shape: tuple[int, int, int]
 ) -> tuple[Block, ...]:
-    """The blocks that the experiment may replace, in execution order."""
+    """Return the blocks that the experiment may replace, in execution order."""
     device = next(model.parameters()).device
     return find_blocks(model, torch.zeros(1, *image_shape, device=device), experiment.space.blocks)

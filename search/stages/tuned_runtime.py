@@ -1,4 +1,4 @@
-"""What a search measures before its first trial, on a worker that has what a trial will have."""
+"""Measure the fastest runtime settings of trials, on a worker with a trial's resources."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 
 def tuned_runtime(setup: Prepared, epochs: int | None = None) -> RuntimeConfig:
-    """How trials compute: what the experiment leaves open, measured once where they run.
+    """Choose the runtime settings that the experiment leaves open, by one measurement on a worker.
 
-    Ray must be connected. Nothing else may run meanwhile: a busy device is measured wrongly. Where measuring
-    fails, a warning says so, and what was left open has its default.
+    Ray must be connected. Nothing else may run, because a busy device distorts the measurement. If measuring
+    fails, log a warning and use the defaults.
 
     Args:
-        setup: its teacher is the model that is measured.
-        epochs: of a training; None: a trial's.
+        setup: gives the teacher, which is the measured model.
+        epochs: epochs of a training run; None: those of a trial.
     """
     experiment = setup.experiment
     config = trial_runtime(experiment)
@@ -47,7 +47,7 @@ def tuned_runtime(setup: Prepared, epochs: int | None = None) -> RuntimeConfig:
         raise
     except RayError as fault:  # its worker died, or the measurement itself broke
         log.warning(
-            "how trials compute fastest could not be measured (%s); they compute as by default",
+            "the fastest runtime settings could not be measured (%s); trials use the defaults",
             cause_of(fault),
         )
         return config
@@ -55,7 +55,7 @@ def tuned_runtime(setup: Prepared, epochs: int | None = None) -> RuntimeConfig:
 
 
 def batch_size(experiment: Experiment) -> int:
-    """Images a step of a trial; the largest of those searched."""
+    """Return the images per step of a trial; the largest value if it is searched."""
     given: Any = getattr(experiment.space.optim, "batch_size")  # noqa: B009 - the section is made
     if isinstance(given, Range):
         given = given.high

@@ -1,4 +1,4 @@
-"""The study's database: opened with settings that notice a dead one, waited for while it is away."""
+"""Open the study's database, and wait while it is unreachable."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import optuna
-from analysis.runs.optuna_adapter import Storage
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from analysis.runs.optuna_adapter import Storage
 from analysis.runs.study_url import redact
 from search.errors import FailedError
 from trainables.errors import InputError
 
 PATIENCE_VARIABLE = "AMA_STUDY_PATIENCE"
-PATIENCE = 600.0  # seconds that a search waits for its database
+PATIENCE = 600.0  # seconds to wait for an unreachable database
 WAITING = (
     "storage.study: the database is away (%s); waiting up to %.0f s for it, trials keep what they have "
     "(Ctrl-C twice ends the search, which stays resumable)"
 )
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two tries
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two attempts
 
-# A database across a network can vanish without a word: give up a connection after half a minute of silence
-# instead of the quarter of an hour that TCP takes.
+# A network database can disappear silently: drop a connection after half a minute without an answer, not
+# after the 15 minutes of TCP's defaults.
 _POSTGRES = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -45,18 +45,18 @@ T = TypeVar("T")
 
 
 class DatabaseAwayError(BaseException):
-    """The database did not come back in time.
+    """Raised when the database did not come back in time.
 
-    No `Exception`: Ray Tune would take one for the fault of the trial at hand, and fail it.
+    Not an `Exception`: Ray Tune would count one as the failure of the current trial.
     """
 
 
 @contextmanager
 def away_is_failure() -> Iterator[None]:
-    """Turn a database that stayed away into the failure of the command.
+    """Convert `DatabaseAwayError` to `FailedError`, the failure of the command.
 
     Raises:
-        FailedError: in place of `DatabaseAwayError`.
+        FailedError: the database stayed unreachable.
     """
     try:
         yield
@@ -65,7 +65,7 @@ def away_is_failure() -> Iterator[None]:
 
 
 def open_storage(url: str) -> Storage:
-    """The storage behind a SQLAlchemy URL; SQLite runs in WAL mode, which makes a write 5 times cheaper.
+    """Open the storage of a SQLAlchemy URL; SQLite runs in WAL mode, where a write takes a fifth of the time.
 
     Raises:
         InputError: the database cannot be opened; the message shows the URL without its password.
@@ -77,13 +77,13 @@ def open_storage(url: str) -> Storage:
         connect_args = {key: value for key, value in settings.items() if key not in parts.query}
         storage = Storage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": connect_args})
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError, TypeError) as fault:
-        # TypeError: a database driver that does not know a setting in the URL.
+        # TypeError: the database driver does not know a setting in the URL.
         raise InputError(
             f"storage.study: cannot open the database {redact(url)}: {_reason(fault, url)}"
         ) from None
     if storage.engine.dialect.name == "sqlite":
         event.listen(storage.engine, "connect", _wal)
-        storage.engine.dispose()  # connections made before the listener was there
+        storage.engine.dispose()  # close connections made before the listener was registered
     return storage
 
 
@@ -96,11 +96,11 @@ def _wal(connection: Any, _record: Any) -> None:
 
 
 class Waiting:
-    """Tries what may be tried again until the database answers, for a bounded time.
+    """Retry database operations until the database answers, for a limited time.
 
     Args:
-        url: of the database, for messages without its password.
-        patience: seconds; None: `AMA_STUDY_PATIENCE` of the environment, else ten minutes.
+        url: URL of the database, shown in messages without its password.
+        patience: seconds; None: the environment variable `AMA_STUDY_PATIENCE`, else ten minutes.
     """
 
     def __init__(self, url: str, patience: float | None = None) -> None:
@@ -108,10 +108,10 @@ class Waiting:
         self.patience = _patience() if patience is None else patience
 
     def __call__(self, attempt: Callable[[], T]) -> T:
-        """The result of `attempt`, which must do no harm when it is called again.
+        """Return the result of `attempt`, which must be idempotent.
 
         Raises:
-            DatabaseAwayError: the patience is over; later calls try once.
+            DatabaseAwayError: the time is over; later calls make one attempt.
         """
         began, pause, said = time.monotonic(), FIRST_PAUSE, False
         while True:
@@ -154,7 +154,7 @@ def _patience() -> float:
 
 
 def _may_pass(fault: Exception) -> bool:
-    """Whether the database may be able to do it later: it is away, locked, full, restarting or read-only."""
+    """Return True if a retry may succeed: database unreachable, locked, full, restarting or read-only."""
     cause = fault if isinstance(fault, SQLAlchemyError) else fault.__cause__
     if isinstance(cause, DBAPIError) and cause.connection_invalidated:
         return True
@@ -162,7 +162,7 @@ def _may_pass(fault: Exception) -> bool:
 
 
 def _reason(fault: Exception, url: str) -> str:
-    """First line of what the database's driver says, without the password."""
+    """Return the first line of the database driver's message, without the password."""
     cause = fault.__cause__ or fault
     cause = getattr(cause, "orig", None) or cause
     return (redact(str(cause), url).strip().splitlines() or [type(fault).__name__])[0]

@@ -1,8 +1,8 @@
-"""The record of a search: one Optuna study, one row a trial, in any storage Optuna knows.
+"""The record of a search: one Optuna study with one row per trial, in any storage of Optuna.
 
-`search.policy.proposer` makes the proposals; here rows are written, each in as few transactions as the
-storage allows, and read back when a search is resumed. Every read and write waits for a database that is away
-(`search.study.database.Waiting`), and may be repeated without harm.
+`search.policy.proposer` makes the proposals. This module writes the rows, in as few transactions as the
+storage allows, and reads them when a search is resumed. Every read and write waits while the database is
+unreachable (`search.study.database.Waiting`), and is idempotent.
 
 Parameters of a row: `level/<block>`, `fuse`, `method`, `<method>/<key>`, `optim/<key>`, as far as they are
 searched; where several methods are, a row has those of its own method alone. Version 0.1 had no name spaces.
@@ -30,32 +30,32 @@ from functools import partial
 from typing import Any
 
 import optuna
-from analysis.runs.optuna_adapter import close, new_token, storage_of, study_id, trial_id
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from analysis.metrics import CURVE_METRICS, Direction
+from analysis.runs.optuna_adapter import close, new_token, storage_of, study_id, trial_id
 from analysis.runs.study_url import redact
 from search.study.database import Waiting, open_storage
 from trainables.errors import InputError
 
 CURVE = ("epoch", *CURVE_METRICS, "train_loss", "seconds")
-_CONSTRAINT = "constraints:"  # before a constraint's name: where Optuna looks for its value
+_CONSTRAINT = "constraints:"  # Optuna's prefix of the attribute with a constraint's value
 
 
 class MissingStudyError(InputError):
-    """The database holds no study of this name."""
+    """Raised when the database does not contain the study."""
 
 
 class StudyRecord:
-    """Rows of one study, by trial number.
+    """Read and write the rows of one study, by trial number.
 
-    Every method raises `DatabaseAwayError` when the database stays away for longer than `waiting` waits.
+    Every method raises `DatabaseAwayError` if the database is unreachable for longer than `waiting` waits.
 
     Args:
-        study: in the database.
-        waiting: tries what the database did not answer again.
+        study: the study in the database.
+        waiting: retries operations that the database did not answer.
     """
 
     def __init__(self, study: optuna.Study, waiting: Waiting) -> None:
@@ -67,7 +67,7 @@ class StudyRecord:
 
     @staticmethod
     def check_free(url: str, name: str) -> None:
-        """Check that a study of this name can be created, without creating it.
+        """Check that a study with this name can be created, without creating it.
 
         Raises:
             InputError: the database cannot be opened, or holds a study of this name.
@@ -77,7 +77,7 @@ class StudyRecord:
 
     @classmethod
     def create(cls, url: str, name: str, directions: Sequence[Direction]) -> StudyRecord:
-        """A new study.
+        """Create a study.
 
         Raises:
             InputError: the database cannot be opened, or holds a study of this name.
@@ -92,10 +92,11 @@ class StudyRecord:
 
     @classmethod
     def load(cls, url: str, name: str) -> StudyRecord:
-        """The study that is there.
+        """Load an existing study.
 
         Raises:
-            InputError: the database cannot be opened; `MissingStudyError`: it holds no such study.
+            InputError: the database cannot be opened.
+            MissingStudyError: it does not contain the study.
         """
         try:
             return cls(optuna.load_study(storage=open_storage(url), study_name=name), Waiting(url))
@@ -104,26 +105,26 @@ class StudyRecord:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """The study's own attributes."""
+        """The study's user attributes."""
         return self.waiting(lambda: self._study.user_attrs)
 
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
-        """Write attributes of the study."""
+        """Write user attributes of the study."""
         for key, value in attrs.items():
             self.waiting(partial(self._study.set_user_attr, key, value))
 
     def name_objectives(self, metrics: Sequence[str]) -> None:
-        """Name the objectives where optuna-dashboard and Optuna's own plots look."""
+        """Set the metric names that optuna-dashboard and Optuna's plots show."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.waiting(partial(self._study.set_metric_names, list(metrics)))
 
     def trials(self) -> list[FrozenTrial]:
-        """All rows, by number."""
+        """Return all rows in order of their numbers."""
         return self.waiting(lambda: self._study.get_trials(deepcopy=False))
 
     def front(self) -> list[FrozenTrial]:
-        """The non-dominated fully trained rows, those that break a limit left out."""
+        """Return the non-dominated fully trained rows that satisfy all limits."""
         return self.waiting(lambda: self._study.best_trials)
 
     def add(
@@ -141,8 +142,8 @@ class StudyRecord:
             params: the proposal, by parameter name.
             distributions: the distribution of every parameter.
             attrs: user attributes of the row.
-            refused: why the proposal is not trained; None makes a RUNNING row.
-            constraints: violations by the limit's text, > 0 where it is broken.
+            refused: the reason if the proposal is not trained; None creates a RUNNING row.
+            constraints: violations by the limit's text, > 0 if violated.
         """
         state = TrialState.RUNNING if refused is None else TrialState.PRUNED
         if refused is not None:
@@ -169,18 +170,18 @@ class StudyRecord:
             self.waiting(partial(self._storage.set_trial_user_attr, self._ids[number], key, value))
 
     def epoch(self, number: int, metrics: Mapping[str, Any], further: Sequence[str] = ()) -> None:
-        """Append an epoch's metrics to a running row; one told again after a restore replaces itself.
+        """Append an epoch's metrics to a running row; an epoch reported again replaces its entry.
 
         Args:
-            number: of the row.
-            metrics: of the epoch, by name; the row keeps those of the last epoch whole.
-            further: names of the metrics whose curve is kept beside those of `CURVE`.
+            number: number of the row.
+            metrics: metrics of the epoch, by name; the row keeps all metrics of the last epoch.
+            further: names of metrics, besides those in `CURVE`, whose curves are kept.
         """
         if number not in self._curves:
             self._curves[number] = self._stored_curve(number)
         curve = self._curves[number]
         keep = [i for i, epoch in enumerate(curve["epoch"]) if epoch < metrics["epoch"]]
-        missing = [None] * len(curve["epoch"])  # a column that begins later
+        missing = [None] * len(curve["epoch"])  # for a column that starts later
         for column in dict.fromkeys([*curve, *CURVE, *further]):
             value, before = metrics.get(column), curve.get(column) or missing
             kept = [before[i] for i in keep]
@@ -201,18 +202,18 @@ class StudyRecord:
     def complete(
         self, number: int, values: Sequence[float], constraints: Mapping[str, float] | None = None
     ) -> None:
-        """End a row that was trained to its last epoch.
+        """Set a row to COMPLETE: it was trained to its last epoch.
 
         Args:
-            number: of the row.
-            values: of the objectives, in their order.
-            constraints: violations, by the limit's text, of the limits that only training shows.
+            number: number of the row.
+            values: objective values, in the objectives' order.
+            constraints: violations of the limits that need training, by the limit's text.
         """
         self._constrain(number, constraints)
         self._end(number, TrialState.COMPLETE, values)
 
     def prune(self, number: int, reason: str, constraints: Mapping[str, float] | None = None) -> None:
-        """End a row that was stopped early; `constraints` as for `complete`, of its last metrics."""
+        """Set a row to PRUNED (stopped early); `constraints` as for `complete`, for its last metrics."""
         self._constrain(number, constraints)
         self.annotate(number, reason=reason)
         self._end(number, TrialState.PRUNED)
@@ -223,7 +224,7 @@ class StudyRecord:
             self.waiting(partial(self._storage.set_trial_system_attr, self._ids[number], key, violation))
 
     def fail(self, number: int, reason: str) -> None:
-        """End a row that broke."""
+        """Set a row to FAIL."""
         self.annotate(number, reason=redact(reason))
         self._end(number, TrialState.FAIL)
 
@@ -234,25 +235,25 @@ class StudyRecord:
             try:
                 self._storage.set_trial_state_values(self._ids[number], state, values)
             except UpdateFinishedTrialError:
-                # The answer to an earlier try was lost, its work was not.
+                # An earlier attempt succeeded and only its answer was lost.
                 if self._storage.get_trial(self._ids[number]).state != state:
                     raise
 
         self.waiting(write)
 
     def close(self) -> None:
-        """End all connections; a SQLite file is whole by itself then, and may be moved."""
+        """Close all connections; a SQLite file is then complete without its WAL files, and can be moved."""
         close(self._storage)
 
     def interrupt(self) -> list[int]:
-        """Set every RUNNING row to WAITING, from where `resume` takes it up; returns their numbers."""
+        """Set every RUNNING row to WAITING, for `resume`, and return their numbers."""
         running = [t.number for t in self.trials() if t.state == TrialState.RUNNING]
         for number in running:
             self._set_state(number, TrialState.WAITING)
         return running
 
     def resume(self, number: int) -> None:
-        """Take up an interrupted row again."""
+        """Set an interrupted row to RUNNING again."""
         self._set_state(number, TrialState.RUNNING)
 
     def _set_state(self, number: int, state: TrialState) -> None:
@@ -267,10 +268,10 @@ def _taken(url: str, name: str) -> InputError:
 
 
 def now() -> str:
-    """The current time, ISO 8601, UTC, to the second."""
+    """Return the current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def ran(trial: FrozenTrial) -> bool:
-    """Whether a row stands for a trial that took a slot (not a proposal refused before training)."""
+    """Return True if a row is a trial that ran (not a proposal refused before training)."""
     return "refused" not in trial.user_attrs

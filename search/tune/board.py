@@ -1,18 +1,18 @@
-"""The live state of a search: trials by state, epochs done, the front. Each is updated as it changes."""
+"""The live state of a search: trials by state, epochs done, current front; updated incrementally."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-ENDED = ("COMPLETE", "PRUNED", "FAIL")  # states in which a trial trains no more
+ENDED = ("COMPLETE", "PRUNED", "FAIL")  # states of trials that have ended
 
 
 class Front:
-    """The non-dominated points of a growing set; equal points are all on it.
+    """The non-dominated points of a growing set, including equal points.
 
     Args:
-        directions: "maximize" or "minimize" of each objective.
+        directions: "maximize" or "minimize" for each objective.
 
     Attributes:
         values: the points on the front by trial number.
@@ -24,7 +24,7 @@ class Front:
         self.values: dict[int, tuple[float, ...]] = {}
 
     def add(self, number: int, values: Sequence[float]) -> None:
-        """Compare a point with those on the front: with no others, however many there are."""
+        """Add a point; it is compared only with the points on the front."""
         new = tuple(sign * value for sign, value in zip(self._signs, values, strict=True))
         if any(dominates(point, new) for point in self._points.values()):
             return
@@ -34,21 +34,21 @@ class Front:
 
 
 class Board:
-    """The live state of a search, for whoever watches it. No question costs more the more trials there are.
+    """The live state of a search. The time of a query does not grow with the number of trials.
 
     Args:
-        trials: budget.
-        epochs: of a full trial.
-        directions: "maximize" or "minimize" of each objective.
+        trials: number of trials in the budget.
+        epochs: epochs of a full trial.
+        directions: "maximize" or "minimize" for each objective.
 
     Attributes:
-        states: of the trials, by number.
-        done_epochs: by trial number.
-        values: of the objectives of complete trials, by number.
-        ended: numbers of the trials that ended, in this order.
-        epochs_in_all: that all trials did.
-        epochs_of_ended: that the trials did that ended.
-        refused: proposals that were not trained.
+        states: state of each trial, by number.
+        done_epochs: epochs done, by trial number.
+        values: objective values of complete trials, by number.
+        ended: numbers of ended trials, in order of their end.
+        epochs_in_all: epochs done by all trials.
+        epochs_of_ended: epochs done by ended trials.
+        refused: number of proposals refused before training.
     """
 
     def __init__(self, trials: int, epochs: int, directions: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ class Board:
         self._front = Front(directions)
 
     def change(self, number: int, state: str) -> None:
-        """Trial `number` got into this state."""
+        """Set the state of trial `number`."""
         before = self.states.get(number)
         if before == state:
             return
@@ -80,7 +80,7 @@ class Board:
             self.epochs_of_ended -= self.done_epochs.get(number, 0)
 
     def reached(self, number: int, epochs: int) -> None:
-        """Trial `number` did this many epochs."""
+        """Set the epochs done by trial `number`."""
         more = epochs - self.done_epochs.get(number, 0)
         self.done_epochs[number] = epochs
         self.epochs_in_all += more
@@ -88,19 +88,19 @@ class Board:
             self.epochs_of_ended += more
 
     def complete(self, number: int, values: Sequence[float]) -> None:
-        """Trial `number`, trained to the end, has these values of the objectives."""
+        """Set the objective values of trial `number`, which was fully trained."""
         self.values[number] = tuple(values)
         self._front.add(number, values)
 
     def counts(self) -> Counter[str]:
-        """Trials by state."""
+        """Count the trials by state."""
         return Counter({state: count for state, count in self._counts.items() if count})
 
     def front(self) -> dict[int, tuple[float, ...]]:
-        """Values of the complete trials that no other dominates, by number."""
+        """Return the objective values of the non-dominated complete trials, by number."""
         return dict(self._front.values)
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether `a` is at least as good as `b` everywhere and better somewhere; smaller is better."""
+    """Return True if `a` dominates `b`: nowhere worse and somewhere better; smaller is better."""
     return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)

@@ -16,14 +16,14 @@ _CHECKPOINT = re.compile(r"(\d+)-(\d+)/checkpoint_(\d+)")
 
 
 def storage_of(folder: Folder) -> str:
-    """Where Ray puts what trials write: the run directory itself, never its working copy."""
+    """Return Ray's storage path for trials: the run directory itself, never its working copy."""
     return folder.place if folder.remote else str(folder.path.absolute())
 
 
 def checkpoints(folder: Folder, rows: Sequence[FrozenTrial]) -> dict[int, list[str]]:
-    """Checkpoint folders of interrupted rows by number, newest first: a later session's go before.
+    """Find the checkpoint folders of interrupted rows, by row number, newest (latest session) first.
 
-    By the numbers in their names: the files' times do not outlive a move of the run.
+    The order is that of the numbers in their names, because file times may change when a run is moved.
     """
     storage = storage_of(folder)
     if not rows:

@@ -1,4 +1,4 @@
-"""The rung rule behind Ray Tune: results in, CONTINUE or STOP out."""
+"""Apply the rung rule in Ray Tune: decide CONTINUE or STOP for every result."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ logger = logging.getLogger(__name__)
 
 
 class RungScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Starts trials in the order they were suggested and stops those that the rungs leave behind.
+    """Start trials in the suggested order, and stop those that do not pass a rung.
 
-    A result's trial is the study's number (`result["number"]`, else the trial config's), its epochs are
-    `result["epoch"]` (true for a trial taken up again from a checkpoint), else Ray's `training_iteration`.
-    A metric is taken from the result, else from `verdicts.costs`. A result without number or metric is logged
-    once a name and lets its trial go on.
+    The trial of a result is its number in the study (`result["number"]`, else that of the trial config). Its
+    epoch is `result["epoch"]`, which is also correct for a resumed trial, else Ray's `training_iteration`. A
+    metric is read from the result, else from `verdicts.costs`. If a result lacks the number or a metric, this
+    is logged once per name, and the trial continues.
 
     Args:
         directions: metric to "minimize" or "maximize", in the objectives' order.
         max_epochs: epochs of a full trial.
-        grace_epochs: the first rung.
-        reduction_factor: about one trial in so many passes a rung.
-        verdicts: gives the costs of trials whose results do not carry them, read as results come; is told
-            which trials were stopped.
-        known: metrics that are costs, known before a trial trains.
+        grace_epochs: epoch of the first rung.
+        reduction_factor: eta; about one trial in eta passes a rung.
+        verdicts: gives the costs of trials whose results do not contain them; receives the stopped trials.
+        known: metrics that are known before a trial trains (costs).
 
     Attributes:
         rule: the rungs.
 
     Raises:
-        InputError: a number outside its range.
+        InputError: a number is out of range.
     """
 
-    _supports_buffered_results = False  # a stop must come before the next epoch is paid for
+    _supports_buffered_results = False  # stop a trial before it trains the next epoch
 
     def __init__(
         self,
@@ -63,7 +62,7 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         self._missed: set[str] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Ray's question after every result: CONTINUE or STOP."""
+        """Return CONTINUE or STOP for a result."""
         number = result.get("number", trial.config.get("number"))
         if number is None:
             self._miss("number")
@@ -79,10 +78,10 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP)
 
     def replay(self, rows: Iterable[FrozenTrial]) -> None:
-        """Rebuild the rungs from the study's rows, after a restart of the driver.
+        """Rebuild the rungs from the study's rows after a restart of the driver.
 
         Args:
-            rows: rows of any state; those without a curve or without costs are passed over.
+            rows: rows of any state; those without a curve or without costs are skipped.
         """
         for row in rows:
             curve = row.user_attrs.get("curve", {})
@@ -93,12 +92,12 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
                     self.rule.record(row.number, int(epoch), values)
 
     def debug_string(self) -> str:
-        """How many trials each rung has seen, for Ray's log."""
+        """Describe the rungs and their numbers of trials, for Ray's log."""
         rungs = ", ".join(f"epoch {epoch}: {len(seen)} trials" for epoch, seen in self.rule.rungs.items())
         return f"RungScheduler ({len(self._verdicts.stopped)} stopped): {rungs or 'no rungs'}"
 
     def _values(self, metrics: Mapping[str, Any]) -> tuple[float, ...] | None:
-        """The objectives, all minimised; None where one is not there."""
+        """Return the objective values, all minimised; None if one is missing."""
         missing = [name for name in self._signs if not isinstance(metrics.get(name), Real)]
         for name in missing:
             self._miss(name)
@@ -106,5 +105,5 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def _miss(self, name: str) -> None:
         if name not in self._missed:
-            logger.warning("early stopping: a result has no number %r; its trial goes on unjudged", name)
+            logger.warning("early stopping: a result has no number %r; its trial continues", name)
         self._missed.add(name)

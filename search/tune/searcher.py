@@ -1,7 +1,7 @@
-"""Optuna behind Ray Tune: proposals in, results out, and a true state for every row.
+"""Ray Tune searcher: pass proposals to Ray Tune, and record results and states of trials in the study.
 
-Ray's own `OptunaSearch` tells an early-stopped trial as COMPLETE, leaves rows RUNNING after a stopper or a
-time limit, and pickles the storage URL into the run directory; this one does none of it.
+Ray's `OptunaSearch` reports early-stopped trials as COMPLETE, leaves rows RUNNING after a stopper or a time
+limit, and pickles the storage URL into the run directory. This searcher avoids all three.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from search.tune.verdicts import Verdicts
 from trainables.blocks.blocks import Block
 from trainables.student.spans import spans_of
 
-# With so many failures, and most of a session's trials among them, the search gives up: the fault is not
-# the configs'.
+# The search ends after this many failed trials if they are the majority of the session's ended trials: then
+# the configs are not the cause.
 HOPELESS = 5
-# A trial survives so many lost nodes without a failure being counted; one that loses more may be their cause.
+# Node losses per trial that do not count as failures; a trial with more losses may be their cause.
 NODE_LOSSES = 10
-# Seconds to wait for a database once the search ends because the disk is full: it may be on the same disk.
+# Seconds to wait for the database when the search ends because the disk is full: it may be on that disk.
 LAST_PATIENCE = 10.0
 
 _DISK_FULL = re.compile(r"no space left on device|disk quota exceeded|errno (28|122)\b", re.IGNORECASE)
@@ -41,24 +41,24 @@ log = logging.getLogger(__name__)
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
-    """Ray Tune's side of a search.
+    """Searcher of Ray Tune: propose trials and write their rows.
 
     Args:
-        experiment: objectives, budget, seed.
+        experiment: gives objectives, budget and seed.
         record: the study's rows.
-        proposer: what to try next.
+        proposer: proposes new trials.
         blocks: the teacher's blocks.
-        verdicts: says which trials the scheduler stopped early; is told the costs of every trial.
-        checkpoints: checkpoint folders, newest first, by number of the rows that an earlier session left
-            unfinished; they are taken up before anything new is proposed.
-        deadline: `time.monotonic()` after which nothing new starts; None: no limit.
+        verdicts: gives the trials that the RungScheduler stopped; receives the costs of every trial.
+        checkpoints: checkpoint folders, newest first, by number of the unfinished rows of earlier sessions.
+            These rows are resumed before anything new is proposed.
+        deadline: value of `time.monotonic()` after which no trial starts; None: no limit.
         watch: called with the board whenever it changes.
 
     Attributes:
         board: the live state.
-        exhausted: why the search ended before its budget was used, or None.
-        hopeless: it ended because trials only fail.
-        halted: why it cannot go on now, or None; its unfinished rows are left to be resumed.
+        exhausted: the reason if the search ended before all trials were used, else None.
+        hopeless: True if it ended because too many trials failed.
+        halted: the reason if it cannot continue now, else None; its unfinished rows can be resumed.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._watch = watch
         self._numbers: dict[str, int] = {}
         self._last: dict[int, dict[str, Any]] = {}
-        self._reached: dict[int, int] = {}  # epochs, by trials that this session trains
-        self._retries: Counter[int] = Counter()  # in all sessions
+        self._reached: dict[int, int] = {}  # epochs by trial number, in this session
+        self._retries: Counter[int] = Counter()  # retries by trial number, in all sessions
         self._node_losses: Counter[int] = Counter()
-        self._lost: Counter[int] = Counter()  # epochs, to damaged checkpoints
+        self._lost: Counter[int] = Counter()  # epochs lost to damaged checkpoints, by trial number
         self._ended: Counter[str] = Counter()  # this session's trials by state
         self._reasons: list[str] = []
         self.exhausted: str | None = None
@@ -108,11 +108,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 self.board.complete(row.number, row.values)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Ray pickles the searcher into the run directory: the study is the record, and its URL is secret.
+        # Ray pickles the searcher into the run directory. Store nothing: the study has all rows, and its URL
+        # is secret.
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's config, or FINISHED when the budget is used or nothing is left to try."""
+        """Return the next trial's config, or FINISHED if all trials are used or the space is exhausted."""
         if self._over():
             return str(Searcher.FINISHED)
         if self._resumable:
@@ -139,13 +140,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._reached[number] = row.user_attrs.get("epochs", 0)
         self._record.resume(number)
         self._register(trial_id, number, row.user_attrs["costs"])
-        # The last epoch in the row is told again: whether the trial passed its rung, the row does not say.
+        # Report the row's last epoch again: the row does not say whether the trial passed its rung.
         told = max(0, self._reached[number] - 1)
         return self._config(number, json.dumps(row.user_attrs["config"]), checkpoints, told)
 
     @staticmethod
     def _config(number: int, distill: str, checkpoints: Sequence[str] = (), told: int = 0) -> dict[str, Any]:
-        # As JSON: Ray flattens nested dictionaries, and block names are keys in this one.
+        # As JSON, because Ray would flatten the nested dictionary, whose keys are block names.
         return {"number": number, "distill": distill, "resume": list(checkpoints), "told": told}
 
     def _register(self, trial_id: str, number: int, costs: Mapping[str, float]) -> None:
@@ -172,7 +173,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 self._proposer.accepted(number)
                 return number, proposal
             self.board.refused += 1
-        raise AssertionError("propose() ends with a proposal to train or raises")
+        raise AssertionError("propose() must end with an accepted proposal or raise")
 
     def _attrs(self, proposal: Proposal) -> dict[str, Any]:
         return {
@@ -186,7 +187,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An epoch was trained: its metrics go to the row."""
+        """Write the metrics of a trained epoch to the row."""
         number = self._numbers[trial_id]
         metrics = {name: result[name] for name in result["recorded"]}
         self._last[number] = metrics
@@ -198,11 +199,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._changed(number, "RUNNING")
 
     def _compare(self, number: int, epoch: int) -> None:
-        """Say so when a trial went back by more than the epoch that an interruption costs."""
+        """Log a warning if a trial repeats more than the one epoch that an interruption costs."""
         lost = self._reached.get(number, 0) - (epoch - 1)
         self._reached[number] = epoch
         if lost > 1 or (lost == 1 and epoch == 1):
-            start = f"goes on from epoch {epoch - 1}" if epoch > 1 else "starts anew"
+            start = f"continues from epoch {epoch - 1}" if epoch > 1 else "starts from scratch"
             log.warning(
                 "trial %d %s and trains %d epoch(s) again: no later checkpoint could be read",
                 number,
@@ -215,18 +216,18 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """A trial ended, one way or another: its row gets the state that is true."""
+        """Set the final state of the row of a trial that ended."""
         if error:
-            return  # `search.tune.callback` is told next, with the cause
+            return  # Ray calls `search.tune.callback` next, with the cause
         number = self._numbers[trial_id]
         if result and "failure" in result:
             self.fail(trial_id, result["failure"])
             return
         if result and "val_accuracy" in result:
-            self.on_trial_result(trial_id, result)  # a result that ends a trial comes here alone
+            self.on_trial_result(trial_id, result)  # Ray does not report a trial's last result separately
         if number in self._last:
             self._end(trial_id, number, self._last[number])
-        # else: stopped before its first epoch was done; the runner leaves the row to be resumed
+        # else: stopped before its first epoch was done; the row can be resumed
 
     def _end(self, trial_id: str, number: int, metrics: dict[str, Any]) -> None:
         values = self._values(number, metrics)
@@ -243,15 +244,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._record.prune(number, reason, violations)
             self._proposer.stopped(number, violations)
             self._count(number, "PRUNED")
-        # else: the wall time is over or somebody pressed Ctrl-C; the runner leaves the row to be resumed
+        # else: the time limit was reached, or Ctrl-C was pressed; the row can be resumed
 
     def _values(self, number: int, metrics: Mapping[str, Any]) -> list[float]:
-        """The objectives, in their order."""
+        """Return the objective values, in the objectives' order."""
         known = {**metrics, **self._verdicts.costs[number]}
         return [float(known[objective.metric]) for objective in self._experiment.objectives]
 
     def fail(self, trial_id: str, reason: str) -> None:
-        """End a trial's row as FAIL; one that has ended already keeps its state, one on a full disk waits."""
+        """Set a trial's row to FAIL, except if it has ended already, or if the disk is full (it waits)."""
         number = self._numbers[trial_id]
         if self.board.states[number] != "RUNNING" or self._halts(number, reason):
             return
@@ -270,7 +271,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._changed(number, state)
 
     def _halts(self, number: int, reason: str) -> bool:
-        """Whether a trial broke for want of disk space: no fault of its own, and the others are next."""
+        """Halt the search if a trial failed because the disk is full; return True if so."""
         if not _DISK_FULL.search(reason):
             return False
         what = f"the disk is full (trial {number}: {redact(reason)})"
@@ -279,27 +280,27 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return True
 
     def retried(self, trial_id: str, reason: str, node_lost: bool = False) -> bool:
-        """Note in the row that the trial broke and goes on from its last checkpoint.
+        """Note in the row that the trial failed and continues from its last checkpoint.
 
         Args:
-            trial_id: Ray's.
-            reason: why.
-            node_lost: the machine went, not the trial.
+            trial_id: Ray's id of the trial.
+            reason: cause of the failure.
+            node_lost: whether the node was lost.
 
         Returns:
-            Whether it counts as a failure of the trial.
+            True if it counts as a failure of the trial.
         """
         number = self._numbers[trial_id]
         if self._halts(number, reason):
             return False
         self._retries[number] += 1
         self._node_losses[number] += node_lost
-        log.warning("trial %d goes on from its last checkpoint after: %s", number, redact(reason))
+        log.warning("trial %d continues from its last checkpoint after: %s", number, redact(reason))
         self._record.annotate(number, retries=self._retries[number], retry_reason=redact(reason))
         return not node_lost or self._node_losses[number] > NODE_LOSSES
 
     def checkpointed(self, trial_id: str, path: str) -> None:
-        """Note in the row where its newest checkpoint is."""
+        """Note the newest checkpoint in the row."""
         number = self._numbers[trial_id]
         if self.board.states[number] == "RUNNING":
             self._record.annotate(number, checkpoint=path)
@@ -312,7 +313,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
 
 def _most_common(reasons: Sequence[str]) -> str:
-    """The newest of the reasons that occur most often; numbers in them do not tell them apart."""
+    """Return the most frequent reason, ignoring differences in numbers; of equals, the newest."""
     kinds = [re.sub(r"[\d.]+", "#", reason) for reason in reasons]
     most = Counter(kinds).most_common(1)[0][0]
     return [reason for reason, kind in zip(reasons, kinds, strict=True) if kind == most][-1]

@@ -1,4 +1,4 @@
-"""Ray Tune as a search uses it: what runs, where its checkpoints go, when it ends."""
+"""Configure Ray Tune for a search: trainable, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from search.tune.stopper import End
 from trainables.library.library import Library
 from trainables.trial import DistillTrial, TrialContext
 
-MAX_FAILURES = 2  # a trial is tried again this often, from its last checkpoint
-# Ray Tune sends these from the driver to its trials in a runtime environment, which nodes log word for word.
+MAX_FAILURES = 2  # retries of a trial, from its last checkpoint
+# Ray Tune copies these variables to its trials in a runtime environment, which nodes write to their logs.
 SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 
 
@@ -35,11 +35,11 @@ def make_tuner(
     deadline: float | None,
     profile: Path | None = None,
 ) -> tune.Tuner:
-    """A Tuner whose trials are those of `searcher`; Ray writes them below `trials` of the run directory.
+    """Create the Tuner that runs the trials of `searcher`, with files in `trials` of the run directory.
 
-    The first trial that gets to its second epoch leaves a profile of it in the folder `profile`.
+    With a profile folder, the first trial that reaches its second epoch writes a profile of it there.
     """
-    # A node reaches the store by its own environment, as the preflight has made sure.
+    # A node gets its credentials for the store from its environment; the preflight checked that.
     class_cache.ENV_VARS_TO_PROPAGATE -= SECRETS
     resources = setup.experiment.resources
     context = TrialContext(
@@ -55,7 +55,7 @@ def make_tuner(
     )
 
     def dirname(trial: Trial) -> str:
-        # A row taken up again by a later session gets a folder of its own: Ray counts checkpoints from 0.
+        # A row resumed in a later session gets a separate folder, because Ray counts checkpoints from 0.
         return f"{trial.config['number']:05d}-{session}"
 
     storage = storage_of(folder)
@@ -65,7 +65,7 @@ def make_tuner(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,
-            # Without it a searcher gets one pending trial, and an autoscaler never sees the demand.
+            # Without this, Ray keeps one pending trial, and an autoscaler does not see the demand.
             max_concurrent_trials=concurrent,
             reuse_actors=True,
             trial_dirname_creator=dirname,

@@ -1,4 +1,4 @@
-"""What searcher and scheduler tell each other about the trials of a search."""
+"""Data about trials that searcher and scheduler share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One object that both get; each writes what it knows and reads what the other knows.
+    """Shared by searcher and scheduler: costs of trials, and trials that were stopped.
 
     Attributes:
-        costs: costs known before training, by trial number; the searcher writes them when a trial starts.
-        stopped: numbers of the trials that the scheduler stopped for being behind at a rung.
+        costs: costs known before training, by trial number; written by the searcher when a trial starts.
+        stopped: numbers of the trials that the RungScheduler stopped at a rung.
         diverged: numbers of the trials that it stopped because an objective was not finite.
     """
 

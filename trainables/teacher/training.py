@@ -112,8 +112,8 @@ def train_teacher(
         The trained model in eval mode on the runtime's device, and its record with its scores.
 
     Raises:
-        InputError: no such architecture; it does not fit the images; the loss became NaN or infinite; not even
-            half a batch fits into memory; the checkpoint is of another training.
+        InputError: no such architecture; it does not fit the images; the loss became NaN or infinite; half a
+            batch does not fit into memory; the checkpoint is of another training.
 
     Example:
         config = TeacherConfig(arch="cifar_resnet8", epochs=1, batch_size=32)
