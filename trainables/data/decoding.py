@@ -193,7 +193,7 @@ def _hand_over(job: Job, idle: SimpleQueue[subprocess.Popen[bytes]]) -> Results:
     except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
         raise RuntimeError(
             f"a decoding process ended with exit code {process.wait()} between {job.files[0]} and"
-            f" {job.files[-1]} of {job.folder}; was memory short?"
+            f" {job.files[-1]} of {job.folder}; the memory may have run out"
         ) from error
     finally:
         idle.put(process)

@@ -91,7 +91,7 @@ def _decode_all(
         elif result.other_size:
             raise InputError(
                 f"data.size: {listing.folder / name} is {result.reason}, the first image {side}x{side};"
-                " give the size to bring images to"
+                " give the size to resize images to"
             )
         elif not skip_unreadable:
             raise unreadable(listing.folder / name, result.reason)

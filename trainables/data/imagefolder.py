@@ -98,7 +98,7 @@ def _test_folder(root: Path, classes: tuple[str, ...], needed: bool) -> Path | N
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if folder is None:
         if needed:
-            raise InputError(f"data.root: {root} has neither test/ nor val/, but test images are asked for")
+            raise InputError(f"data.root: {root} has neither test/ nor val/, but test images are needed")
         return None
     found = class_folders(folder)
     if found != classes:
@@ -130,7 +130,7 @@ def _common_side(listing: Listing, skip_unreadable: bool) -> int:
         width, height = size
         if width != height:
             raise InputError(
-                f"data.size: {path} is {width}x{height}, not square; give the size to bring images to"
+                f"data.size: {path} is {width}x{height}, not square; give the size to resize images to"
             )
         return width
     raise InputError(f"data.root: none of the {len(listing.files)} images in {listing.folder} can be decoded")

@@ -116,7 +116,7 @@ def _read(config: DataConfig, test: bool, progress: Progress | None) -> tuple[Da
             f"data.name: {config.name}: its reader must give a Source, but gave {type(source).__name__}"
         )
     if test and own and source.test is None:
-        raise InputError(f"data.name: {config.name}: its reader gave no test images, which were asked for")
+        raise InputError(f"data.name: {config.name}: its reader gave no test images, which are needed")
     return data_set, source
 
 

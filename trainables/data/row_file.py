@@ -41,7 +41,7 @@ class RowFile:
         for image, row in zip(images, np.asarray(rows).tolist()):
             read = os.preadv(self._file, [image.data], self._offset + row * size)
             if read != size:
-                raise InputError(f"{self.path}: cut short: image {row} is not there; remove it")
+                raise InputError(f"{self.path}: cut short: image {row} is missing; delete the file")
         return images
 
     @cached_property

@@ -103,7 +103,7 @@ def _unwrap(content: Any, path: Path) -> State:
     if others or not content:
         raise InputError(
             f"{path}: expected a state dict (names to tensors), bare or under {' or '.join(WRAPPERS)}, "
-            f"but got {_some(others) or 'nothing'} that is no tensor"
+            f"but got {_some(others) or 'nothing'}, not tensors"
         )
     return {str(name): tensor for name, tensor in content.items()}
 

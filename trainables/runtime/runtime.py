@@ -95,7 +95,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise InputError(f"runtime.device: expected auto, cpu, cuda or cuda:<n>, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"runtime.device: {name} is not there: {torch.cuda.device_count()} GPUs visible")
+        raise InputError(f"runtime.device: {name} does not exist: {torch.cuda.device_count()} GPUs visible")
     return device
 
 

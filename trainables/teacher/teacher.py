@@ -90,7 +90,7 @@ def load_teacher(
         )
     if not isinstance(config, TeacherConfig) and not path.with_suffix(".json").exists():
         raise InputError(
-            f"{path}: no record beside it, as `train_teacher` writes; say what the weights are of: "
+            f"{path}: no record beside it, as `train_teacher` writes it; name the architecture: "
             f"TeacherConfig(arch=..., checkpoint={str(path)!r})"
         )
     record = TeacherRecord.load(path.with_suffix(".json"))

@@ -78,7 +78,7 @@ class _Training:
         if state.get("key") != key:
             raise InputError(
                 f"{path} is of a teacher training with another config, data or seed: "
-                "undo the change to go on with it, or delete the file to start from the beginning"
+                "undo the change to continue it, or delete the file to start from the beginning"
             )
         self.model.load_state_dict(state["model"])
         self.stepper.optimizers[_CrossEntropy.name].load_state_dict(state["optimizer"])

@@ -45,7 +45,7 @@ def measure_steps(model: nn.Module, runtimes: Sequence[Runtime], batch: int, sha
             ) as fault:  # a layout or precision that the model does not support, or no memory
                 if runtime is runtimes[-1] and not any(steps):
                     raise
-                log.info("%s does not train like this: %s (%s)", type(model).__name__, runtime, fault)
+                log.info("%s does not train with %s (%s)", type(model).__name__, runtime, fault)
                 steps.append(None)
             else:
                 steps.append(step)
