@@ -1,8 +1,8 @@
-"""What the trials say: fronts, importances, picks, plots and reports. Never imports torch or Ray.
+"""Analyse the trials of a run: fronts, importances, picks, plots, reports. Imports neither torch nor Ray.
 
     from analysis import front, load, pick
 
-docs/python.md shows these names by job. A name is imported when it is first used: importing the package
+docs/python.md lists these names by task. A name is imported when it is first used: importing the package
 loads neither pandas nor matplotlib.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from analysis.runs.load import load as load
     from analysis.runs.run import Run as Run
 
-# The public names, each with the module below this package that it comes from.
+# Public name -> module of this package that defines it.
 _MODULES = {
     "Comparison": "compare.compare",
     "InputError": "errors",
@@ -51,10 +51,10 @@ _MODULES = {
 __all__ = list(_MODULES)
 
 
-if not TYPE_CHECKING:  # a checker that saw `__getattr__` would let every misspelt name pass
+if not TYPE_CHECKING:  # hidden from type checkers: with `__getattr__` they would accept misspelt names
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first asked for (PEP 562)."""
+        """Import a public name on first access (PEP 562)."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -62,5 +62,5 @@ if not TYPE_CHECKING:  # a checker that saw `__getattr__` would let every misspe
 
 
 def __dir__() -> list[str]:
-    """The public names, imported or not, beside what is there."""
+    """List the module's names and all public names, imported or not."""
     return sorted({*globals(), *_MODULES})

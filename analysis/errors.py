@@ -2,9 +2,9 @@
 
 
 class InputError(ValueError):
-    """A file, key, value or combination that the user gave cannot be used.
+    """Raised for a file, key, value or combination that cannot be used.
 
-    The message names the file, key or trial, what was expected and what came. The command line prints it
+    The message names the file, key or trial, the expected and the actual value. The command line prints it
     without a traceback and exits with code 2.
 
     Example:

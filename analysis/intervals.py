@@ -1,7 +1,7 @@
-"""What repeats that differ in the seed alone say: mean, spread, interval, and paired differences.
+"""Statistics of repeats with different seeds: mean, standard deviation, interval, paired differences.
 
-Intervals and p-values are Student's t: of one sample for a mean, of the differences for pairs (the paired
-t-test, two-sided, as `scipy.stats.ttest_rel`).
+Intervals and p-values use Student's t: the one-sample form for a mean, the paired two-sided test for
+differences (as `scipy.stats.ttest_rel`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Of `n` values: mean, sample standard deviation, 95 % interval of the mean (None below two values)."""
+    """Mean, sample standard deviation and 95 % interval of the mean of `n` values (None for n < 2)."""
 
     n: int
     mean: float
@@ -31,10 +31,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Paired:
-    """Of `n` pairs: mean difference, its 95 % interval, and the p-value of the paired t-test.
+    """Mean difference of `n` pairs, its 95 % interval, and the p-value of the paired t-test.
 
-    `low`, `high` and `p` are None below two pairs; `p` also where all differences are the same number other
-    than zero, of which the test knows no spread.
+    `low`, `high` and `p` are None for fewer than two pairs. `p` is also None if all differences are equal and
+    not zero, because the test then has no variance.
     """
 
     n: int
@@ -45,17 +45,17 @@ class Paired:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean and spread of at least one value; a NaN among them gives NaN."""
+    """Compute mean and spread of at least one value; NaN if one of them is NaN."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Summary(len(values), mean, None, None, None)
-    std = float(np.std(values, ddof=1))  # lets NaN through
+    std = float(np.std(values, ddof=1))  # NaN stays NaN
     half = _half(len(values), std)
     return Summary(len(values), mean, std, mean - half, mean + half)
 
 
 def paired(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Paired | None:
-    """`ours` minus `theirs` over the keys (seeds) that both have; None where they share none."""
+    """Compare `ours` minus `theirs` over their common keys (seeds); None without common keys."""
     differences = [value - theirs[key] for key, value in ours.items() if key in theirs]
     if not differences:
         return None

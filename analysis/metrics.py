@@ -1,8 +1,7 @@
-"""What a trial is judged by: the one table of metrics, and how their values are written and read.
+"""The table of metrics, and formatting and parsing of their values.
 
-Every other list of metric names is derived from this table. A user's own metric is a `Metric` as well: its
-object names it (see docs/extending.md), a run's study keeps it, and `define` makes its label and unit known
-to this process.
+Every other list of metric names is derived from this table. A user's own metric is also a `Metric` (see
+docs/extending.md). A run's study stores it, and `define` registers its label and unit in this process.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Direction = Literal["maximize", "minimize"]
 Worst = float | Literal["chance", "uniform guess", "teacher"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-# Columns of a trial's row and of its learning curve that no metric may be named like.
+# Reserved names: columns of a trial's row and of its learning curve.
 RESERVED = (
     *("number", "state", "refused", "on_front", "epoch", "epochs", "seconds", "train_loss", "seed", "lr"),
     *("replaced", "retries", "reason", "checkpoint", "started", "ended", "done", "failure", "again"),
@@ -33,16 +32,16 @@ class Metric:
 
     Args:
         name: key of its values in rows, tables and limits: lower-case letters, digits and `_`.
-        label: for people.
-        unit: behind the values; "%" says that they are shares, 0..1, and shown in percent.
-        direction: which values are better.
+        label: display name.
+        unit: unit shown after values; "%" means that values are shares in 0..1, shown in percent.
+        direction: "maximize" or "minimize".
         kind: quality (of the predictions), cost (of the student) or effort (of the trial).
-        worst: where the hypervolume's box begins: a number; of a quality "chance", 1 / classes, or
-            "uniform guess", ln(classes); of a cost "teacher", its value. None: it is no objective.
-        best: where the box ends.
-        count: values are counts, written with k, M and G.
-        curve: it has a value for every epoch.
-        alias: another name that people may type.
+        worst: the worst value in the hypervolume's box: a number; for a quality also "chance" (1 / classes)
+            or "uniform guess" (ln(classes)); for a cost "teacher" (its value). None: not an objective.
+        best: the best value in the box.
+        count: whether values are counts, shown with k, M and G.
+        curve: whether it has a value for every epoch.
+        alias: another name accepted as input.
 
     Example:
         kappa = Metric("kappa", "Cohen's kappa", worst=0.0, best=1.0, curve=True)
@@ -77,14 +76,14 @@ class Metric:
 
     @property
     def share(self) -> bool:
-        """Whether values are shares, 0..1, and shown in percent."""
+        """True if values are shares in 0..1, shown in percent."""
         return self.unit == "%"
 
     def worst_value(self, teacher: Mapping[str, Any], classes: int) -> float:
-        """The box's worst value as a number.
+        """Return the box's worst value as a number.
 
         Raises:
-            InputError: the metric has none, or it is the teacher's and that is no positive number.
+            InputError: the metric does not have one, or the teacher's value is not a positive number.
         """
         if self.worst is None:
             raise InputError(f"objective {self.name!r}: expected one of {', '.join(objective_names())}")
@@ -100,7 +99,7 @@ class Metric:
         return float(self.worst)
 
     def show(self, value: float | None) -> str:
-        """`value` for people: "91.34 %", "3.21 ms", "40.8 M"; "–" for None and what is not finite."""
+        """Format a value: "91.34 %", "3.21 ms", "40.8 M"; "–" for None and non-finite values."""
         if value is None or not math.isfinite(value):
             return "–"
         if self.share:
@@ -112,12 +111,12 @@ class Metric:
         return f"{value:.0f}" if self.kind == "effort" else f"{value:.4f}"
 
     def show_difference(self, size: float) -> str:
-        """The size of a difference between two values for people: "1.20 points" of a share."""
+        """Format the size of a difference: for a share as "1.20 points"."""
         return f"{100 * size:.2f} points" if self.share else self.show(size)
 
     @property
     def axis_label(self) -> str:
-        """Label of an axis that shows this metric."""
+        """Return the label of an axis that shows this metric."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
@@ -146,19 +145,19 @@ METRICS: dict[str, Metric] = {
 }
 COST_METRICS = tuple(m.name for m in METRICS.values() if m.kind == "cost" and m.worst is not None)
 CURVE_METRICS = tuple(m.name for m in METRICS.values() if m.curve)
-_defined: dict[str, Metric] = {}  # users' metrics of the experiments and runs of this process, for `describe`
+_defined: dict[str, Metric] = {}  # users' own metrics registered in this process, for `describe`
 
 
 def objective_names(known: Mapping[str, Metric] = METRICS) -> tuple[str, ...]:
-    """Names of the metrics that can be objectives."""
+    """Return the names of the metrics that can be objectives."""
     return tuple(m.name for m in known.values() if m.worst is not None)
 
 
 def own_metrics(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
-    """Users' metrics from what a study keeps of them (see `specifications`); `describe` knows them then.
+    """Restore users' metrics from their stored form (see `specifications`), and register them.
 
     Raises:
-        InputError: something else, or the name of a built-in metric.
+        InputError: the stored form is invalid, or a name is that of a built-in metric.
     """
     try:
         found = [Metric(**values) for values in kept.values()]
@@ -168,15 +167,15 @@ def own_metrics(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
 
 
 def specifications(metrics: Iterable[Metric]) -> dict[str, dict[str, Any]]:
-    """What a study keeps of users' metrics, by name."""
+    """Return the stored form of users' metrics, by name."""
     return {metric.name: asdict(metric) for metric in metrics}
 
 
 def define(metrics: Iterable[Metric]) -> dict[str, Metric]:
-    """Users' metrics by name, which `describe` and `show` know from now on; the last of one name counts.
+    """Register users' metrics for `describe` and `show`, and return them by name; the last of a name counts.
 
     Raises:
-        InputError: the name of a built-in metric, or a metric without `worst`.
+        InputError: a name is that of a built-in metric, or a metric lacks `worst`.
     """
     found: dict[str, Metric] = {}
     for metric in metrics:
@@ -184,8 +183,8 @@ def define(metrics: Iterable[Metric]) -> dict[str, Metric]:
             raise InputError(f"metric {metric.name!r}: a built-in metric has this name; choose another one")
         if metric.worst is None or metric.kind == "effort":
             raise InputError(
-                f"metric {metric.name!r}: expected the kind quality or cost and `worst`, where the "
-                'hypervolume\'s box begins: a number, or "teacher"'
+                f"metric {metric.name!r}: expected the kind quality or cost, and `worst`, the worst value in "
+                'the hypervolume\'s box: a number, or "teacher"'
             )
         found[metric.name] = metric
     _defined.update(found)
@@ -193,14 +192,14 @@ def define(metrics: Iterable[Metric]) -> dict[str, Metric]:
 
 
 def describe(name: str) -> Metric:
-    """The metric of this name; `test_<x>` is described as `val_<x>`; an unknown name is its own label."""
+    """Return the metric `name`: `test_<x>` as `val_<x>`; an unknown name as a metric with this label."""
     if name.startswith("test_") and (found := METRICS.get(f"val_{name.removeprefix('test_')}")):
         return replace(found, name=name, label=found.label.replace("validation", "test"))
     return METRICS.get(name) or _defined.get(name) or Metric(name, name.replace("_", " "))
 
 
 def metric_name(text: str, known: Mapping[str, Metric] = METRICS) -> str:
-    """The metric that `text` names, by its name or an alias ("accuracy"). Raises InputError for no metric."""
+    """Resolve a name or alias ("accuracy") to a metric's name. Raises InputError if it is unknown."""
     names = {m.alias: m.name for m in known.values() if m.alias} | {name: name for name in known}
     if found := names.get(text.strip()):
         return found
@@ -214,35 +213,35 @@ _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z%]*
 
 
 def parse_value(text: str) -> tuple[float, bool]:
-    """A number as people type it: "40M", "100k", "1.2G", "92%", "3.5ms", "0.5x".
+    """Parse a number as typed: "40M", "100k", "1.2G", "92%", "3.5ms", "0.5x".
 
     Returns:
-        (value, relative): relative is true for "0.5x", which means times the teacher's value.
+        (value, relative): relative is True for "0.5x", a multiple of the teacher's value.
 
     Raises:
-        InputError: not such a number.
+        InputError: the text is not such a number.
     """
     match = _NUMBER.fullmatch(text.strip())
     suffix = match.group(2).lower() if match else ""
     if match is None or (suffix not in _SUFFIXES and suffix != "x"):
-        raise InputError(f"{text!r} is no number: expected one like 0.92, 92%, 3.5, 100k, 40M, 1.2G or 0.5x")
+        raise InputError(f"{text!r} is not a number: expected e.g. 0.92, 92%, 3.5, 100k, 40M, 1.2G or 0.5x")
     value = float(match.group(1))
     return (value, True) if suffix == "x" else (value * _SUFFIXES[suffix], False)
 
 
 def show(metric: str, value: float | None) -> str:
-    """`value` of the metric of this name for people; see `Metric.show`."""
+    """Format a value of the metric with this name; see `Metric.show`."""
     return describe(metric).show(value)
 
 
 def decimals(value: float, digits: int = 3) -> int:
-    """Decimals that write `value` with this many significant digits: 6.25 -> 2, 0.04 -> 4, 1234 -> 0."""
+    """Return the decimals for this many significant digits: 6.25 -> 2, 0.04 -> 4, 1234 -> 0."""
     rounded = abs(float(f"{value:.{digits - 1}e}"))  # 0.9999 is written as 1.00
     return max(0, digits - 1 - math.floor(math.log10(rounded))) if value else 0
 
 
 def show_count(value: float) -> str:
-    """Three digits and a suffix: 271_117 -> "271 k", 40_812_544 -> "40.8 M"."""
+    """Format a count with three digits and a suffix: 271_117 -> "271 k", 40_812_544 -> "40.8 M"."""
     for scale, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= 0.9995 * scale:
             return f"{value / scale:.{decimals(value / scale)}f}{suffix}"
@@ -250,18 +249,18 @@ def show_count(value: float) -> str:
 
 
 def time_unit(hours: float) -> tuple[str, float]:
-    """The unit in which this many hours read best, and how many of it make an hour."""
+    """Choose a readable unit for a time, and return it with its number per hour."""
     return ("hours", 1.0) if hours >= 1 else ("minutes", 60.0)
 
 
 def show_time(hours: float) -> str:
-    """A time for people: "1.56 hours", "48.2 minutes"."""
+    """Format a time: "1.56 hours", "48.2 minutes"."""
     unit, scale = time_unit(hours)
     return f"{hours * scale:.{decimals(hours * scale)}f} {unit}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
+    """Format seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
     if seconds >= 3600:
         return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
     if seconds >= 60:

@@ -1,6 +1,6 @@
-"""Fronts, hypervolumes, knees and well-spread subsets, on moocore.
+"""Fronts, hypervolumes, knees and well-spread subsets, based on moocore.
 
-Signs flip once, in `minimised`: every other function takes points of which each column is minimised.
+`minimised` negates maximised columns; all other functions take points whose columns are all minimised.
 Knee: I. Das, "On characterizing the 'knee' of the Pareto curve based on Normal-Boundary Intersection",
 Structural Optimization 18, 107–115 (1999). Spread: T. F. Gonzalez, "Clustering to minimize the maximum
 intercluster distance", Theoretical Computer Science 38, 293–306 (1985).
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric and the direction in which it is better."""
+    """A metric and its direction."""
 
     metric: str
     direction: Direction
@@ -32,14 +32,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class Box:
-    """The fixed region that hypervolume is measured in: minimised coordinates, `ideal` < `reference`."""
+    """The fixed region in which hypervolume is measured: minimised coordinates, `ideal` < `reference`."""
 
     ideal: Floats
     reference: Floats
 
 
 def minimised(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
-    """Raw objective values (n, d) with maximised columns negated. NaN stays NaN; n may be 0."""
+    """Negate the maximised columns of objective values (n, d). NaN stays NaN; n may be 0."""
     points = np.array(values, dtype=np.float64).reshape(-1, len(objectives))
     signs = np.array([-1.0 if o.direction == "maximize" else 1.0 for o in objectives])
     flipped: Floats = points * signs
@@ -47,9 +47,9 @@ def minimised(values: ArrayLike, objectives: Sequence[Objective]) -> Floats:
 
 
 def front_mask(points: Floats) -> NDArray[np.bool_]:
-    """Which rows of `points` (n, d) no other row dominates, as booleans (n,).
+    """Return a mask (n,) of the rows of `points` (n, d) that no other row dominates.
 
-    Rows with NaN or infinities are never on the front. Of exact duplicates the first is.
+    Rows with NaN or infinities are never on the front. Of exact duplicates only the first is.
     """
     mask: NDArray[np.bool_] = np.isfinite(points).all(axis=1)  # type: ignore[assignment]
     if mask.any():
@@ -63,19 +63,20 @@ def box(
     classes: int,
     known: Mapping[str, Metric] = METRICS,
 ) -> Box:
-    """The box of these objectives: a function of teacher and data alone, so that runs can be compared.
+    """Return the box of these objectives. It depends only on teacher and data, so that runs can be compared.
 
-    Each objective runs from its metric's `worst` to its `best`: accuracy from chance (1 / classes) to 1, loss
-    from that of a uniform guess (ln classes) to 0, every cost from the teacher's to 0.
+    Each objective ranges from its metric's `worst` to its `best`: accuracy from chance (1 / classes) to 1,
+    loss from that of a uniform guess (ln classes) to 0, every cost from the teacher's to 0.
 
     Args:
         objectives: the dimensions of the box.
-        teacher: its values by metric name.
-        classes: of the data.
-        known: the metrics by name.
+        teacher: the teacher's values, by metric name.
+        classes: number of classes of the data.
+        known: the metrics, by name.
 
     Raises:
-        InputError: an objective that has no box, a cost the teacher lacks, or fewer than two classes.
+        InputError: an objective does not have a worst value, the teacher lacks a cost, or there are fewer
+            than two classes.
     """
     if classes < 2:
         raise InputError(f"hypervolume needs at least 2 classes, got {classes}")
@@ -88,25 +89,25 @@ def box(
     reference = minimised([[metric.worst_value(teacher, classes) for metric in metrics]], objectives)[0]
     if not (ideal < reference).all():
         wrong = [o.metric for o, bad in zip(objectives, ~(ideal < reference), strict=True) if bad]
-        raise InputError(f"objectives {', '.join(wrong)} point away from what is better")
+        raise InputError(f"objectives {', '.join(wrong)} have the wrong direction: worse values would win")
     return Box(ideal, reference)
 
 
 def normalise(points: Floats, within: Box) -> Floats:
-    """`points` (n, d) in units of the box: 0 is ideal, 1 the reference."""
+    """Scale `points` (n, d) to the box: 0 is the ideal, 1 the reference."""
     scaled: Floats = (points - within.ideal) / (within.reference - within.ideal)
     return scaled
 
 
 def hypervolume(points: Floats, within: Box) -> float:
-    """The share of the box, 0..1, that `points` (n, d) dominate. Points outside it are clipped out.
+    """Compute the share of the box (0..1) that `points` (n, d) dominate. Points outside do not count.
 
     Args:
-        points: (n, d), every column minimised, as `Run.points` gives them; rows with NaN count for nothing.
-        within: the box, as `Run.box` gives it: from the teacher's costs and chance accuracy to the ideal.
+        points: (n, d), every column minimised, as from `Run.points`; rows with NaN are ignored.
+        within: the box, as from `Run.box`: from the ideal to the teacher's costs and chance accuracy.
 
     Returns:
-        0 where no point lies in the box, 1 for a point at its ideal corner.
+        0 if no point lies in the box, 1 for a point at its ideal corner.
 
     Example:
         run = load("runs/digits")
@@ -123,9 +124,9 @@ def _unit_hypervolume(unit: Floats) -> float:
 
 
 def hypervolume_history(points: Floats, within: Box) -> tuple[Floats, NDArray[np.int64]]:
-    """Hypervolume (n,) and size of the front (n,) after each row of `points` (n, d), in their order.
+    """Compute hypervolume (n,) and front size (n,) after each row of `points` (n, d), in order.
 
-    Rows with NaN change nothing. Recomputed only when the front changes, so that 10,000 rows take a second.
+    Rows with NaN change nothing. It is recomputed only when the front changes: 10,000 rows take a second.
     """
     unit = normalise(points, within)
     front = np.empty((0, points.shape[1]))
@@ -140,28 +141,30 @@ def hypervolume_history(points: Floats, within: Box) -> tuple[Floats, NDArray[np
 
 
 def scale_to_front(front: Floats) -> Floats:
-    """`front` (n, d) between its own best and worst value of each column: 0..1; a constant column is 0."""
+    """Scale each column of `front` (n, d) to 0..1 between its best and worst value; constant columns to 0."""
     low, high = front.min(axis=0), front.max(axis=0)
     scaled: Floats = (front - low) / np.where(high > low, high - low, 1.0)
     return scaled
 
 
 def knee(front: Floats) -> int:
-    """Row of `front` (n, d), n >= 1, at its knee.
+    """Return the index of the knee of `front` (n, d), n >= 1.
 
-    The knee is the point that bulges furthest below the plane through the ends of the front, each objective
-    scaled to 0..1 over the front (Das 1999). With two objectives that plane is the chord between the two end
-    points. Of equals the first; a front of one or two points, or a straight one, has its first point as knee.
+    The knee is the point farthest below the plane through the ends of the front, with each objective scaled
+    to 0..1 over the front (Das 1999). With two objectives this plane is the line between the two end points.
+    Of equal points, the first is the knee. So a straight front, or one with one or two points, has its first
+    point as knee.
     """
     depth = scale_to_front(front).sum(axis=1)
     return int(np.flatnonzero(depth <= depth.min() + 1e-12)[0])
 
 
 def spread(front: Floats, n: int) -> list[int]:
-    """Rows of `n` well-spread points of `front` (m, d), in order of the first objective.
+    """Return the indices of `n` well-spread points of `front` (m, d), in order of the first objective.
 
-    The knee for n = 1; else the best point of each objective, then each time the point furthest from those
-    chosen (Gonzalez 1985, max-min distance) in the scale of the front. All of them where n >= m.
+    For n = 1 this is the knee. Otherwise start with the best point of each objective, and repeatedly add the
+    point farthest from those chosen (Gonzalez 1985, max-min distance), on the scale of the front. For n >= m,
+    return all points.
     """
     if n == 1:
         return [knee(front)]

@@ -1,1 +1,1 @@
-"""Compare runs."""
+"""Compare several runs."""

@@ -1,8 +1,9 @@
-"""Several runs side by side: fronts and hypervolumes on one reference box, repeats with their intervals.
+"""Compare the fronts and hypervolumes of several runs in one reference box; repeats get intervals.
 
-Runs can be compared if they have the same objectives and the same kind of data; latencies, if they were
-measured on the same device with the same batch. Teachers may differ: the box then goes up to the dearest
-one's costs. Runs whose experiments differ in seed, name and places alone are repeats and make one group.
+Runs can be compared if they have the same objectives and the same kind of data. Latencies must also have been
+measured on the same device with the same batch size. Teachers may differ: the box then ends at the costs of
+the most expensive one. Runs whose experiments differ only in seed, name and paths are repeats and form one
+group.
 """
 
 from __future__ import annotations
@@ -27,32 +28,32 @@ from analysis.runs.parameters import DEFAULT_METHOD
 from analysis.runs.run import Run
 
 GRID = 100  # points of a group's curve
-TARGET = 0.95  # of the least final hypervolume: what `epochs_to_target` counts to
-# What repeats may differ in: the seed, and where things lie.
+TARGET = 0.95  # target of `epochs_to_target`, as a share of the smallest final hypervolume
+# Keys in which repeats may differ: the seed, and paths.
 FREE = (
     *("seed", "name", "run", "storage", "resources", "runtime"),
     *("data.root", "data.cache", "library.dir", "teacher.checkpoint"),
 )
-SHOWN_KEYS = 3  # a group's label names at most so many keys
+SHOWN_KEYS = 3  # maximum number of keys in a group's label
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_runs` finds; every table is a CSV of the report.
+    """Result of `compare_runs`; every table is written as CSV by `write_comparison`.
 
     Attributes:
         runs: run, group, seed, place, hypervolume, front (its size), trials, complete, epochs, train_hours,
-            at_common (hypervolume at `common_epochs`), epochs_to_target (NaN: never).
-        groups: group, n, then mean and, as `_std`, `_low`, `_high`, spread and 95 % interval of hypervolume,
-            at_common, epochs, train_hours, epochs_to_target (of the runs that got there).
+            at_common (hypervolume at `common_epochs`), epochs_to_target (NaN: not reached).
+        groups: group, n, then mean, standard deviation (`_std`) and 95 % interval (`_low`, `_high`) of
+            hypervolume, at_common, epochs, train_hours, epochs_to_target (of the runs that reached it).
         differences: group, against (the first group), difference of mean final hypervolume, low, high, p
-            (Welch's t-test); groups of one run have none.
-        fronts: run, group, number and the objectives of every front trial.
-        history: run, group, trials, epochs, train_hours, hypervolume as trials ended.
+            (Welch's t-test); NaN for groups of one run.
+        fronts: run, group, number and objectives of every trial on a front.
+        history: run, group, trials, epochs, train_hours, hypervolume after each trial that ended.
         curves: group, epochs, n, mean, low, high of the hypervolume over compute.
-        reference: metric to the box's worst value.
-        common_epochs: epochs that every run has trained.
-        notes: what to bear in mind.
+        reference: the box's worst values by metric.
+        common_epochs: number of epochs that every run has trained.
+        notes: remarks on the comparison, e.g. different teachers.
 
     Example:
         found = compare_runs(["runs/digits", "runs/other"])
@@ -72,7 +73,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: all tables but the long ones."""
+        """Return the result for `--json`, without the long tables."""
         frames = {"runs": self.runs, "groups": self.groups, "differences": self.differences}
         return {
             "objectives": list(self.objectives),
@@ -92,17 +93,17 @@ def compare_runs(places: Sequence[str | Path | optuna.Study | Run]) -> Compariso
         places: run directories, storage URLs, Optuna studies, or open runs.
 
     Returns:
-        Fronts and hypervolumes on one box; runs that differ in seed, name and places alone make one group.
+        Fronts and hypervolumes in one box. Runs that differ only in seed, name and paths form one group.
 
     Raises:
-        InputError: fewer than two, the same one twice, or runs that cannot be compared.
+        InputError: fewer than two runs, the same run twice, or runs that cannot be compared.
 
     Example:
         found = compare_runs(["runs/digits", load("runs/other")])
         print(found.groups[["group", "n", "hypervolume"]])
     """
     if len(places) < 2:
-        raise InputError(f"compare needs two runs or more, got {len(places)}")
+        raise InputError(f"compare needs at least two runs, got {len(places)}")
     runs = [Run.open(place) for place in places]
     notes = _check(runs)
     common = _common_box(runs)
@@ -139,7 +140,7 @@ def compare_runs(places: Sequence[str | Path | optuna.Study | Run]) -> Compariso
 
 
 def _check(runs: Sequence[Run]) -> list[str]:
-    """Refuse what cannot be compared; notes on what can, with care."""
+    """Refuse runs that cannot be compared; return remarks on the others."""
     first = runs[0]
     for run in runs[1:]:
         if run.objectives != first.objectives:
@@ -154,7 +155,7 @@ def _check(runs: Sequence[Run]) -> list[str]:
         for key in ("name", "classes", "image_shape"):
             if run.data.get(key) != first.data.get(key):
                 raise InputError(
-                    f"{run.label} is on data with {key} {run.data.get(key)!r}, but {first.label} with "
+                    f"{run.label} uses data with {key} {run.data.get(key)!r}, but {first.label} with "
                     f"{first.data.get(key)!r}: accuracies cannot be compared"
                 )
         if "latency_ms" in first.metrics and _device(run) != _device(first):
@@ -166,9 +167,9 @@ def _check(runs: Sequence[Run]) -> list[str]:
         raise InputError(f"compare: the same run twice: {', '.join(run.label for run in runs)}")
     notes = []
     if len({run.teacher.get("hash") for run in runs}) > 1:
-        notes.append("The teachers differ: costs are measured against the dearest one's.")
+        notes.append("The teachers differ: costs are relative to those of the most expensive one.")
     if len({run.data.get("hash") for run in runs}) > 1:
-        notes.append("The runs have other images or other splits of them: validation images differ.")
+        notes.append("The runs use different images or splits: their validation images differ.")
     return notes
 
 
@@ -183,15 +184,15 @@ def _device(run: Run) -> str:
 
 def _common_box(runs: Sequence[Run]) -> Box:
     known = [run.teacher for run in runs]
-    dearest = {
+    most_expensive = {
         cost: max((t[cost] for t in known if isinstance(t.get(cost), int | float)), default=None)
         for cost in runs[0].costs
     }
-    return box(runs[0].objectives, dearest, int(runs[0].data.get("classes", 0)), runs[0].known)
+    return box(runs[0].objectives, most_expensive, int(runs[0].data.get("classes", 0)), runs[0].known)
 
 
 def _run_names(runs: Sequence[Run]) -> list[str]:
-    """Short names, unique: the folder's or the study's, with a number where that is not enough."""
+    """Return short unique names: that of the folder or study, with a number added if necessary."""
     names = [Path(run.label).name if run.path else run.name for run in runs]
     if len(set(names)) < len(names):
         names = [run.label for run in runs]
@@ -199,7 +200,7 @@ def _run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _groups(runs: Sequence[Run]) -> list[str]:
-    """By run: the name of its group, of the first run's name and what the groups differ in."""
+    """Return the group name of each run: the first run's name, and the keys in which groups differ."""
     # Version 0.1 had one method and did not name it.
     flat = [{"space.method": DEFAULT_METHOD, **_flat(run.experiment)} for run in runs]
     keys = sorted({key for values in flat for key in values})
@@ -220,7 +221,7 @@ def _groups(runs: Sequence[Run]) -> list[str]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to values, without those that repeats may differ in."""
+    """Return values by dotted key, without the keys in which repeats may differ."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
@@ -238,7 +239,7 @@ def _final(history: pd.DataFrame) -> float:
 
 
 def _at(history: pd.DataFrame, epochs: float) -> float:
-    """Hypervolume when so many epochs had been trained."""
+    """Return the hypervolume after `epochs` trained epochs."""
     before = history["hypervolume"][history["epochs"] <= epochs]
     return float(before.iloc[-1]) if len(before) else 0.0
 
@@ -277,7 +278,7 @@ def _group_rows(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _differences(runs: pd.DataFrame) -> pd.DataFrame:
-    """Final hypervolume of each group against the first's."""
+    """Compare the final hypervolume of each group with that of the first group."""
     columns = ["group", "against", "difference", "low", "high", "p"]
     by_group = {str(name): part["hypervolume"].to_numpy() for name, part in runs.groupby("group", sort=False)}
     (against, base), *others = by_group.items()
@@ -303,7 +304,7 @@ def _fronts(runs: Sequence[Run], labelled: Sequence[Mapping[str, str]]) -> pd.Da
 
 
 def _curves(history: pd.DataFrame) -> pd.DataFrame:
-    """Mean and interval over a group's runs, each of which keeps its last value when it is over."""
+    """Compute mean and interval over a group's runs; a run that has ended keeps its last value."""
     rows = []
     for group, part in history.groupby("group", sort=False):
         runs = [one for _, one in part.groupby("run", sort=False)]
@@ -316,7 +317,7 @@ def _curves(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON values: NaN becomes None."""
+    """Convert rows to JSON values; NaN becomes None."""
     return [
         {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
         for row in frame.to_dict("records")
@@ -324,5 +325,5 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def describe_reference(found: Comparison) -> str:
-    """The corner that hypervolume is measured from, in words."""
+    """Describe the reference point of the hypervolume."""
     return ", ".join(f"{metric} {show(metric, value)}" for metric, value in found.reference.items())

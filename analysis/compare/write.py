@@ -1,4 +1,4 @@
-"""The comparison of several runs as pictures, CSV tables and Markdown."""
+"""Write the comparison of several runs as figures, CSV tables and Markdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from analysis.report.style import (
 )
 from analysis.report.texts import pipe_table
 
-# After Okabe and Ito: eight that colour-blind people tell apart.
+# Eight colours after Okabe and Ito, which colour-blind people can distinguish.
 COLOURS = (BLUE, RED, GREEN, "#cc79a7", "#e69f00", "#56b4e9", INK, "#8c6d31")
 FIGURES = ("fronts", "hypervolume")
 TABLES = ("runs", "groups", "differences", "fronts", "history", "curves")
@@ -38,11 +38,11 @@ def write_comparison(found: Comparison, out: str | Path) -> list[Path]:
     """Write `compare.md`, every figure as PNG and SVG and every table as CSV.
 
     Args:
-        found: what `compare_runs` gave.
-        out: the folder, made where it is missing.
+        found: result of `compare_runs`.
+        out: the folder; created if it does not exist.
 
     Returns:
-        The files that were written, `compare.md` first.
+        The written files, `compare.md` first.
 
     Example:
         files = write_comparison(compare_runs(["runs/digits", "runs/other"]), "compared")
@@ -57,7 +57,7 @@ def write_comparison(found: Comparison, out: str | Path) -> list[Path]:
             (out / f"{name}.svg").write_text(standalone_svg(svg_text(figure)), encoding="utf-8")
             written += [out / f"{name}.png", out / f"{name}.svg"]
     for name in TABLES:
-        # The figure of the fronts and their table share a name, and the figure's numbers are the table.
+        # The figure of the fronts and their table have the same name; the table holds the figure's numbers.
         path = out / f"{name}.csv"
         getattr(found, name).to_csv(path, index=False)
         written.append(path)
@@ -66,7 +66,7 @@ def write_comparison(found: Comparison, out: str | Path) -> list[Path]:
 
 
 def group_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of the table of groups."""
+    """Return headers and cells of the table of groups."""
     headers = ["group", "n", "hypervolume", "at equal compute", "epochs", "hours", "epochs to target"]
     rows = []
     for _, row in found.groups.iterrows():
@@ -77,7 +77,7 @@ def group_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def run_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of the table of runs."""
+    """Return headers and cells of the table of runs."""
     headers = [
         "run",
         "group",
@@ -103,12 +103,12 @@ def run_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def explanation(found: Comparison) -> list[str]:
-    """What the tables' figures mean, and what to bear in mind."""
+    """Explain the numbers in the tables, and add the remarks on the comparison."""
     lines = [
         "Hypervolume: the share of the box from the ideal to "
         f"{describe_reference(found)} that the front dominates; higher is better.",
-        f"Equal compute: when {found.common_epochs:,} epochs had been trained, which every run has. Target: "
-        f"{found.target:.4f}, {100 * TARGET:.0f} % of the least final hypervolume.",
+        f"Equal compute: after {found.common_epochs:,} trained epochs, which every run reached. Target: "
+        f"{found.target:.4f}, {100 * TARGET:.0f} % of the smallest final hypervolume.",
     ]
     if (found.groups["n"] > 1).any():
         lines.append("Mean with its 95 % interval (Student's t) over the runs of a group.")
@@ -116,10 +116,10 @@ def explanation(found: Comparison) -> list[str]:
 
 
 def differences(found: Comparison) -> list[str]:
-    """What separates each group from the first, one line each."""
+    """Describe the difference of each group from the first, one line each."""
     lines = []
     for _, row in found.differences.iterrows():
-        sure = "one run each way: no interval"
+        sure = "one run per group: no interval"
         if not math.isnan(row["p"]):
             sure = (
                 f"95 % interval {row['low']:+.4f} to {row['high']:+.4f}, p = {row['p']:.2g} (Welch's t-test)"
@@ -137,8 +137,8 @@ def _text(row: pd.Series, name: str, digits: int) -> str:
 
 
 def markdown(found: Comparison) -> str:
-    """The whole comparison as Markdown."""
-    lines = ["# Runs compared", "", *pipe_table(*group_table(found)), ""]
+    """Write the complete comparison as Markdown."""
+    lines = ["# Comparison of runs", "", *pipe_table(*group_table(found)), ""]
     lines += [f"- {text}" for text in [*differences(found), *explanation(found)]]
     lines += ["", "![Fronts](fronts.png)", "", "![Hypervolume over compute](hypervolume.png)"]
     lines += ["", "## Runs", "", *pipe_table(*run_table(found)), "", "## Fronts", ""]
@@ -156,7 +156,7 @@ def _colours(found: Comparison) -> dict[str, str]:
 
 
 def draw_fronts(found: Comparison) -> Figure:
-    """Every run's front in the first objective against the second, one colour a group."""
+    """Draw every run's front, first against second objective, with one colour per group."""
     figure, (axes,) = new_figure(3.9)
     y, x = found.objectives[:2]
     if describe(x).kind == "quality":
@@ -180,7 +180,7 @@ def _front_line(axes: Axes, front: pd.DataFrame, x: str, y: str, colour: str, la
 
 
 def draw_hypervolume(found: Comparison) -> Figure:
-    """Hypervolume over epochs trained: runs thin, the mean of a group of several with its interval."""
+    """Draw hypervolume over trained epochs: thin lines for runs, mean with interval for groups."""
     figure, (axes,) = new_figure(3.7)
     for group, colour in _colours(found).items():
         curve = found.curves[found.curves["group"] == group]

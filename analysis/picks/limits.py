@@ -1,4 +1,4 @@
-"""Limits on what may be picked: `flops=40M`, `latency_ms=0.5x`, `accuracy=92%`."""
+"""Limits for picks: `flops=40M`, `latency_ms=0.5x`, `accuracy=92%`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Limits = Mapping[str, float | str] | Sequence[str]
 
 @dataclass(frozen=True)
 class Limit:
-    """`metric` must be at most ("<=") or at least (">=") `value`, in the metric's own unit."""
+    """A limit: `metric` must be at most ("<=") or at least (">=") `value`, in the metric's unit."""
 
     metric: str
     op: Literal["<=", ">="]
@@ -29,7 +29,7 @@ class Limit:
         return f"{self.metric} {self.op} {shown}" + (f" ({self.text})" if self.text.endswith("x") else "")
 
     def excess(self, values: pd.Series) -> np.ndarray:
-        """How far `values` (n,) are beyond the limit, relative to it: <= 0 within, inf where unknown."""
+        """Return how far `values` (n,) exceed the limit, relative to it: <= 0 if satisfied, inf for NaN."""
         sign = 1.0 if self.op == "<=" else -1.0
         beyond = sign * (values.to_numpy(dtype=np.float64) - self.value) / max(abs(self.value), 1e-12)
         return np.where(np.isnan(beyond), np.inf, beyond)
@@ -41,14 +41,14 @@ def parse_limits(
     teacher: Mapping[str, Any],
     known: Mapping[str, Metric] = METRICS,
 ) -> tuple[Limit, ...]:
-    """Limits from what was typed: upper ones (`most`) then lower ones (`least`).
+    """Parse limits: upper ones (`most`), then lower ones (`least`).
 
-    Each is a sequence of "metric=value", or a mapping metric -> value. A value may have a suffix (k, M, G, %)
-    or be "0.5x": that many times the teacher's. `known` are the metrics by name.
+    Each is a sequence of "metric=value", or a mapping metric -> value. A value may have a suffix (k, M, G,
+    %). "0.5x" means 0.5 times the teacher's value. `known` are the metrics by name.
 
     Raises:
-        InputError: no "=", an unknown metric, no number, the same limit twice, or "x" on a metric that the
-            teacher has no value for.
+        InputError: the "=" is missing, the metric is unknown, the value is not a number, a limit is given
+            twice, or "x" is used for a metric without a teacher's value.
     """
     found: dict[tuple[str, str], Limit] = {}
     ops: tuple[tuple[Limits | None, Literal["<=", ">="], str], ...] = (
@@ -62,7 +62,7 @@ def parse_limits(
             if relative:
                 value *= _of_teacher(teacher, metric, f"{option} {key}={text}")
             if (metric, op) in found:
-                raise InputError(f"{option} {key}={text}: there is already the limit {found[metric, op]}")
+                raise InputError(f"{option} {key}={text}: the limit {found[metric, op]} was already given")
             found[metric, op] = Limit(metric, op, value, text)
     return tuple(found.values())
 
@@ -88,5 +88,5 @@ def _pairs(items: Limits | None, option: str) -> list[tuple[str, str]]:
 def _of_teacher(teacher: Mapping[str, Any], metric: str, where: str) -> float:
     value = teacher.get("latency_ms" if metric == "measured_latency_ms" else metric)
     if not isinstance(value, int | float):
-        raise InputError(f"{where}: the teacher has no {metric} to take a share of")
+        raise InputError(f"{where}: 'x' means times the teacher's value, but the teacher has no {metric}")
     return float(value)

@@ -1,4 +1,4 @@
-"""Choose trials worth retraining, and say why: `pick("runs/digits", max=["flops=0.5x"])`."""
+"""Choose trials to retrain, with reasons: `pick("runs/digits", max=["flops=0.5x"])`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from analysis.runs.run import Run, describe_unfinished
 
 @dataclass(frozen=True)
 class Pick:
-    """A chosen trial: its metrics, its costs, the full distillation config, and why it was chosen.
+    """A chosen trial: metrics, costs, full distillation config, and the reason for the choice.
 
     Example:
         (chosen,) = pick("runs/digits", knee=True)
@@ -43,21 +43,21 @@ def pick(
     knee: bool = False,
     top: int | None = None,
 ) -> list[Pick]:
-    """Pick from the fully trained trials within the limits that no other such trial dominates.
+    """Pick from the non-dominated trials among the fully trained ones within the limits.
 
     Args:
         run: run directory, storage URL, Optuna study, or an open Run.
-        max, min: limits, as `limits.parse_limits` reads them.
-        knee: the knee of these candidates (see `pareto.knee`); also the choice when nothing is asked.
-        top: that many well-spread candidates (see `pareto.spread`).
-        With limits alone: the candidate best in the first objective.
+        max, min: limits, in the form of `limits.parse_limits`.
+        knee: pick the knee of these candidates (see `pareto.knee`); the default without other options.
+        top: pick this many well-spread candidates (see `pareto.spread`).
+        With limits only: pick the candidate that is best in the first objective.
 
     Returns:
-        One pick or, with `top`, up to that many, best first objective first.
+        One pick, or up to `top` picks; best first objective first.
 
     Raises:
-        InputError: both `knee` and `top`, `top` < 1, a limit that cannot be read, no finished trial, or none
-            within the limits; the message then names the nearest miss.
+        InputError: both `knee` and `top` are given, `top` < 1, a limit is invalid, no trial is finished, or
+            none is within the limits (the message names the nearest).
 
     Example:
         (knee,) = pick("runs/digits", knee=True)
@@ -66,7 +66,7 @@ def pick(
         print(small.reason)
     """
     if knee and top is not None:
-        raise InputError("knee and top exclude each other: ask for one of them")
+        raise InputError("knee and top exclude each other: give only one of them")
     if top is not None and top < 1:
         raise InputError(f"top must be at least 1, got {top}")
     opened = load(run)
@@ -91,13 +91,13 @@ def pick(
     return [_explain(opened, complete, candidates, limits, row, how) for row in chosen]
 
 
-MAX_NAMED = 10  # candidates that an explanation names
+MAX_NAMED = 10  # maximum number of candidates listed in a reason
 
-_knee = knee  # `pick` has an option of this name
+_knee = knee  # `pick` has a parameter with this name
 
 
 def _candidates(run: Run, complete: pd.DataFrame, limits: tuple[Limit, ...]) -> pd.DataFrame:
-    """Rows within the limits that no other row within them dominates, best first objective first."""
+    """Return the non-dominated of the rows within the limits, best first objective first."""
     excess = _excess(complete, limits)
     within: pd.DataFrame = complete.iloc[np.flatnonzero((excess <= 0).all(axis=1))]
     if within.empty:
@@ -109,13 +109,13 @@ def _candidates(run: Run, complete: pd.DataFrame, limits: tuple[Limit, ...]) -> 
 
 
 def _excess(rows: pd.DataFrame, limits: tuple[Limit, ...]) -> Floats:
-    """How far each row is beyond each limit, (rows, limits)."""
+    """Return how far each row exceeds each limit, (rows, limits)."""
     columns = [limit.excess(rows[limit.metric]) for limit in limits]
     return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0))
 
 
 def _nearest_miss(complete: pd.DataFrame, excess: Floats, limits: tuple[Limit, ...]) -> str:
-    """Which trial comes nearest to the limits, which of them it breaks, and by how much."""
+    """Describe the trial nearest to the limits, the limits it violates, and by how much."""
     asked = " and ".join(map(str, limits))
     nearest = int(excess.max(axis=1).argmin())
     row = complete.iloc[nearest]
@@ -129,7 +129,7 @@ def _nearest_miss(complete: pd.DataFrame, excess: Floats, limits: tuple[Limit, .
 
 
 def _breaks(row: pd.Series, excess: Floats, limits: tuple[Limit, ...]) -> str:
-    """ "flops 44.1 M breaks flops <= 40 M by 10.2 %" for every limit that `row` breaks."""
+    """Format every violated limit of `row`: "flops 44.1 M breaks flops <= 40 M by 10.2 %"."""
     parts = []
     for limit, beyond in zip(limits, excess, strict=True):
         if beyond > 0:
@@ -162,7 +162,7 @@ def _explain(
 
 
 def _what_bound(run: Run, complete: pd.DataFrame, chosen: pd.Series, limits: tuple[Limit, ...]) -> str:
-    """The better trial that came nearest to being allowed, and the limits that excluded it."""
+    """Describe the better trial that violates limits least, and the limits that excluded it."""
     first = run.objectives[0]
     sign = -1.0 if first.direction == "maximize" else 1.0
     better = complete[sign * complete[first.metric] < sign * chosen[first.metric]]
@@ -178,7 +178,7 @@ def _what_bound(run: Run, complete: pd.DataFrame, chosen: pd.Series, limits: tup
 
 
 def _named(candidates: pd.DataFrame) -> str:
-    """How many candidates there are, and which: "3 candidates: trials 4, 7, 9"."""
+    """List the candidates: "3 candidates: trials 4, 7, 9"."""
     numbers = [str(number) for number in candidates["number"]]
     more = ", …" if len(numbers) > MAX_NAMED else ""
     plural = "s" if len(numbers) > 1 else ""
@@ -186,10 +186,10 @@ def _named(candidates: pd.DataFrame) -> str:
 
 
 def _next_best(run: Run, candidates: pd.DataFrame, row: int, how: str) -> str:
-    """The candidate that would be chosen if this one were not there, and how far it is in every objective.
+    """Describe the next candidate, and its difference in every objective.
 
-    For the best one that is the second in the first objective; for the knee, the point that lies next deepest
-    below the line between the front's ends.
+    After the best candidate, it is the second best in the first objective. After the knee, it is the point
+    second farthest below the line between the front's ends.
     """
     order = np.arange(len(candidates))
     if how == "the knee":
@@ -200,7 +200,7 @@ def _next_best(run: Run, candidates: pd.DataFrame, row: int, how: str) -> str:
 
 
 def _gap(metric: str, difference: float) -> str:
-    """ "1.20 points less", "3.1 M more", "the same" """
+    """Format a difference: "1.20 points less", "3.1 M more", "the same"."""
     if difference == 0:
         return "the same"
     return f"{describe(metric).show_difference(abs(difference))} {'more' if difference > 0 else 'less'}"

@@ -1,4 +1,4 @@
-"""The pick file: which trials, from which run; written and read."""
+"""Write and read the pick file, which holds the picked trials and their run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class PickFile:
-    """A pick as it was written: `run` is the run directory, a URI in an object store, or None.
+    """Content of a pick file; `run` is the run directory, a URI in an object store, or None.
 
     Example:
         write_pick("picked.yaml", pick("runs/digits"), "runs/digits")
@@ -39,18 +39,18 @@ class PickFile:
 
 
 def write_pick(path: str | Path, picks: list[Pick], run: str | Path | optuna.Study | Run) -> Path:
-    """Write `picks` with everything that retraining needs as YAML, atomically.
+    """Write `picks` and all inputs of a retraining as YAML, atomically.
 
     Args:
-        path: the file; `pick.yaml` in the run directory is where `retrain_picks` and the report look.
-        picks: as `pick` gave them.
-        run: what they were picked from.
+        path: the file; `retrain_picks` and the report look for `pick.yaml` in the run directory.
+        picks: picks from `pick`.
+        run: the run of these picks.
 
     Returns:
         The path.
 
     Raises:
-        InputError: no run there.
+        InputError: there is no such run.
 
     Example:
         chosen = pick("runs/digits", top=2)
@@ -74,7 +74,7 @@ def write_pick(path: str | Path, picks: list[Pick], run: str | Path | optuna.Stu
 
 
 def _run_from(folder: Path, run: Run) -> str | None:
-    """The run directory, as seen from `folder` where that is inside it (a run can be moved), else in full."""
+    """Return the run directory: relative if `folder` is inside it (the run can be moved), else absolute."""
     folder = folder.resolve()
     path = run.path.resolve() if run.path else None
     if path and folder.is_relative_to(path):
@@ -91,10 +91,11 @@ def read_pick(path: str | Path) -> PickFile:
         path: the file or the run directory.
 
     Returns:
-        The picks, and the run, experiment and teacher that they are from.
+        The picks with their run, experiment and teacher.
 
     Raises:
-        InputError: no such file, no YAML, another format, or a key that is missing or of the wrong kind.
+        InputError: the file does not exist, is not YAML or has another format, or a key is missing or has the
+            wrong type.
 
     Example:
         write_pick("runs/digits/pick.yaml", pick("runs/digits"), "runs/digits")
@@ -108,7 +109,7 @@ def read_pick(path: str | Path) -> PickFile:
         raise InputError(f"{path} cannot be read as a pick (written by `ama pick`): {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         got = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path} is no pick file: expected a mapping with format: {FORMAT}, got {got!r}")
+        raise InputError(f"{path} is not a pick file: expected a mapping with format: {FORMAT}, got {got!r}")
     rows = content.get("picks")
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: picks must be a list with at least one pick, got {rows!r}")

@@ -1,1 +1,1 @@
-"""The report of a run: tables, figures, page."""
+"""Write the report of a run: tables, figures, HTML page, Markdown."""

@@ -1,4 +1,4 @@
-"""The figures of a report: which there are, from which numbers, and how they are saved."""
+"""List the figures of a report with their numbers, and save them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from analysis.runs.run import Run
 MAX_STUDENTS = 24
 _NOT_SLUG = re.compile(r"[^\w.-]+")
 BARS = (
-    "Bars: 95 % intervals, of the front's students by the number of validation images, of retrained ones "
-    "over seeds."
+    "Bars: 95 % intervals. For students of the front they follow from the number of validation images, for "
+    "retrained ones from the seeds."
 )
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: `svg` is empty, and `note` says why, where there is nothing to draw yet."""
+    """One figure. If there is nothing to draw yet, `svg` is empty and `note` gives the reason."""
 
     slug: str
     section: str
@@ -41,14 +41,14 @@ class Plot:
 
 
 def save_plots(run: Run, out: Path, picks: Sequence[int] = ()) -> list[Plot]:
-    """Draw every figure of `run` and write it to `out` as <slug>.png, .svg and .csv; in order of the page."""
+    """Draw every figure of `run`, and write it to `out` as <slug>.png, .svg and .csv; in page order."""
     out.mkdir(parents=True, exist_ok=True)
     saved = []
     with matplotlib.rc_context(RC):
         for plot, draw in _plots(run, picks):
             plot.numbers.to_csv(out / f"{plot.slug}.csv", index=False)
             if draw is None:
-                for suffix in (".png", ".svg"):  # of an earlier report
+                for suffix in (".png", ".svg"):  # files of an earlier report
                     (out / f"{plot.slug}{suffix}").unlink(missing_ok=True)
                 saved.append(plot)
                 continue
@@ -66,12 +66,12 @@ Drawn = tuple[Plot, Callable[[], Figure] | None]
 def _plots(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
     yield from _scatters(run, tables.points(run, picks))
     history = tables.history(run)
-    note = "The share of the box between the teacher's costs, chance, and the ideal that the front dominates."
+    note = "Share of the box (from the teacher's costs and chance to the ideal) that the front dominates."
     plot = Plot("hypervolume", "progress", "Hypervolume", note, history)
     yield _unless_empty(plot, lambda: plots.draw_history(history), "no trial has ended yet")
     cells = tables.block_map(run, MAX_STUDENTS)
     names = plots.row_names(run.front(), run.metrics) if len(cells) else {}
-    note = "A bar below blocks says that one module replaces them together."
+    note = "A bar below several blocks: one module replaces all of them."
     plot = Plot("block-map", "front", "Which blocks the front replaces", note, cells)
     yield _unless_empty(
         plot, lambda: plots.draw_block_map(cells, names, run.widths), "the front is still empty"
@@ -86,7 +86,7 @@ def _plots(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
 
 
 def _loss(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
-    """Parts of the training loss, and the weights that students learned."""
+    """Yield the figures of the parts of the training loss and of learned weights."""
     names = plots.row_names(run.trials, run.metrics)
     numbers = loss_parts.shown_students(run, picks)
     parts = loss_parts.loss_parts(run, numbers)
@@ -101,8 +101,8 @@ def _loss(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
     yield _unless_empty(plot, lambda: loss_draw.draw_loss_parts(parts, titles), loss_parts.why_no_parts(run))
     cells = loss_parts.span_weights(run, MAX_STUDENTS)
     note = (
-        "Weight of each span of blocks in the feature term after the last epoch, of mean 1 over a student's "
-        "spans. Students of the front with adaptive supervision."
+        "Weight of each span of blocks in the feature term after the last epoch, normalised to mean 1 over a "
+        "student's spans. Shown: students of the front with adaptive supervision."
     )
     plot = Plot("span-weights", "loss", "Learned weights of the spans", note, cells)
     yield _unless_empty(
@@ -111,7 +111,7 @@ def _loss(run: Run, picks: Sequence[int]) -> Iterator[Drawn]:
 
 
 def _scatters(run: Run, points: pd.DataFrame) -> Iterator[Drawn]:
-    """Every pair of objectives, then accuracy against each cost that is no objective."""
+    """Yield figures of every pair of objectives, then of accuracy against each cost that is no objective."""
     pairs = [(b, a) if describe(a).kind == "quality" else (a, b) for a, b in combinations(run.metrics, 2)]
     pairs += [(cost, "val_accuracy") for cost in run.costs if (cost, "val_accuracy") not in pairs]
     for x, y in pairs:
@@ -119,7 +119,7 @@ def _scatters(run: Run, points: pd.DataFrame) -> Iterator[Drawn]:
         title = f"{describe(y).label} against {describe(x).label}"
         title = title[0].upper() + title[1:]
         columns = ["number", "role", "picked", x, y]
-        note = "" if front else "Not a pair of objectives: the front need not look like one here."
+        note = "" if front else "Not a pair of objectives, so the front may not look like a front here."
         if y == "val_accuracy":
             columns += ["val_accuracy_low", "val_accuracy_high"]
             note += BARS if front else ""
@@ -142,12 +142,12 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
     effects = importance.block_effects(run)
     effects = effects if complete >= importance.MIN_TRIALS else effects.iloc[:0]
     cost = next((m for m in run.metrics if m in run.costs), run.costs[0])
-    costs = list(dict.fromkeys([cost, "latency_ms"]))  # what was searched for, and what a user waits for
-    note = "Against keeping the block, all other blocks as they are (ridge regression on all levels at once)."
+    costs = list(dict.fromkeys([cost, "latency_ms"]))  # the searched cost, and the latency
+    note = "Change relative to keeping the block, other blocks equal (ridge regression on all levels)."
     if complete < 2 * len(effects):
-        note += f" {complete} fully trained trials are few for so many effects on accuracy: hints, no more."
+        note += f" Effects on accuracy are rough: {complete} fully trained trials for {len(effects)} effects."
     few = f"needs {importance.MIN_TRIALS} fully trained trials, there are {complete}"
-    plot = Plot("block-effects", "matters", "What replacing each block does", note, effects)
+    plot = Plot("block-effects", "matters", "Effect of replacing each block", note, effects)
     yield _unless_empty(plot, lambda: plots.draw_effects(effects, costs), few)
     settings = tables.settings(run)
     settings = settings if complete >= importance.MIN_TRIALS else settings.iloc[:0]
@@ -155,7 +155,7 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
         settings = settings.assign(**{METHOD: settings[METHOD].map(run.methods)})
     plot = Plot("settings", "matters", "Settings of method and optimiser against accuracy", "", settings)
     empty = settings if settings.shape[1] > 3 else settings.iloc[:0]
-    few = few if complete < importance.MIN_TRIALS else "nothing but the blocks' levels was searched"
+    few = few if complete < importance.MIN_TRIALS else "only the blocks' levels were searched"
     log = tables.log_parameters(run)
     yield _unless_empty(plot, lambda: plots.draw_settings(settings, log, run.labels), few, empty)
 
@@ -163,7 +163,7 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
 def _unless_empty(
     plot: Plot, draw: Callable[[], Figure], reason: str, rows: pd.DataFrame | None = None
 ) -> Drawn:
-    """`plot` to be drawn, or with the reason in its place where it has no rows."""
+    """Draw `plot`, or replace its note by the reason if it does not have rows."""
     if len(plot.numbers if rows is None else rows):
         return plot, draw
     return Plot(plot.slug, plot.section, plot.title, reason, plot.numbers), None

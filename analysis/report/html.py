@@ -1,4 +1,4 @@
-"""The page around a report: one file, no network, light and dark, from desktop to phone."""
+"""HTML of the report page: one self-contained file, light and dark theme, for desktop and phone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ figure small { display: block; }
 
 
 def page(title: str, body: str) -> str:
-    """The whole document; `title` is text, `body` is HTML."""
+    """Build the whole document; `title` is text, `body` is HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -66,7 +66,7 @@ def page(title: str, body: str) -> str:
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
-    """A titled section; parts are HTML, empty ones are left out."""
+    """Build a section with a title; parts are HTML, empty ones are left out."""
     inner = "\n".join(part for part in parts if part)
     return f'<section id="{escape(anchor)}">\n<h2>{escape(title)}</h2>\n{inner}\n</section>'
 
@@ -77,12 +77,12 @@ def table(
     marks: Sequence[str] = (),
     text: Sequence[int] = (0,),
 ) -> str:
-    """A table that scrolls sideways on a phone.
+    """Build a table that scrolls sideways on a phone.
 
     Args:
-        headers, rows: texts, escaped here.
+        headers, rows: texts; they are escaped here.
         marks: CSS class of each row ("" for none).
-        text: columns that are words, not numbers; long ones wrap.
+        text: columns with words instead of numbers; long ones wrap.
     """
 
     def cell(tag: str, column: int, value: str) -> str:
@@ -101,35 +101,35 @@ def table(
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """A list of names and values; pairs with an empty value are left out."""
+    """Build a list of names and values; pairs with an empty value are left out."""
     inner = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs if value)
     return f"<dl>{inner}</dl>"
 
 
 def tiles(pairs: Sequence[tuple[str, str]]) -> str:
-    """A row of large figures with their names below."""
+    """Build a row of large numbers with their names below."""
     inner = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(n)}</span></div>' for n, v in pairs)
     return f'<div class="tiles">{inner}</div>'
 
 
 def figure(svg: str, title: str, note: str, csv: str) -> str:
-    """A figure of themed SVG with a link to its numbers; without `svg` only its title and note."""
+    """Build a figure from themed SVG with a link to its numbers; without `svg`, only title and note."""
     words = f'<p class="note muted">{escape(note)}</p>' if note else ""
     link = f'<small class="muted">Numbers: <a href="{escape(csv)}">{escape(csv)}</a></small>' if svg else ""
     return f"<figure>\n<h3>{escape(title)}</h3>\n{words}{svg}\n{link}</figure>"
 
 
 def noted(text: str, *files: str) -> str:
-    """A small note that ends with links to the tables behind it."""
+    """Build a small note that ends with links to its tables."""
     links = ", ".join(f'<a href="{escape(file)}">{escape(file)}</a>' for file in files)
     return f'<p class="note muted">{escape(text)}{links}</p>'
 
 
 def code(text: str) -> str:
-    """Commands to copy."""
+    """Build a block of commands to copy."""
     return f"<pre><code>{escape(text)}</code></pre>"
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of text."""
+    """Build a paragraph of text."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"

@@ -1,11 +1,11 @@
-"""Which parameters matter for which objective, and what replacing each block does.
+"""Compute the importance of parameters for each objective, and the effect of replacing each block.
 
 Importance is Optuna's fANOVA (Hutter, Hoos and Leyton-Brown 2014): the share of an objective's variance over
-the searched space that a parameter explains by itself. A cost is known of every proposal, trained or not, and
-depends on the student alone: it is explained from all of them, by levels and fusing.
+the searched space that a parameter explains by itself. Costs are known for all proposals, trained or not, and
+depend only on the student. So their importance is computed from all proposals, for levels and fusing.
 
-fANOVA needs every parameter in every trial. Where several methods were searched, all trials together explain
-what they share, the choice of the method included, and each method's trials explain its own settings.
+fANOVA needs every parameter in every trial. If several methods were searched, all trials are used for the
+common parameters, including the choice of the method, and each method's trials for its own settings.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Importance:
-    """Importance of every parameter for one metric, largest first, summing to 1; empty with a reason.
+    """Importance of every parameter for one metric, largest first, with sum 1; or empty with a reason.
 
-    `method` is the label of the method whose trials alone count; "": all trials count.
+    `method` is the label of the method whose trials were used; "": all trials were used.
     """
 
     metric: str
@@ -42,13 +42,13 @@ class Importance:
 
 
 def importances(run: Run) -> tuple[Importance, ...]:
-    """Importance of every searched parameter for every objective.
+    """Compute the importance of every searched parameter for every objective.
 
-    Of accuracy and loss from the fully trained trials, then from those of each method where several were
-    searched; of costs from all priced proposals, and only for what they can depend on. fANOVA's cost grows
-    with the square of the trials: of more than MAX_TRIALS an even sample is used. Deterministic. With too few
-    trials, or an objective that is the same in all, `values` is empty and `note` says why; otherwise `note`
-    says what it was computed from.
+    For accuracy and loss, it is computed from the fully trained trials, and for several methods also from
+    those of each method. For costs, it is computed from all priced proposals, and only for parameters that
+    influence costs. fANOVA's run time grows with the square of the number of trials, so of more than
+    MAX_TRIALS an even sample is used. The result is deterministic. With too few trials, or a constant
+    objective, `values` is empty and `note` gives the reason; otherwise `note` describes the trials used.
     """
     found = []
     methods = run.methods if METHOD in run.parameters else {}
@@ -75,7 +75,7 @@ def _of(
     student: bool = False,
     method: str = "",
 ) -> Importance:
-    """Importance for one metric of the parameters that all these trials have; `kind` describes the trials."""
+    """Compute importances for one metric and the parameters of all these trials, described by `kind`."""
     places = {round(x) for x in np.linspace(0, max(len(known) - 1, 0), MAX_TRIALS)} if known else ()
     chosen = [known[place] for place in sorted(places)]
     shared = set.intersection(*(set(trial.params) for trial, _ in chosen)) if chosen else set()
@@ -90,20 +90,20 @@ def _of(
 
 
 def _result(trial: FrozenTrial, objective: int) -> float | None:
-    """An objective of a fully trained trial."""
+    """Return an objective of a fully trained trial, else None."""
     if trial.state is not TrialState.COMPLETE or not np.isfinite(trial.values).all():
         return None
     return float(trial.values[objective])
 
 
 def _price(trial: FrozenTrial, metric: str) -> float | None:
-    """A cost of a proposal."""
+    """Return a cost of a proposal, if known."""
     price = (trial.user_attrs.get("costs") or {}).get(metric)
     return None if price is None or not np.isfinite(price) else float(price)
 
 
 def _bare(trial: FrozenTrial, value: float, names: set[str]) -> FrozenTrial:
-    """A trial with this value and these of its parameters alone."""
+    """Return a trial with this value and only these parameters."""
     params = {name: chosen for name, chosen in trial.params.items() if name in names}
     return create_trial(
         params=params, distributions={name: trial.distributions[name] for name in params}, value=value
@@ -121,9 +121,9 @@ def _too_little(values: list[float], chosen: list[FrozenTrial], kind: str) -> st
 
 
 def _fanova(trials: list[FrozenTrial]) -> dict[str, float]:
-    """Importances over a study of these trials alone: without attributes, which are slow to copy."""
+    """Compute importances in a study of only these trials, without attributes (they are slow to copy)."""
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else Optuna logs the creation of the study
     try:
         study = optuna.create_study()
     finally:
@@ -134,22 +134,22 @@ def _fanova(trials: list[FrozenTrial]) -> dict[str, float]:
 
 
 def block_effects(run: Run) -> pd.DataFrame:
-    """What each block's level goes with: accuracy in the fully trained trials, costs in all proposals.
+    """Compute the effect of each block's level on accuracy (fully trained trials) and costs (all proposals).
 
     Returns:
-        One row a block and level, in the order of the blocks, levels ascending: block, level, width (NaN for
-        kept), trials (fully trained ones), then for each of val_accuracy and the costs `<metric>` (its mean
-        over those) and `<metric>_effect`: the change against keeping the block with all other blocks as they
-        are, by ridge regression on all levels at once; of costs over all proposals, whose prices are known.
-        Means mislead where the search preferred some combinations; effects do not, as far as blocks add up.
-        NaN where nothing has the level.
+        One row per block and level, in the order of the blocks, levels ascending: block, level, width (NaN
+        for kept), trials (number of fully trained ones). Then, for val_accuracy and each cost, `<metric>`
+        (its mean over these trials) and `<metric>_effect`: the change relative to keeping the block, with all
+        other blocks equal, by ridge regression on all levels at once (for costs over all priced proposals).
+        Means are misleading if the search preferred some combinations; effects are not, if blocks are
+        additive. NaN if no trial has the level.
     """
     table = run.trials
     complete = (table["state"] == "COMPLETE").to_numpy()
     blocks = [b["name"] for b in run.blocks if f"level/{b['name']}" in table]
     keep = len(run.widths)
     names = [f"level/{block}" for block in blocks]
-    # A parameter a trial lacks means the block was kept: that is what a spec without the block says.
+    # A trial without the parameter kept the block, as a spec without the block does.
     levels = table[names].fillna(keep).to_numpy(dtype=np.int64)  # (trials, blocks)
     cells = [(b, level) for b in range(len(blocks)) for level in range(keep + 1)]
     used = np.zeros((len(table), len(cells)), dtype=bool)

@@ -1,7 +1,7 @@
-"""The numbers behind what the students of a run were trained on: parts of the loss, learned weights, mixes.
+"""Tables of the training loss of a run's students: parts of the loss, learned weights, mixed targets.
 
-All of them are what the methods recorded in the study (`Run.recorded`): `loss/<part>` by epoch and, of `ama`
-with adaptive supervision, `weight/<span>` and `mix/<span>/<teacher's map>`, where a span is named by its
+The methods recorded these values in the study (`Run.recorded`): `loss/<part>` by epoch, and for `ama` with
+adaptive supervision `weight/<span>` and `mix/<span>/<teacher's map>`. The name of a span is that of its
 blocks, joined by "+".
 """
 
@@ -16,13 +16,13 @@ from analysis.report import tables
 from analysis.runs.run import Run
 
 LOSS, WEIGHT, MIX = "loss/", "weight/", "mix/"
-MAX_SHOWN = 6  # students whose parts are drawn
+MAX_SHOWN = 6  # maximum number of students whose parts are drawn
 
 
 def shown_students(run: Run, picks: Sequence[int] = (), limit: int = MAX_SHOWN) -> list[int]:
-    """The picked students, else some that are evenly spaced along the front: numbers, at most `limit`.
+    """Choose at most `limit` students: the picked ones, else some evenly spaced along the front.
 
-    Only trials with a part of the loss in their curve count.
+    Only trials that recorded parts of the loss are considered. Returns their numbers.
     """
     recorded = {trial.number for trial in run.rows if any(map(_is_part, trial.user_attrs.get("curve") or {}))}
     picked = [number for number in dict.fromkeys(picks) if number in recorded]
@@ -30,14 +30,14 @@ def shown_students(run: Run, picks: Sequence[int] = (), limit: int = MAX_SHOWN) 
 
 
 def loss_parts(run: Run, numbers: Sequence[int]) -> pd.DataFrame:
-    """Weighted parts of the training loss by epoch.
+    """Return the weighted parts of the training loss by epoch.
 
     Args:
-        numbers: of the trials.
+        numbers: numbers of the trials.
 
     Returns:
-        number, epoch, part, loss, train_loss: one row a trial, epoch and part, in the order of `numbers`. The
-        parts of an epoch add up to its train_loss, to the five decimals that a study keeps.
+        number, epoch, part, loss, train_loss: one row per trial, epoch and part, in the order of `numbers`.
+        The parts of an epoch add up to its train_loss, to the five decimals that a study stores.
     """
     curves = run.curves(set(numbers))
     parts = [name for name in run.recorded if _is_part(name)]
@@ -54,14 +54,14 @@ def loss_parts(run: Run, numbers: Sequence[int]) -> pd.DataFrame:
 
 
 def span_weights(run: Run, limit: int | None = None) -> pd.DataFrame:
-    """Learned weights of the front's students in the feature term, after their last epoch.
+    """Return the learned weights of the front's students in the feature term, after their last epoch.
 
     Args:
-        limit: at most this many students, evenly spaced along those of the front that have learned weights.
+        limit: maximum number of students, evenly spaced among those of the front with learned weights.
 
     Returns:
-        The columns of `tables.block_map`, and weight: of the block's span, of mean 1 over the student's
-        spans; NaN for kept blocks.
+        The columns of `tables.block_map`, and weight: the weight of the block's span, normalised to mean 1
+        over the student's spans; NaN for kept blocks.
     """
     numbers = [n for n in tables.front_numbers(run) if _names(_last(run, n), WEIGHT)]
     cells = tables.block_map(run, numbers=numbers if limit is None else tables.thin(numbers, limit))
@@ -74,10 +74,10 @@ def span_weights(run: Run, limit: int | None = None) -> pd.DataFrame:
 
 
 def mixes(run: Run, numbers: Sequence[int] | None = None) -> pd.DataFrame:
-    """Learned targets that mix several maps of the teacher, after the last epoch.
+    """Return the learned targets that mix several maps of the teacher, after the last epoch.
 
     Args:
-        numbers: of the trials; None: the front's.
+        numbers: numbers of the trials; None: those of the front.
 
     Returns:
         number, span (its blocks, joined by "+"), map (a module of the teacher) and its share in the target;
@@ -93,7 +93,7 @@ def mixes(run: Run, numbers: Sequence[int] | None = None) -> pd.DataFrame:
 
 
 def mix_rows(table: pd.DataFrame, limit: int) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of the table of `mixes`, at most `limit` spans, each with its maps by share."""
+    """Return headers and cells of the table of `mixes`: at most `limit` spans with their maps by share."""
     rows = []
     for (number, span), part in list(table.groupby(["number", "span"], sort=False))[:limit]:
         part = part.sort_values("share", ascending=False, kind="stable")
@@ -105,14 +105,14 @@ def mix_rows(table: pd.DataFrame, limit: int) -> tuple[list[str], list[list[str]
 
 
 def why_no_parts(run: Run) -> str:
-    """Why no part of a loss can be shown."""
+    """Return the reason why no part of a loss can be shown."""
     if not run.trials["on_front"].any():
         return "the front is still empty"
     return "no trial of the front recorded the parts of its loss (version 0.1 did not)"
 
 
 def why_no_weights(run: Run) -> str:
-    """Why no learned weight can be shown."""
+    """Return the reason why no learned weight can be shown."""
     if not any(map(_is_part, run.recorded)):
         return why_no_parts(run).replace("the parts of its loss", "learned weights")
     if not run.trials["on_front"].any():
@@ -125,10 +125,10 @@ def _is_part(name: str) -> bool:
 
 
 def _last(run: Run, number: int) -> Mapping[str, Any]:
-    """What a trial recorded in its last epoch."""
+    """Return the values that a trial recorded in its last epoch."""
     return run.trial(number).user_attrs.get("metrics") or {}
 
 
 def _names(last: Mapping[str, Any], prefix: str) -> list[str]:
-    """Names below `prefix` that this run records of methods, in their order."""
+    """Return the recorded names below `prefix`, in their order."""
     return [name for name in last if name.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""Drawing of what students were trained on, from the numbers of `analysis.report.loss_parts`."""
+"""Draw parts of the training loss and learned weights, from the tables of `analysis.report.loss_parts`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from analysis.report.style import GREY, GRID, INK, MUTED, PART_COLOURS, new_figu
 
 OTHER = "all other parts"
 _ALPHA = 0.8
-_LEAST_FACTOR = 1.25  # the colours reach at least from 1 / this to this
+_LEAST_FACTOR = 1.25  # the colour scale covers at least 1 / this to this
 
 
 def draw_loss_parts(table: pd.DataFrame, names: Mapping[int, str]) -> Figure:
-    """Parts of the training loss by epoch, stacked: one panel a student, from `loss_parts.loss_parts`.
+    """Draw the parts of the training loss by epoch, stacked, one panel per student.
 
-    Negative parts are stacked below zero; the line is their sum, the training loss. Of more parts than there
-    are colours, the smallest share one.
+    The table is that of `loss_parts.loss_parts`. Negative parts are stacked below zero. The line is the sum,
+    the training loss. If there are more parts than colours, the smallest parts share one colour.
 
     Args:
-        names: titles of the panels by the trial's number.
+        names: titles of the panels, by trial number.
     """
     parts = _drawn_parts(table)
     numbers = list(dict.fromkeys(table["number"]))
@@ -50,7 +50,7 @@ def draw_loss_parts(table: pd.DataFrame, names: Mapping[int, str]) -> Figure:
 
 
 def _drawn_parts(table: pd.DataFrame) -> dict[str, str]:
-    """Parts to their colours, in the order in which they are stacked; `OTHER` holds the smallest."""
+    """Return the colours by part, in stacking order; `OTHER` stands for the smallest parts."""
     parts = list(dict.fromkeys(table["part"]))
     if len(parts) > len(PART_COLOURS):
         size = table.assign(size=table["loss"].abs()).groupby("part")["size"].sum()
@@ -60,12 +60,12 @@ def _drawn_parts(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _stack(axes: Axes, table: pd.DataFrame, parts: Mapping[str, str]) -> None:
-    """The parts of one student."""
+    """Draw the parts of one student."""
     part = table["part"].where(table["part"].isin(list(parts)), OTHER)
     values = table.assign(part=part).pivot_table("loss", "epoch", "part", "sum").reindex(columns=list(parts))
     values = values.fillna(0.0)
     epochs = values.index.to_numpy(dtype=np.float64)
-    # Every epoch is one step as wide as the axis's unit, so that a single one is seen as well.
+    # Every epoch is one step of width 1, so that a single epoch is visible too.
     edges = np.ravel(np.column_stack([epochs - 0.5, epochs + 0.5]))
     for sign in (1.0, -1.0):
         low = np.zeros(len(epochs))
@@ -83,9 +83,10 @@ def _stack(axes: Axes, table: pd.DataFrame, parts: Mapping[str, str]) -> None:
 
 
 def draw_span_weights(cells: pd.DataFrame, names: dict[int, str]) -> Figure:
-    """Students (rows) by blocks (columns), coloured by the learned weight, from `loss_parts.span_weights`.
+    """Draw students (rows) by blocks (columns), coloured by learned weight.
 
-    Colours are on a logarithmic scale around 1. A span of several blocks is one cell.
+    The table is that of `loss_parts.span_weights`. Colours are on a logarithmic scale around 1. A span of
+    several blocks is one cell.
     """
     blocks = list(dict.fromkeys(cells["block"]))
     ranks = list(dict.fromkeys(cells["rank"]))
@@ -119,6 +120,6 @@ def draw_span_weights(cells: pd.DataFrame, names: dict[int, str]) -> Figure:
 
 
 def _weight_colour(weight: float, scale: float) -> str:
-    """Orange below 1, purple above, pale at 1; `scale` is the logarithm at the ends."""
+    """Return a colour: orange below 1, purple above, pale at 1; `scale` is the logarithm at the ends."""
     at = 0.5 + 0.5 * np.log(max(weight, 1e-6)) / scale
     return to_hex(colormaps["PuOr"](0.1 + 0.8 * at))

@@ -1,4 +1,4 @@
-"""Drawing only: each function takes numbers from `analysis.report.tables` and returns a figure."""
+"""Draw the figures of the report; each function takes a table of `analysis.report.tables`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from analysis.report.style import (
     width_colours,
 )
 
-SMALL = 12  # a map of more blocks has no room for numbers in its cells
-_CLOUD = 400  # from so many points on, dots are drawn as a bitmap inside the SVG
+SMALL = 12  # maximum number of blocks for which map cells show numbers
+_CLOUD = 400  # minimum number of points to draw dots as a bitmap inside the SVG
 _ROLES: dict[str, dict[str, Any]] = {
     "stopped early": {"marker": "x", "s": 12, "color": GREY, "alpha": 0.6, "linewidths": 0.8, "zorder": 1},
     "dominated": {"marker": "o", "s": 14, "color": GREY, "alpha": 0.7, "linewidths": 0, "zorder": 2},
@@ -52,10 +52,10 @@ _RETRAINED = ("retrained", "baseline finetune", "baseline scratch")
 
 
 def draw_scatter(points: pd.DataFrame, x: str, y: str, objectives: Sequence[Objective]) -> Figure:
-    """Trials and teacher by two metrics, from `tables.points`.
+    """Draw trials and teacher by two metrics, from `tables.points`.
 
-    Where both are objectives, a line shows what is reached in these two. Far-off trials are left out of view,
-    and counted in a note.
+    If both are objectives, a line shows the attained front in these two. Outliers are outside of the view,
+    and a note gives their number.
     """
     figure, (axes,) = new_figure(3.7)
     shown = points[points[x].notna() & points[y].notna()]
@@ -87,7 +87,7 @@ def draw_scatter(points: pd.DataFrame, x: str, y: str, objectives: Sequence[Obje
 
 
 def _error_bars(axes: Axes, shown: pd.DataFrame, x: str) -> None:
-    """95 % intervals of the accuracies of the front and of retrained models, where they are known."""
+    """Draw the known 95 % intervals of the accuracies of the front and of retrained models."""
     colours = {"front": BLUE, "retrained": GREEN, **dict.fromkeys(_RETRAINED[1:], RED)}
     for role, colour in colours.items():
         rows = shown[(shown["role"] == role) & shown["val_accuracy_low"].notna()]
@@ -97,7 +97,7 @@ def _error_bars(axes: Axes, shown: pd.DataFrame, x: str) -> None:
 
 
 def _without_count(axes: Axes) -> tuple[list[Any], list[str]]:
-    """Legend entries, teacher first; only trials have counts."""
+    """Return the legend entries, teacher first; only trials have counts."""
     handles, labels = axes.get_legend_handles_labels()
     single = ("teacher", *_RETRAINED)
     names = [label.rpartition(" (")[0] if label.startswith(single) else label for label in labels]
@@ -105,7 +105,7 @@ def _without_count(axes: Axes) -> tuple[list[Any], list[str]]:
 
 
 def _staircase(axes: Axes, front: pd.DataFrame, pair: list[Objective]) -> None:
-    """The attainment line of the front's rows in these two objectives."""
+    """Draw the attainment line of the front in these two objectives."""
     points = minimised(front[[o.metric for o in pair]].to_numpy(), pair)
     kept = front[front_mask(points)].sort_values(pair[0].metric)
     steps: Literal["pre", "post"] = "post" if pair[0].direction == "minimize" else "pre"
@@ -134,12 +134,12 @@ def _note_outside(axes: Axes, shown: pd.DataFrame, x: str, y: str) -> None:
 
 
 def draw_history(history: pd.DataFrame) -> Figure:
-    """Hypervolume over ended trials, wall time and epochs trained, from `tables.history`."""
+    """Draw hypervolume over ended trials, wall time and trained epochs, from `tables.history`."""
     figure, panels = new_figure(5.2, rows=3, sharey=True)
     unit, scale = time_unit(float(history["hours"].max()))
     history = history.assign(hours=history["hours"] * scale)
     names = {"trials": "trials ended", "hours": f"{unit} since the first trial", "epochs": "epochs trained"}
-    steps = history["hypervolume"].diff().ne(0)  # between them the line is level
+    steps = history["hypervolume"].diff().ne(0)  # the line is level between steps
     steps.iloc[-1] = True
     history = history[steps]
     for axes, (column, label) in zip(panels, names.items(), strict=True):
@@ -152,7 +152,7 @@ def draw_history(history: pd.DataFrame) -> Figure:
 
 
 def draw_importance(table: pd.DataFrame, limit: int = 15) -> Figure:
-    """Bars of the most important parameters for one objective, from `tables.importance`."""
+    """Draw bars of the most important parameters for one objective, from `tables.importance`."""
     top = table.head(limit).iloc[::-1]
     figure, (axes,) = new_figure(0.9 + 0.21 * len(top))
     bars = axes.barh(top["parameter"], 100 * top["importance"], color=BLUE, height=0.7)
@@ -164,7 +164,7 @@ def draw_importance(table: pd.DataFrame, limit: int = 15) -> Figure:
 
 
 def draw_block_map(cells: pd.DataFrame, names: dict[int, str], widths: Sequence[float]) -> Figure:
-    """Students (rows) by blocks (columns), coloured by width, from `tables.block_map`; `names` label rows."""
+    """Draw students (rows, labelled by `names`) by blocks, coloured by width, from `tables.block_map`."""
     blocks = list(dict.fromkeys(cells["block"]))
     ranks = sorted(set(cells["rank"]))
     figure, (axes,) = new_figure(1.3 + 0.26 * len(ranks))
@@ -195,7 +195,7 @@ def draw_block_map(cells: pd.DataFrame, names: dict[int, str], widths: Sequence[
 
 
 def block_axes(axes: Axes, cells: pd.DataFrame, names: dict[int, str]) -> None:
-    """Label axes whose columns are blocks and whose rows are students, as `draw_block_map` has them."""
+    """Label axes with blocks as columns and students as rows, as in `draw_block_map`."""
     blocks, ranks = list(dict.fromkeys(cells["block"])), sorted(set(cells["rank"]))
     small = len(blocks) > SMALL
     axes.set(xlim=(-0.6, len(blocks) - 0.4), ylim=(len(ranks) - 0.4, -0.6))
@@ -213,7 +213,7 @@ def _number(cells: pd.DataFrame, rank: int) -> int:
 
 
 def draw_curves(curves: pd.DataFrame, teacher: float | None) -> Figure:
-    """Validation accuracy by epoch, from `tables.curves`: the front in colour, the others behind it."""
+    """Draw validation accuracy by epoch, from `tables.curves`: the front in colour, the others grey."""
     figure, (axes,) = new_figure(3.5)
     looks: dict[str, dict[str, Any]] = {
         "stopped early": {"color": GREY, "lw": 0.6, "alpha": 0.4, "ls": (0, (3, 2))},
@@ -240,7 +240,7 @@ def draw_curves(curves: pd.DataFrame, teacher: float | None) -> Figure:
 
 
 def draw_effects(effects: pd.DataFrame, costs: Sequence[str]) -> Figure:
-    """Change of accuracy and of some costs by block and width, from `importance.block_effects`."""
+    """Draw the change of accuracy and of `costs` by block and width, from `importance.block_effects`."""
     blocks = list(dict.fromkeys(effects["block"]))
     figure, panels = new_figure(1.2 + 0.24 * len(blocks), columns=1 + len(costs), sharey=True)
     rows = effects[effects["width"].notna()]
@@ -272,11 +272,11 @@ def draw_effects(effects: pd.DataFrame, costs: Sequence[str]) -> Figure:
 
 
 def draw_settings(table: pd.DataFrame, log: set[str], labels: Mapping[str, str]) -> Figure:
-    """Accuracy against every searched parameter that is no level, from `tables.settings`.
+    """Draw accuracy against every searched parameter except levels, from `tables.settings`.
 
     Args:
-        log: parameters on a logarithmic scale.
-        labels: of the parameters.
+        log: names of the parameters on a logarithmic scale.
+        labels: labels of the parameters.
     """
     names = [name for name in table.columns if name not in ("number", "on_front", "val_accuracy")]
     rows = (len(names) + 1) // 2
@@ -305,7 +305,7 @@ def draw_settings(table: pd.DataFrame, log: set[str], labels: Mapping[str, str])
             axes.set_xlim(-0.5, len(kinds) - 0.5)
         elif name in log:
             axes.set_xscale("log")
-            # Few round numbers: matplotlib's own labels of minor ticks run into each other in a narrow panel.
+            # Use a few round ticks: matplotlib's minor tick labels overlap in a narrow panel.
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=5))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -319,14 +319,14 @@ def draw_settings(table: pd.DataFrame, log: set[str], labels: Mapping[str, str])
 
 
 def _jittered(column: pd.Series) -> pd.Series:
-    """Positions of a categorical column, spread a little so that points don't hide each other."""
+    """Return positions of a categorical column, with jitter so that points do not hide each other."""
     kinds = {kind: i for i, kind in enumerate(sorted(column.dropna().astype(str).unique()))}
     shift = np.random.default_rng(0).uniform(-0.25, 0.25, len(column))
     return column.astype(str).map(kinds).astype("float64") + shift
 
 
 def row_names(front: pd.DataFrame, metrics: Sequence[str]) -> dict[int, str]:
-    """Labels of the front's students: "12: 91.34 %, 3.2 ms"."""
+    """Return the labels of the front's students: "12: 91.34 %, 3.2 ms"."""
     return {
         int(row["number"]): f"{row['number']}: " + ", ".join(show(m, row[m]) for m in metrics[:2])
         for _, row in front.iterrows()

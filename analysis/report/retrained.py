@@ -1,6 +1,6 @@
-"""Retrained models: `results.json`, one entry a model, and what several seeds of them say.
+"""Summarise retrained models over seeds, from `results.json` with one entry per model.
 
-The baselines are the same student trained otherwise, with the same seeds: `gain` is the student minus the
+A baseline is the same student trained in another way with the same seeds. `gain` is the student minus the
 baseline, paired by seed, with the 95 % interval and the p-value of the paired t-test.
 """
 
@@ -22,8 +22,8 @@ HEAD = (
     *("test loss", "gain", "p", "FLOPs", "params", "latency", "epochs"),
 )
 NOTE = (
-    "Test data, read once a model: mean ± standard deviation over seeds, 95 % interval of the mean. Gain: "
-    "the student minus the row's model, in points of accuracy or in loss, paired by seed, with its 95 % "
+    "Test data, read once per model: mean ± standard deviation over seeds, 95 % interval of the mean. Gain: "
+    "the student minus the model of the row, in points of accuracy or in loss, paired by seed, with its 95 % "
     "interval and the p-value of the paired t-test."
 )
 SCORES = ("test_accuracy", "test_loss", "val_accuracy")
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 def read_results(path: Path) -> list[Row]:
-    """The entries of a `results.json`.
+    """Read the entries of a `results.json`.
 
     Raises:
         InputError: the file is not a list of results with number and kind.
@@ -47,16 +47,17 @@ def read_results(path: Path) -> list[Row]:
 
 
 def summary_rows(entries: Sequence[Mapping[str, Any]], costs: Sequence[str] = COST_METRICS) -> list[Row]:
-    """One row for each kind of every trial, in the order in which they first come.
+    """Summarise the entries: one row per trial and kind, in order of their first entries.
 
     Args:
-        entries: of `results.json`.
+        entries: entries of `results.json`.
         costs: names of the costs.
 
     Returns:
-        Per row `number`, `kind`, `n` models, their costs, mean `epochs` and `seconds`; of every score the
-        mean and, as `<score>_std`, `_low`, `_high`, deviation and 95 % interval (None below two models); for
-        baselines `gain_<score>` with `_low`, `_high` and `_p`, and `pairs`, how many seeds both have.
+        Per row: `number`, `kind`, `n` (number of models), their costs, mean `epochs` and `seconds`. For every
+        score the mean, standard deviation (`<score>_std`) and 95 % interval (`_low`, `_high`; None for fewer
+        than two models). For baselines also `gain_<score>` with `_low`, `_high` and `_p`, and `pairs`, the
+        number of common seeds.
     """
     groups: dict[tuple[Any, str], list[Mapping[str, Any]]] = {}
     for entry in entries:
@@ -73,7 +74,7 @@ def summary_rows(entries: Sequence[Mapping[str, Any]], costs: Sequence[str] = CO
 
 
 def teacher_row(teacher: Mapping[str, Any], costs: Sequence[str] = COST_METRICS) -> Row:
-    """The teacher's row in front of those of `summary_rows`; what it lacks is None."""
+    """Return the teacher's row, to put before those of `summary_rows`; missing values are None."""
     names = (*costs, "epochs", "seconds", *SCORES)
     spread = {f"{name}_{part}": None for name in SCORES for part in ("std", "low", "high")}
     known = {name: teacher.get(name) for name in names}
@@ -81,7 +82,7 @@ def teacher_row(teacher: Mapping[str, Any], costs: Sequence[str] = COST_METRICS)
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as text, in the columns of `HEAD`."""
+    """Format a row as texts, in the columns of `HEAD`."""
     accuracy, loss = ("test_accuracy", 100, 2), ("test_loss", 1, 4)
     mean = _shown_mean(row, *accuracy)
     return [
@@ -116,7 +117,7 @@ def _shown_interval(row: Mapping[str, Any], name: str, scale: float, digits: int
 
 
 def _shown_gain(row: Mapping[str, Any], name: str, scale: float, digits: int) -> tuple[str, str]:
-    """The student's gain over this row's model, in points of accuracy or in loss, and its p-value."""
+    """Format the student's gain over the row's model (points of accuracy, or loss), and its p-value."""
     gain, p = row[f"gain_{name}"], row[f"gain_{name}_p"]
     if _none(gain):
         return "–", "–"

@@ -1,7 +1,7 @@
-"""How figures look: one palette, one size that stays legible on a phone, labels that keep apart.
+"""Style of figures: palette, a size that is legible on a phone, placement of labels.
 
-The palette follows Okabe and Ito's colour-blind safe set. Figures inlined in the HTML page swap it for CSS
-variables, so that they follow the reader's light or dark theme.
+The palette is based on Okabe and Ito's colour-blind safe colours. In figures inlined in the HTML page, CSS
+variables replace the palette, so that they follow the reader's light or dark theme.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from analysis.metrics import describe
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 BLUE, RED, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c959f"
-# Of things that stand side by side in one figure; red is the teacher's.
+# Colours of series in one figure; red is reserved for the teacher.
 PART_COLOURS = (BLUE, "#e69f00", GREEN, "#cc79a7", "#56b4e9", "#8c6d31", GREY)
 CSS_NAMES = {
     **{INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"},
     **{BLUE: "blue", RED: "red", GREEN: "green", GREY: "grey"},
 }
-WIDTH = 5.2  # inches: on a phone 9 pt text is then about 9 px high
+WIDTH = 5.2  # inches; then 9 pt text is about 9 px high on a phone
 DPI = 150
 RC: dict[str, Any] = {
     "font.size": 9,
@@ -61,16 +61,16 @@ RC: dict[str, Any] = {
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of the common width and its axes in reading order."""
+    """Create a figure of the common width; return it with its axes in reading order."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False, **kwargs).flat)
 
 
 def width_colours(widths: Sequence[float]) -> dict[float, str]:
-    """A colour for every width, dark for narrow to light for wide, on a scale that all eyes can order.
+    """Return a colour for every width, from dark (narrow) to light (wide), on a colour-blind safe scale.
 
-    Without the scale's ends, which are too dark for a dark page and too light for a light one.
+    The ends of the scale are not used: they are too dark for a dark page, or too light for a light one.
     """
     scale, last = colormaps["viridis"], max(len(widths) - 1, 1)
     return {width: to_hex(scale(0.32 + 0.56 * i / last)) for i, width in enumerate(sorted(widths))}
@@ -83,7 +83,7 @@ def text_on(colour: str) -> str:
 
 
 def label_axis(axes: Axes, which: str, metric: str) -> None:
-    """Label the "x" or "y" axis with `metric`, its ticks in percent or with k, M, G."""
+    """Label the "x" or "y" axis with `metric`; ticks in percent or with k, M, G."""
     axis = getattr(axes, f"{which}axis")
     known = describe(metric)
     axis.set_label_text(known.axis_label)
@@ -96,13 +96,13 @@ def label_axis(axes: Axes, which: str, metric: str) -> None:
 def place_labels(
     axes: Axes, labels: Sequence[tuple[float, float, str, str]], avoid: Sequence[tuple[float, float]]
 ) -> None:
-    """Write (x, y, text, colour) beside their points where they cover no other label and few `avoid` points.
+    """Place labels (x, y, text, colour) near their points, without overlaps and off most `avoid` points.
 
-    Tries places round each point, nearest first, and takes the first that is free and inside the axes, else
-    the one that covers least. A line leads from labels that had to move away.
+    Try positions around each point, nearest first. Use the first one that is free and inside the axes, else
+    the one that covers least. Labels that are far from their point get a leader line.
     """
     figure: Any = axes.figure
-    figure.canvas.draw()  # fixes the layout, which text extents depend on
+    figure.canvas.draw()  # fix the layout, on which text extents depend
     figure.set_layout_engine("none")
     renderer = figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
@@ -143,14 +143,14 @@ def place_labels(
 
 
 def _text_extent(note: Annotation, renderer: Any) -> Bbox:
-    """Extent of an annotation's words alone, without its leading line."""
+    """Return the extent of an annotation's text, without its leader line."""
     note.update_positions(renderer)
     extent: Bbox = Text.get_window_extent(note, renderer).padded(1)
     return extent
 
 
 def svg_text(figure: Figure) -> str:
-    """The figure as the text of an SVG element with a transparent background."""
+    """Return the figure as the text of an SVG element with a transparent background."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, dpi=DPI, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -158,14 +158,14 @@ def svg_text(figure: Figure) -> str:
 
 
 def standalone_svg(svg: str) -> str:
-    """An SVG file of it, on white."""
+    """Return the content of an SVG file with a white background."""
     head, rest = svg.split(">", 1)
     white = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
     return f'<?xml version="1.0" encoding="utf-8"?>\n{head}>{white}{rest}'
 
 
 def themed_svg(svg: str, slug: str, title: str) -> str:
-    """`svg` to be inlined in a page: scales with it, palette as CSS variables, ids unique by `slug`."""
+    """Prepare `svg` for a page: scalable, palette as CSS variables, ids made unique with `slug`."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{slug}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\g<1>#{slug}-", svg)

@@ -1,4 +1,4 @@
-"""The numbers behind every figure and table of the report: pure functions from a run to a DataFrame."""
+"""Tables of numbers for the report's figures and tables: pure functions from a run to a DataFrame."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ MAX_CURVES = 300
 
 
 def ran(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a frame without the proposals that were refused before training."""
+    """Return the rows of trials that ran, without proposals refused before training."""
     return table[table["refused"] == ""]
 
 
 def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
-    """The teacher and every trial with metrics, for scatter plots.
+    """Return the teacher and every trial with metrics, for scatter plots.
 
     Returns:
-        number (-1 for the teacher), role (teacher, front, dominated, "stopped early", whose metrics are its
-        last, or "retrained" and "baseline <kind>", means over seeds with the full budget), picked, the
-        metrics, and val_accuracy_low and _high: of trials what the number of validation images leaves open
-        (`accuracy_interval`), of retrained models the 95 % interval over seeds. Trials that run, failed or
-        were refused are left out.
+        number (-1 for the teacher), role, picked, the metrics, val_accuracy_low and _high. Roles: teacher,
+        front, dominated, "stopped early" (with its last metrics), "retrained" and "baseline <kind>" (means
+        over seeds with the full budget). The interval is that of `accuracy_interval` for trials, and the 95 %
+        interval over seeds for retrained models. Running, failed and refused trials are left out.
     """
     metrics = list(run.known)
     table = ran(run.trials)
@@ -59,7 +58,7 @@ def thin(numbers: list[int], limit: int) -> list[int]:
 
 
 def accuracy_interval(accuracy: pd.Series, images: int) -> tuple[Floats, Floats]:
-    """95 % interval of an accuracy (n,) that was measured on so many images (Wilson 1927); NaN for none."""
+    """Return the 95 % interval of accuracies (n,) measured on `images` images (Wilson 1927); NaN for none."""
     share = accuracy.to_numpy(dtype=np.float64)
     if images < 1:
         return np.full(len(share), np.nan), np.full(len(share), np.nan)
@@ -70,7 +69,7 @@ def accuracy_interval(accuracy: pd.Series, images: int) -> tuple[Floats, Floats]
 
 
 def _retrained_points(run: Run) -> pd.DataFrame:
-    """Retrained models at their validation accuracy, in the columns of `points`."""
+    """Return the retrained models in the columns of `points`."""
     table = retrained(run)
     if table.empty:
         return table
@@ -81,10 +80,10 @@ def _retrained_points(run: Run) -> pd.DataFrame:
 
 
 def history(run: Run, within: Box | None = None) -> pd.DataFrame:
-    """Hypervolume after each trial that ended, in the order in which they ended.
+    """Return the hypervolume after each trial that ended, in order of their end.
 
     Args:
-        within: measured in this box; None: in the run's own.
+        within: the box to measure in; None: that of the run.
 
     Returns:
         trials (ended so far), number, state, hours (since the first trial started), epochs and train_hours
@@ -111,11 +110,11 @@ def history(run: Run, within: Box | None = None) -> pd.DataFrame:
 
 
 def importance(run: Run) -> pd.DataFrame:
-    """Importances, one row an objective and parameter.
+    """Return importances, one row per objective and parameter.
 
     Returns:
-        metric, method (its label where only its trials count, else ""), parameter, importance (0..1), note.
-        Where there are no importances, one row with parameter "" and the reason as its note.
+        metric, method (its label if only its trials were used, else ""), parameter, importance (0..1), note.
+        Without importances: one row with parameter "" and the reason as its note.
     """
     rows: list[dict[str, Any]] = []
     for found in importances(run):
@@ -126,20 +125,20 @@ def importance(run: Run) -> pd.DataFrame:
 
 
 def front_numbers(run: Run) -> list[int]:
-    """Numbers of the front's trials, best first objective first; none while the front is empty."""
+    """Return the numbers of the front's trials, best first objective first; none while the front is empty."""
     return [int(n) for n in run.front()["number"]] if run.trials["on_front"].any() else []
 
 
 def block_map(run: Run, limit: int | None = None, numbers: Sequence[int] | None = None) -> pd.DataFrame:
-    """Which blocks students replace: one row a student and block, in order of the students.
+    """Return the blocks that students replace: one row per student and block, in order of the students.
 
     Args:
-        limit: at most that many students, evenly spaced among them.
-        numbers: of the students; None: the front's, in its order.
+        limit: maximum number of students, evenly spaced among them.
+        numbers: numbers of the students; None: those of the front, in its order.
 
     Returns:
-        rank (0 for the best first objective), number, block, width (NaN for kept) and span: blocks of one
-        student with the same span are replaced by one module together; -1 for kept.
+        rank (0 for the best first objective), number, block, width (NaN for kept) and span. One module
+        replaces all blocks of a student with the same span; span is -1 for kept blocks.
     """
     chosen = front_numbers(run) if numbers is None else list(numbers)
     rows = []
@@ -153,7 +152,7 @@ def block_map(run: Run, limit: int | None = None, numbers: Sequence[int] | None 
 
 
 def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
-    """`run.curves()` of the front and of at most `limit` others, evenly chosen, with their role."""
+    """Return `run.curves()` of the front and of at most `limit` others (evenly spaced), with their role."""
     table = run.trials
     front = table.loc[table["on_front"], "number"].tolist()
     trained = {t.number for t in run.rows if (t.user_attrs.get("curve") or {}).get("epoch")}
@@ -166,7 +165,7 @@ def curves(run: Run, limit: int = MAX_CURVES) -> pd.DataFrame:
 
 
 def settings(run: Run) -> pd.DataFrame:
-    """Parameters other than levels, of the fully trained: number, on_front, val_accuracy, the parameters."""
+    """Return number, on_front, val_accuracy and all parameters except levels of the fully trained trials."""
     table = run.trials
     table = table[table["state"] == "COMPLETE"]
     names = [n for n in run.parameters if not n.startswith("level/") and table[n].nunique() > 1]
@@ -174,18 +173,18 @@ def settings(run: Run) -> pd.DataFrame:
 
 
 def log_parameters(run: Run) -> set[str]:
-    """Parameters that are searched on a logarithmic scale."""
+    """Return the parameters that are searched on a logarithmic scale."""
     spread = (item for trial in run.rows for item in trial.distributions.items())
     return {name for name, distribution in spread if getattr(distribution, "log", False)}
 
 
 def methods(run: Run) -> pd.DataFrame:
-    """Results by method, in the order of the experiment; no rows where one method alone was searched.
+    """Return results by method, in the order of the experiment; no rows if only one method was searched.
 
     Returns:
-        method (its label), trials (that started), complete, front (on it), then for each objective, of the
-        fully trained alone, `<metric>_best`, `_mean` and `_std` (NaN below two trials), and
-        seconds_per_epoch (of all that were trained).
+        method (its label), trials (started), complete, front (number on it). Then, for each objective, over
+        the fully trained trials: `<metric>_best`, `_mean` and `_std` (NaN for fewer than two trials). Then
+        seconds_per_epoch (over all trained trials).
     """
     if METHOD not in run.parameters:
         return pd.DataFrame(columns=["method"])
@@ -208,7 +207,7 @@ def methods(run: Run) -> pd.DataFrame:
 
 
 def states(run: Run) -> pd.DataFrame:
-    """Trials, epochs and training hours by state: state, trials, epochs, train_hours; refused ones apart."""
+    """Return state, trials, epochs, train_hours by state; refused proposals are a separate state."""
     table = run.trials
     state = table["state"].where(table["refused"] == "", "refused")
     grouped = table.assign(state=state).groupby("state")
@@ -219,7 +218,7 @@ def states(run: Run) -> pd.DataFrame:
 
 
 def failures(run: Run) -> pd.DataFrame:
-    """Failed trials by reason, whatever numbers that holds: reason, trials, numbers, train_hours."""
+    """Group failed trials by reason, ignoring numbers in it: reason, trials, numbers, train_hours."""
     table = run.trials
     table = table[table["state"] == "FAIL"].copy()
     table["reason"] = table["reason"].replace("", "no reason recorded").str.split("\n").str[0]
@@ -235,11 +234,12 @@ def failures(run: Run) -> pd.DataFrame:
 
 
 def losses(run: Run) -> pd.DataFrame:
-    """What failures cost: what, trials, train_hours, share (of all training hours); in this order always.
+    """Return the training lost to failures: what, trials, train_hours, share (of all training hours).
 
-    `failed` trials lost all they trained; `epochs trained again` are those that were lost with a damaged
-    checkpoint, and `broken off` those during which a trial's process ended, before it went on from a
-    checkpoint; both at the trial's mean seconds an epoch. A broken-off epoch counts whole: an upper bound.
+    The rows are always in the same order. `failed`: all training of failed trials. `epochs trained again`:
+    epochs lost with a damaged checkpoint. `broken off`: epochs during which a trial's process ended, before
+    it continued from a checkpoint. The last two count with the trial's mean seconds per epoch. A broken-off
+    epoch counts as a whole epoch, so its time is an upper bound.
     """
     table = ran(run.trials)
     total = float(table["seconds"].sum()) / 3600
@@ -257,11 +257,11 @@ def losses(run: Run) -> pd.DataFrame:
 
 
 def front(run: Run) -> pd.DataFrame:
-    """The front's rows of `run.trials`, with the uncertainty of their accuracy.
+    """Return the front's rows of `run.trials`, with additional columns.
 
-    Adds val_accuracy_low and _high (see `accuracy_interval`), `<cost>_share` (of the teacher's),
-    latency_error (measured over predicted, less one) and, where the student was retrained, test_accuracy and
-    val_accuracy over seeds as `retrained_<name>`, with `_std`, and `retrained_n`.
+    They are val_accuracy_low and _high (see `accuracy_interval`), `<cost>_share` (of the teacher's cost), and
+    latency_error (measured / predicted - 1). For retrained students also test_accuracy and val_accuracy over
+    seeds as `retrained_<name>`, with `_std`, and `retrained_n`.
     """
     table = run.trials
     rows = run.front() if table["on_front"].any() else table.iloc[:0]
@@ -279,7 +279,7 @@ def front(run: Run) -> pd.DataFrame:
 
 
 def teacher_tests(run: Run) -> dict[str, float]:
-    """The teacher's scores on test data, which `retrain` read; nothing where nothing was retrained."""
+    """Return the teacher's scores on test data, which `retrain` measured; empty if nothing was retrained."""
     path = run.path / "retrained" / TABLE if run.path else None
     if path is None or not path.is_file():
         return {}
@@ -289,10 +289,10 @@ def teacher_tests(run: Run) -> dict[str, float]:
 
 
 def retrained(run: Run) -> pd.DataFrame:
-    """Retrained students, mean and deviation over seeds, from `retrained/results.json` of the run directory.
+    """Return retrained students, mean and deviation over seeds, from the run's `retrained/results.json`.
 
     Returns:
-        The columns of `analysis.report.retrained.summary_rows`; no rows where nothing was retrained.
+        The columns of `analysis.report.retrained.summary_rows`; no rows if nothing was retrained.
 
     Raises:
         InputError: the file is not a list of results.

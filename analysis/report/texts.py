@@ -1,4 +1,4 @@
-"""What a report says in words and tables of text, the same for the HTML page and the Markdown summary."""
+"""Texts and text tables of the report, shared by the HTML page and the Markdown summary."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from analysis.runs.object_store import join
 from analysis.runs.run import Run, describe_unfinished
 
 MAX_ROWS = 100
-BUSY = 0.25  # measured latencies so far above the predicted are no error of the prediction
+BUSY = 0.25  # relative excess of measured over predicted latency that suggests a busy device
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A pick worth retraining, with the command that makes it."""
+    """A suggested pick, with the command that makes it."""
 
     pick: Pick
     title: str
@@ -33,7 +33,7 @@ class Suggestion:
 
 
 def suggest(run: Run) -> list[Suggestion]:
-    """Picks to consider next: the knee, and the best at half the teacher's cost; none without a front."""
+    """Suggest picks: the knee, and the best at half the teacher's cost; none without a front."""
     place = shlex.quote(run.place or run.label)
     half = next((m for m in run.metrics if m in run.costs), None)
     asked: list[tuple[str, str, dict[str, Any]]] = [("The knee of the front", "--knee", {"knee": True})]
@@ -44,7 +44,7 @@ def suggest(run: Run) -> list[Suggestion]:
     for title, option, arguments in asked:
         try:
             (chosen,) = pick(run, **arguments)
-        except InputError:  # nothing finished, or nothing within the limit
+        except InputError:  # no trial has finished, or none is within the limit
             continue
         if chosen.number not in [s.pick.number for s in found]:
             found.append(Suggestion(chosen, title, f"ama pick {place} {option}"))
@@ -52,7 +52,7 @@ def suggest(run: Run) -> list[Suggestion]:
 
 
 def commands(run: Run, suggestion: Suggestion) -> str:
-    """The commands that pick and retrain `suggestion`."""
+    """Return the commands that pick and retrain `suggestion`."""
     target = shlex.quote(join(run.place, "pick.yaml") if run.place else "pick.yaml")
     models = shlex.quote(join(run.place, "retrained") if run.place else "retrained")
     best = f"{models}/trial-{suggestion.pick.number}/student/seed-{int(run.experiment.get('seed') or 0) + 1}"
@@ -63,7 +63,7 @@ def commands(run: Run, suggestion: Suggestion) -> str:
 
 
 def suggestion_table(run: Run, suggestions: Sequence[Suggestion]) -> pd.DataFrame:
-    """The suggested picks as numbers: title, number, the metrics, reason and commands."""
+    """Return the suggested picks as a table: title, number, metrics, reason and commands."""
     rows = [
         {"title": s.title, "number": s.pick.number, **s.pick.values, "reason": s.pick.reason,
          "commands": commands(run, s)}
@@ -73,7 +73,7 @@ def suggestion_table(run: Run, suggestions: Sequence[Suggestion]) -> pd.DataFram
 
 
 def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The few figures that tell how the run stands, as names and texts; `facts` is its status."""
+    """Return the key numbers of the run, as names and texts; `facts` is its status."""
     trials, front = facts["trials"], facts["front"]
     first = run.metrics[0]
     best = front[0]["values"].get(first) if front else None
@@ -82,13 +82,13 @@ def headline(run: Run, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("students on the front", str(len(front))),
         ("hypervolume", f"{facts['hypervolume']:.3f}"),
         (f"best {metric_of(first).label}", show(first, best)),
-        ("the same of the teacher", show(first, run.teacher.get(first))),
+        (f"teacher's {metric_of(first).label}", show(first, run.teacher.get(first))),
         ("training, all trials", show_time(facts["seconds"] / 3600)),
     ]
 
 
 def describe(run: Run) -> list[tuple[str, str]]:
-    """What was searched, as names and texts: objectives, limits, teacher, data, space, budget, versions."""
+    """Describe the experiment as names and texts: objectives, limits, teacher, data, space, budget, …"""
     teacher, data, attrs = run.teacher, run.data, run.attrs
     costs = ", ".join(f"{metric_of(m).label} {show(m, teacher.get(m))}" for m in run.costs)
     images = f"{data.get('train')} training and {data.get('val')} validation images"
@@ -119,9 +119,9 @@ def describe(run: Run) -> list[tuple[str, str]]:
 
 
 def front_rows(run: Run, limit: int = MAX_ROWS) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of the front's table, teacher first; costs as predicted, measured and relative.
+    """Return headers and cells of the front's table, teacher first; costs predicted, measured and relative.
 
-    Accuracies have the 95 % interval that the number of validation images leaves.
+    Accuracies have the 95 % interval that follows from the number of validation images.
     """
     share = next((m for m in run.metrics if m in run.costs), run.costs[0])
     headers = [
@@ -157,7 +157,7 @@ def _with_interval(row: pd.Series) -> str:
 
 
 def _retested(row: pd.Series) -> str:
-    """Test accuracy of the retrained student: mean ± deviation over its seeds."""
+    """Format the test accuracy of the retrained student: mean ± deviation over its seeds."""
     if pd.isna(row["retrained_test_accuracy"]):
         return "–"
     spread = row["retrained_test_accuracy_std"]
@@ -166,7 +166,7 @@ def _retested(row: pd.Series) -> str:
 
 
 def method_rows(run: Run, methods: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of the results by method, from `tables.methods`."""
+    """Return headers and cells of the results by method, from `tables.methods`."""
     headers = ["method", "trials", "fully trained", "on the front"]
     for metric in run.metrics:
         label = metric_of(metric).label
@@ -181,7 +181,7 @@ def method_rows(run: Run, methods: pd.DataFrame) -> tuple[list[str], list[list[s
 
 
 def _mean(row: pd.Series, metric: str) -> str:
-    """Mean ± standard deviation of a metric over the trials of a method."""
+    """Format mean ± standard deviation of a metric over the trials of a method."""
     mean, spread = row[f"{metric}_mean"], row[f"{metric}_std"]
     if pd.isna(spread):
         return show(metric, mean)
@@ -191,36 +191,36 @@ def _mean(row: pd.Series, metric: str) -> str:
 
 
 def show_seconds(value: float) -> str:
-    """Seconds with three significant digits; "–" for NaN."""
+    """Format seconds with three significant digits; "–" for NaN."""
     return "–" if pd.isna(value) else f"{value:.{decimals(value)}f}"
 
 
 def latency_line(front: pd.DataFrame) -> str:
-    """What to think of latencies that came out far above their predictions; empty where they did not."""
+    """Explain latencies measured far above their predictions; empty if there are none."""
     error = front["latency_error"].median()
     if not error > BUSY:
         return ""
     return (
-        f"Latencies measured after the search are {100 * error:.0f} % above the predicted in the median: "
-        "as when other work shares the device. "
+        f"The median latency measured after the search is {100 * error:.0f} % above the prediction; other "
+        "work may have used the device. "
     )
 
 
 def losses_line(losses: pd.DataFrame) -> str:
-    """What failures cost, in one sentence."""
+    """Summarise the training lost to failures in one sentence."""
     hours, share = float(losses["train_hours"].sum()), float(losses["share"].sum())
     by = {row["what"]: int(row["trials"]) for _, row in losses.iterrows()}
     if not any(by.values()):
-        return "Nothing was lost to failures."
+        return "No training was lost to failures."
     return (
-        f"Lost to failures: at most {show_time(hours)} of training, {100 * share:.1f} % of all: "
-        f"{by['failed']} trials failed, {by['epochs trained again']} trained epochs again after a damaged "
-        f"checkpoint; {by['broken off']} were broken off within an epoch and went on from a checkpoint."
+        f"Lost to failures: at most {show_time(hours)} of training, {100 * share:.1f} % of the total. "
+        f"{by['failed']} trials failed, {by['epochs trained again']} repeated epochs after a damaged "
+        f"checkpoint, {by['broken off']} were interrupted within an epoch and continued from a checkpoint."
     )
 
 
 def retrained_rows(run: Run, retrained: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headers and texts of the retrained students' table, the teacher first."""
+    """Return headers and cells of the retrained students' table, teacher first."""
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in retrained.to_dict("records")]
     return list(HEAD), [cells(row) for row in (teacher_row(run.teacher | tables.teacher_tests(run)), *rows)]
 
@@ -232,7 +232,7 @@ def markdown(
     plots: Sequence[Plot],
     suggestions: Sequence[Suggestion],
 ) -> str:
-    """The summary in Markdown."""
+    """Write the Markdown summary."""
     lines = [f"# {_cell(run.name)}", ""]
     if not facts["front"]:
         lines += [f"**{describe_unfinished(frames['trials']).capitalize()}.**", ""]
@@ -246,7 +246,7 @@ def markdown(
     if not frames["retrained"].empty:
         lines += ["", "## Retrained (test data)", "", *pipe_table(*retrained_rows(run, frames["retrained"]))]
     if suggestions:
-        lines += ["", "## What next"]
+        lines += ["", "## Next steps"]
     for s in suggestions:
         lines += [
             "",
@@ -256,13 +256,13 @@ def markdown(
             commands(run, s),
             "```",
         ]
-    lines += ["", "## What was searched", ""]
+    lines += ["", "## Experiment", ""]
     lines += [f"- {name}: {_cell(value)}" for name, value in describe(run) if value]
     return "\n".join(lines) + "\n"
 
 
 def pipe_table(headers: list[str], rows: list[list[str]]) -> list[str]:
-    """A table as lines of Markdown, numbers to the right."""
+    """Format a table as lines of Markdown, numbers right-aligned."""
     lines = [headers, ["---"] + ["---:"] * (len(headers) - 1), *rows]
     return ["| " + " | ".join(_cell(value) for value in line) + " |" for line in lines]
 

@@ -1,7 +1,7 @@
 """Write the report of a run: `write_report("runs/digits", "runs/digits/report")`.
 
-One self-contained HTML page, a Markdown summary, every figure as PNG and SVG, its numbers as CSV. Works while
-the search still runs.
+It consists of a self-contained HTML page, a Markdown summary, and every figure as PNG and SVG with its
+numbers as CSV. It can be written while the search runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from analysis.runs.status import status
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and where.
+    """The paths of a written report.
 
     Example:
         report = write_report("runs/digits", "runs/digits/report")
@@ -47,18 +47,18 @@ class Report:
 def write_report(
     run: str | Path | optuna.Study | Run, out: str | Path, picks: Sequence[Pick] | None = None
 ) -> Report:
-    """Write the report of `run` into the folder `out`, over an earlier one.
+    """Write the report of `run` into the folder `out`; replace an earlier report.
 
     Args:
         run: run directory, storage URL, Optuna study, or an open Run.
-        out: folder, made where it is missing.
-        picks: marked in the figures and tables; by default those of the run's `pick.yaml`, if there is one.
+        out: the folder; created if it does not exist.
+        picks: picks to mark in figures and tables; default: those of the run's `pick.yaml`, if any.
 
     Returns:
-        Where the page, the summary, the figures and their numbers are.
+        The paths of page, summary, figures and tables.
 
     Raises:
-        InputError: no run there, a study without trials, or a pick or retraining file that cannot be read.
+        InputError: there is no such run, its study has no trials, or a pick or retraining file is invalid.
 
     Example:
         report = write_report("runs/digits", "report", pick("runs/digits", top=2))
@@ -132,20 +132,20 @@ def _sections(
         _methods(run, frames["methods"]),
         html.section(
             "progress",
-            "How it went",
+            "Progress",
             _states(frames["states"]),
             html.noted(f"{texts.losses_line(frames['losses'])} Numbers: ", "states.csv", "losses.csv"),
             figures("progress"),
         ),
         html.section("loss", "Parts of the loss", figures("loss"), _mixes(frames["mixes"])),
-        html.section("matters", "What matters", figures("matters")),
+        html.section("matters", "Importance", figures("matters")),
         html.section("costs", "Accuracy against the other costs", figures("costs")),
         _failures(frames["failures"]),
         html.section(
             "searched",
-            "What was searched",
+            "Experiment",
             html.facts(texts.describe(run)),
-            html.noted("These and the figures at the top: ", "facts.csv", "trials.csv"),
+            html.noted("These, and the numbers at the top: ", "facts.csv", "trials.csv"),
         ),
     ]
 
@@ -154,9 +154,9 @@ def _header(run: Run, facts: dict[str, Any], frames: dict[str, pd.DataFrame]) ->
     going = not facts["ended"]
     badge = '<span class="badge open">not ended</span>' if going else '<span class="badge">ended</span>'
     names = {"front": "Front", "next": "What next", "retrained": "Retrained", "methods": "Methods"}
-    names |= {"progress": "How it went", "loss": "Loss"}
-    names |= {"matters": "What matters", "costs": "Costs", "failures": "Failures"}
-    names |= {"searched": "What was searched"}
+    names |= {"progress": "Progress", "loss": "Loss"}
+    names |= {"matters": "Importance", "costs": "Costs", "failures": "Failures"}
+    names |= {"searched": "Experiment"}
     absent = {name for name in ("retrained", "methods", "failures") if frames[name].empty}
     links = " ".join(f'<a href="#{key}">{name}</a>' for key, name in names.items() if key not in absent)
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -172,9 +172,9 @@ def _front_table(run: Run, front: pd.DataFrame, picks: Sequence[Pick]) -> str:
     chosen = {str(p.number) for p in picks}
     marks = ["teacher" if r[0] == "teacher" else "picked" if r[0] in chosen else "" for r in rows]
     note = (
-        "Accuracy and loss on validation data, of one seed each, with the interval that the number of images "
-        "leaves; latency as predicted, and as measured on the whole student; test accuracy where a student "
-        "was retrained, over its seeds. The picks are green. "
+        "Accuracy and loss on validation data, for one seed each; the interval follows from the number of "
+        "images. Latency as predicted, and as measured on the whole student. Test accuracy over the seeds of "
+        "retrained students. The picks are green. "
         f"{texts.latency_line(front)}All: "
     )
     words = f"<h3>Students of the front</h3>{html.noted(note, 'front.csv', 'teacher.csv')}"
@@ -197,8 +197,8 @@ def _methods(run: Run, methods: pd.DataFrame) -> str:
         return ""
     headers, rows = texts.method_rows(run, methods)
     note = html.noted(
-        "Objectives of the fully trained trials of each method, which differ in their students and settings "
-        "too; seconds of all that were trained. All: ",
+        "Objectives of the fully trained trials of each method, whose students and settings differ as well; "
+        "seconds over all trained trials. All: ",
         "methods.csv",
     )
     return html.section("methods", "Results by method", note, html.table(headers, rows))
@@ -208,7 +208,7 @@ def _mixes(mixes: pd.DataFrame) -> str:
     if mixes.empty:
         return ""
     headers, rows = loss_parts.mix_rows(mixes, texts.MAX_ROWS)
-    note = html.noted("Students of the front, after the last epoch. All: ", "mixes.csv")
+    note = html.noted("For students of the front, after the last epoch. All: ", "mixes.csv")
     return f"<h3>Learned targets</h3>{note}{html.table(headers, rows, text=(0, 1, 2))}"
 
 

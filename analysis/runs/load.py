@@ -1,4 +1,4 @@
-"""Open a run for its trials: `load("runs/digits").trials`, and `front` for the best of them."""
+"""Open a run, and get its trials or its front: `load("runs/digits").trials`, `front("runs/digits")`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def load(run: str | Path | optuna.Study | Run, study: str | None = None) -> Run:
     Args:
         run: run directory (a path, or a URI in an object store), storage URL ("URL#study", or URL with
             `study`), Optuna study, or an open Run.
-        study: name of the study where the database holds several.
+        study: name of the study if the database holds several.
 
     Returns:
-        The run; `trials` is a DataFrame with one row a trial, whose columns `Run.trials` lists.
+        The run; `trials` is a DataFrame with one row per trial (columns: see `Run.trials`).
 
     Raises:
-        InputError: no run there, an unreadable database, or a study without trials.
+        InputError: there is no such run, its database cannot be read, or its study has no trials.
 
     Example:
         run = load("runs/digits")
@@ -37,7 +37,7 @@ def load(run: str | Path | optuna.Study | Run, study: str | None = None) -> Run:
 
 
 def front(run: str | Path | optuna.Study | Run) -> pd.DataFrame:
-    """The trials that are fully trained and that no other such trial dominates.
+    """Return the non-dominated of the fully trained trials.
 
     Args:
         run: as for `load`.
@@ -46,7 +46,7 @@ def front(run: str | Path | optuna.Study | Run) -> pd.DataFrame:
         Rows of `Run.trials`, best first objective first.
 
     Raises:
-        InputError: as `load`; or no trial has finished yet.
+        InputError: as for `load`, or no trial has finished yet.
 
     Example:
         best = front("runs/digits")

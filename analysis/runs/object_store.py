@@ -1,7 +1,7 @@
-"""Run directories in an object store, `s3://bucket/prefix` or `gs://bucket/prefix`.
+"""Access run directories in an object store, `s3://bucket/prefix` or `gs://bucket/prefix`.
 
-By pyarrow's file systems, as Ray uses them: credentials, region and `AWS_ENDPOINT_URL_S3` come from the
-environment, and none of them goes into a file or a message.
+It uses pyarrow's file systems, as Ray does. Credentials, region and `AWS_ENDPOINT_URL_S3` come from the
+environment, and are never written to a file or message.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def is_remote(place: str | os.PathLike[str]) -> bool:
-    """Whether `place` is in an object store."""
+    """Return True if `place` is in an object store."""
     return _REMOTE.match(os.fspath(place)) is not None
 
 
 @dataclass(frozen=True)
 class Store:
-    """The objects below a URI, by their names relative to it.
+    """The objects below a URI, by name relative to it.
 
-    Every method raises `InputError` when the store cannot be reached or refuses.
+    Every method raises `InputError` if the store cannot be reached or denies access.
     """
 
     uri: str
@@ -39,7 +39,7 @@ class Store:
 
     @classmethod
     def open(cls, uri: str) -> Store:
-        """The store at `uri`; nothing is asked of it yet."""
+        """Open the store at `uri`, without a request to it."""
         from pyarrow.fs import FileSystem
 
         with _faults(uri):
@@ -49,7 +49,7 @@ class Store:
         return cls(uri.rstrip("/"), files, root)
 
     def sizes(self, below: str = "") -> dict[str, int]:
-        """Names and bytes of all objects, or of those in the folder `below`."""
+        """Return names and sizes (bytes) of all objects, or of those in the folder `below`."""
         from pyarrow.fs import FileSelector
 
         root = f"{self._root}/{below}" if below else self._root
@@ -58,7 +58,7 @@ class Store:
         return {info.path.removeprefix(f"{self._root}/"): info.size for info in found if info.is_file}
 
     def top(self) -> list[str]:
-        """Names of the objects and folders directly below the URI."""
+        """Return the names of the objects and folders directly below the URI."""
         from pyarrow.fs import FileSelector
 
         with _faults(self.uri):
@@ -66,17 +66,17 @@ class Store:
         return [info.base_name for info in found]
 
     def exists(self, name: str) -> bool:
-        """Whether there is an object of this name."""
+        """Return True if an object with this name exists."""
         with _faults(self.uri):
             return bool(self._files.get_file_info(f"{self._root}/{name}").is_file)
 
     def read(self, name: str) -> bytes:
-        """The content of an object."""
+        """Return the content of an object."""
         with _faults(self.uri), self._files.open_input_stream(f"{self._root}/{name}") as stream:
             return bytes(stream.readall())
 
     def write(self, name: str, content: bytes) -> None:
-        """Make or replace an object."""
+        """Create or replace an object."""
         with _faults(self.uri), self._files.open_output_stream(f"{self._root}/{name}") as stream:
             stream.write(content)
 
@@ -87,7 +87,7 @@ class Store:
             (folder / name).write_bytes(self.read(name))
 
     def delete(self, name: str) -> None:
-        """Remove an object; none of this name is no fault."""
+        """Delete an object if it exists."""
         with _faults(self.uri):
             if self.exists(name):
                 self._files.delete_file(f"{self._root}/{name}")
@@ -97,14 +97,14 @@ class Store:
 def _faults(uri: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as fault:  # pyarrow's own errors are one of these
-        # The store's part of a long sentence, without the request's id.
+    except (OSError, ValueError) as fault:  # pyarrow's errors are subclasses of these
+        # Keep only the store's part of the message, without the request id.
         text = re.sub(r"\s*\(Request ID: [^)]*\)", "", str(fault).splitlines()[0] if str(fault) else "")
         raise InputError(f"{uri}: {without_keys(text.partition(': AWS Error ')[2] or text)}") from None
 
 
 def without_keys(text: str) -> str:
-    """`text` without the access keys of the environment."""
+    """Replace the environment's access keys in `text`."""
     for name in _SECRETS:
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
@@ -112,7 +112,7 @@ def without_keys(text: str) -> str:
 
 
 def join(place: str | os.PathLike[str], *names: str) -> str:
-    """`place`, a folder or a URI, with names appended."""
+    """Append names to `place`, a folder or a URI."""
     text = os.fspath(place)
     if is_remote(text):
         return "/".join((text.rstrip("/"), *names))
@@ -120,7 +120,7 @@ def join(place: str | os.PathLike[str], *names: str) -> str:
 
 
 def split(place: str) -> tuple[str, str]:
-    """The folder, a URI or a path, and the last name of `place`."""
+    """Split `place` (a URI or a path) into its folder and its last name."""
     if is_remote(place):
         folder, _, name = place.rstrip("/").rpartition("/")
         return folder, name

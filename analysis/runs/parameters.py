@@ -1,7 +1,7 @@
-"""Names of searched parameters and methods, as people read them.
+"""Display names of searched parameters and methods.
 
-In a study a parameter is `level/<block>`, `<method>/<key>`, `optim/<key>`, `fuse` or `method`. Version 0.1
-had one method and no name spaces: `alpha`, `lr`.
+A study's parameter is named `level/<block>`, `<method>/<key>`, `optim/<key>`, `fuse` or `method`. Version 0.1
+had one method and no prefixes: `alpha`, `lr`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ IMPORT = "import:"
 
 
 def parameter_labels(names: Sequence[str]) -> dict[str, str]:
-    """A label for each parameter, unique among them.
+    """Return a unique label for each parameter.
 
     Args:
-        names: all parameters of a run.
+        names: names of all parameters of a run.
 
     Returns:
-        The key alone (`alpha`, `lr`); `<method>: <key>` where several methods were searched or another
-        parameter has the same key; levels keep their names.
+        The key (`alpha`, `lr`), or `<method>: <key>` if several methods were searched or another parameter
+        has the same key. Levels keep their names.
     """
     several = METHOD in names or len({_space(name) for name in names if _of_method(name)}) > 1
     found = {name: _full(name) if several and _of_method(name) else _key(name) for name in names}
@@ -34,15 +34,15 @@ def parameter_labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def method_labels(experiment: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> dict[str, str]:
-    """A short name for each method of a run, unique among them, in the order of the experiment.
+    """Return a short unique name for each method of a run, in the order of the experiment.
 
     Args:
-        experiment: the resolved experiment; one of version 0.1 names no method, and had `ama` alone.
-        trials: the run's, whose parameters say what an imported method calls itself.
+        experiment: the resolved experiment; one of version 0.1 does not name a method and used only `ama`.
+        trials: the run's trials; their parameters contain the prefix of an imported method.
 
     Returns:
-        Labels by the name in the experiment file: `import:mine.py:Mine` has the name space of its parameters,
-        or `Mine` where none of them is searched.
+        Labels by the name in the experiment file. The label of `import:mine.py:Mine` is the prefix of its
+        parameters, or `Mine` if none of them is searched.
     """
     asked = (experiment.get("space") or {}).get("method") or DEFAULT_METHOD
     names = dict.fromkeys([asked] if isinstance(asked, str) else asked)
@@ -60,7 +60,7 @@ def method_labels(experiment: Mapping[str, Any], trials: Iterable[FrozenTrial]) 
 
 
 def method_of(trial: FrozenTrial) -> str:
-    """The method of a trial as the experiment names it."""
+    """Return the method of a trial as named in the experiment."""
     chosen = trial.params.get(METHOD) or (trial.user_attrs.get("config") or {}).get("method")
     return str(chosen or DEFAULT_METHOD)
 

@@ -1,4 +1,4 @@
-"""A run opened for reading: the attributes of its study, and its trials as a table."""
+"""Read a run: the attributes of its study, and its trials as a table."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _TIMES = ("started", "ended")
 
 @dataclass(frozen=True)
 class Run:
-    """A study as it was when it was opened: its attributes, and its trials in order of number.
+    """A snapshot of a study, taken when it was opened: attributes, and trials in order of number.
 
     Attributes:
-        name: of the study.
-        label: what was opened, for messages.
-        path: the run directory, if it can be read as a folder; None: the study was given by its database.
-        place: the run directory as people know it, a path or a URI; None likewise.
-        attrs: the study's attributes; the properties read them.
-        rows: the trials as Optuna keeps them; `trials` is their table.
+        name: name of the study.
+        label: description of the run for messages.
+        path: the run directory if it is a readable folder; None if the study was opened by its database.
+        place: the run directory as given, a path or a URI; None likewise.
+        attrs: the study's attributes, which the properties read.
+        rows: the trials as Optuna objects; `trials` is the table.
 
     Example:
         run = Run.open("runs/digits")
@@ -62,12 +62,12 @@ class Run:
         """Open a run directory, a storage URL ("URL#study", or URL and `study`), or an Optuna study.
 
         Args:
-            run: what to open.
-            study: its name.
-            place: what the folder `run` is a working copy of; None: of nothing.
+            run: the run to open.
+            study: name of the study.
+            place: the original place if the folder `run` is a working copy; else None.
 
         Raises:
-            InputError: no run there, an unreadable database, or a study that `ama search` did not make.
+            InputError: there is no such run, its database cannot be read, or `ama search` did not create it.
         """
         if isinstance(run, Run):
             return run
@@ -101,37 +101,37 @@ class Run:
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """Metrics that are known of every student before it trains."""
+        """Metrics that are known for every student before it trains."""
         return tuple(m.name for m in self.known.values() if m.kind == "cost" and m.worst is not None)
 
     @property
     def qualities(self) -> tuple[str, ...]:
-        """Metrics that training shows."""
+        """Metrics that are known only after training."""
         return tuple(m.name for m in self.known.values() if m.kind == "quality")
 
     @property
     def curve_columns(self) -> tuple[str, ...]:
-        """What the learning curve of every trial holds beside the epoch."""
+        """Columns of every trial's learning curve, besides the epoch."""
         return (*CURVES, *(m.name for m in self.own_metrics.values() if m.kind == "quality"))
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
-        """Names of what was searched: levels in the order of the blocks, then the others by name."""
+        """Names of the searched parameters: levels in the order of the blocks, then the others by name."""
         return tuple(sorted({name for t in self.rows for name in t.params}, key=self._param_order))
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Parameters to their labels for people (see `parameter_labels`)."""
+        """Display names by parameter (see `parameter_labels`)."""
         return parameter_labels(self.parameters)
 
     @cached_property
     def methods(self) -> dict[str, str]:
-        """Methods as the experiment names them to their labels for people (see `method_labels`)."""
+        """Display names by method as named in the experiment (see `method_labels`)."""
         return method_labels(self.experiment, self.rows)
 
     @cached_property
     def recorded(self) -> tuple[str, ...]:
-        """What the methods recorded at every epoch: parts of the loss as `loss/<part>`, learned weights, …"""
+        """Values that methods recorded at every epoch: parts of the loss (`loss/<part>`), weights, …"""
         known = {"epoch", *self.curve_columns, *_fixed_columns(self), *_TIMES, *self.parameters}
         curves = (trial.user_attrs.get("curve") or {} for trial in self.rows)
         return tuple(name for name in dict.fromkeys(name for c in curves for name in c) if name not in known)
@@ -158,7 +158,7 @@ class Run:
 
     @property
     def constraints(self) -> list[dict[str, Any]]:
-        """Limits that the search put on its proposals."""
+        """Limits of the search on its proposals."""
         return list(self.attrs.get("constraints") or [])
 
     @property
@@ -173,7 +173,7 @@ class Run:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials, one row each, in order of number: a new frame each time, empty without trials.
+        """The trials, one row each, in order of number. A new frame at each access; empty without trials.
 
         Columns (NaN, NA or "" where a trial does not have the value yet):
         - number, state (COMPLETE, PRUNED, FAIL, RUNNING or WAITING), refused ("infeasible" or "duplicate" for
@@ -195,7 +195,7 @@ class Run:
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
-        # Beside the study, not in the rows: Optuna lets nothing be added to a row that has ended.
+        # Stored in the study, not in the rows, because Optuna does not allow changes of rows that have ended.
         measured = self.attrs.get("measured", {})
         rows = [self._row(trial, measured.get(str(trial.number), {})) for trial in self.rows]
         table = pd.DataFrame(rows)
@@ -240,16 +240,16 @@ class Run:
         return row
 
     def _param_order(self, name: str) -> tuple[int, str]:
-        """Levels in the order of the blocks, then the other parameters by name."""
+        """Sort key: levels in the order of the blocks, then the other parameters by name."""
         names = [f"level/{block['name']}" for block in self.blocks]
         return (names.index(name) if name in names else len(names), name)
 
     def points(self, rows: pd.DataFrame) -> Floats:
-        """Objective values (n, d) of these rows of `trials`, every column minimised."""
+        """Return the objective values (n, d) of these rows of `trials`, every column minimised."""
         return minimised(rows[self.metrics].to_numpy(dtype=np.float64), self.objectives)
 
     def front(self) -> pd.DataFrame:
-        """Rows of the trials that are fully trained and non-dominated, best first objective first.
+        """Return the rows of the fully trained non-dominated trials, best first objective first.
 
         Raises:
             InputError: no trial has finished yet.
@@ -262,13 +262,13 @@ class Run:
         return rows.iloc[order].reset_index(drop=True)
 
     def curves(self, numbers: Container[int] | None = None) -> pd.DataFrame:
-        """Learning curves, one row a trial and epoch.
+        """Return the learning curves, one row per trial and epoch.
 
         Args:
-            numbers: of the trials; None: of all.
+            numbers: numbers of the trials; None: all trials.
 
         Returns:
-            number, state, epoch, then `curve_columns` and `recorded`, NaN where a trial has no such value.
+            number, state, epoch, then `curve_columns` and `recorded`; NaN if a trial lacks a value.
         """
         columns = (*self.curve_columns, *self.recorded)
         parts: dict[str, list[Any]] = {name: [] for name in ("number", "state", "epoch", *columns)}
@@ -285,7 +285,7 @@ class Run:
         return table.astype({"number": "int64", "epoch": "int64", **dict.fromkeys(columns, "float64")})
 
     def trial(self, number: int) -> FrozenTrial:
-        """The trial with this number. Raises InputError where there is none."""
+        """Return the trial with this number. Raises InputError if it does not exist."""
         found = self._by_number.get(number)
         if found is None:
             raise InputError(f"{self.label}: no trial {number}; there are {len(self.rows)}")
@@ -297,7 +297,7 @@ class Run:
 
 
 def describe_unfinished(table: pd.DataFrame) -> str:
-    """Why there is no front: "no trial has finished yet: 3 running, 1 waiting, …"."""
+    """Explain why there is no front: "no trial has finished yet: 3 running, 1 waiting, …"."""
     refused = table["refused"] != ""
     counts = table.loc[~refused, "state"].value_counts()
     words = {"RUNNING": "running", "WAITING": "waiting", "PRUNED": "stopped early", "FAIL": "failed"}
@@ -307,7 +307,7 @@ def describe_unfinished(table: pd.DataFrame) -> str:
 
 
 def _fixed_columns(run: Run) -> list[str]:
-    """Columns of every run's frame but the times, which come last."""
+    """Return the columns of every run's frame, except the times, which come last."""
     front = ("number", "state", "refused", "on_front")
     return list(dict.fromkeys([*front, *run.metrics, *_NUMBERS, *run.own_metrics, *_COUNTS, *_TEXTS]))
 
@@ -319,7 +319,7 @@ def _replaced(attrs: Mapping[str, Any]) -> int | None:
 
 def _check(attrs: Mapping[str, Any], where: str) -> None:
     if "objectives" not in attrs or "teacher" not in attrs:
-        raise InputError(f"{where} was not made by `ama search`: it does not say its objectives and teacher")
+        raise InputError(f"{where} was not created by `ama search`: its objectives and teacher are missing")
     if attrs.get("format") != FORMAT:
         raise InputError(f"{where} has format {attrs.get('format')!r}: this version reads format {FORMAT}")
     names = objective_names({**METRICS, **own_metrics(attrs.get("metrics") or {})})

@@ -1,4 +1,4 @@
-"""How a run stands, as plain values for `ama status --json`."""
+"""The state of a run as plain values, for `ama status --json`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from analysis.runs.run import STATES, Run
 
 
 def status(run: str | Path | optuna.Study | Run, study: str | None = None) -> dict[str, Any]:
-    """State of a run, running or ended; works from the first moment on.
+    """Return the state of a run; works while it runs and before any trial has finished.
 
     Returns:
-        JSON-ready: name, run (where it was read from, without password), trials (number by state; those
-        refused before training apart as "refused"), front (number, values by metric, number of blocks
-        replaced; best first objective first), hypervolume (0..1), objectives, teacher, epochs and seconds
-        (trained, all trials), budget, started and ended (ISO time; ended is None while the run goes on).
+        JSON-compatible values: name, run (its place, without password), trials (number by state; proposals
+        refused before training as "refused"), front (number, values by metric, number of blocks replaced;
+        best first objective first), hypervolume (0..1), objectives, teacher, epochs and seconds (trained, all
+        trials), budget, started and ended (ISO time; ended is None while the run continues).
     """
     opened = Run.open(run, study)
     table = opened.trials

@@ -1,7 +1,7 @@
-"""Where a run's study is, and how to read it: run directory, storage URL, or an Optuna study at hand.
+"""Locate and read the study of a run: run directory, storage URL, or an Optuna study.
 
-A run directory holds `experiment.yaml` and, unless the experiment names another database, `study.db`.
-The environment variable AMA_STUDY_URL overrides both. Passwords never leave this module.
+A run directory contains `experiment.yaml` and, unless the experiment names another database, `study.db`.
+The environment variable AMA_STUDY_URL overrides both. This module never shows passwords.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _READ_ERRORS = (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportErr
 
 @dataclass(frozen=True)
 class Source:
-    """A place to read a study from. `url` may hold a password: it is kept out of `repr` and of messages.
+    """A place to read a study from. `url` may contain a password and is not shown in `repr` or messages.
 
-    `path` is the run directory where it can be read as a folder, `place` the run directory as people know it.
+    `path` is the run directory if it is a readable folder. `place` is the run directory as given.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Record:
-    """A study as it was when it was read: its name, its attributes and its trials in order of number."""
+    """A snapshot of a study: name, attributes, and trials in order of number."""
 
     name: str
     attrs: Mapping[str, Any]
@@ -61,16 +61,17 @@ class Record:
 
 
 def locate(run: str | Path, study: str | None = None, place: str | None = None) -> Source:
-    """Find the study that `run` means.
+    """Locate the study of `run`.
 
     Args:
-        run: a run directory, in an object store ("s3://bucket/run") too, or a storage URL
-            ("sqlite:////data/study.db", "postgresql://…"), whose study is named by `study` or after a "#".
-        study: name of the study; by default the experiment's, or the only one in the database.
-        place: what the folder `run` is a working copy of; None: of nothing.
+        run: a run directory, also in an object store ("s3://bucket/run"), or a storage URL
+            ("sqlite:////data/study.db", "postgresql://…") with the study's name in `study` or after "#".
+        study: name of the study; default: that of the experiment, or the only one in the database.
+        place: the original place if the folder `run` is a working copy; else None.
 
     Raises:
-        InputError: no such directory, not a run directory, or a database file that does not exist.
+        InputError: the directory does not exist or is not a run directory, or the database file does not
+            exist.
     """
     text = str(run)
     if is_remote(text):
@@ -86,7 +87,7 @@ def locate(run: str | Path, study: str | None = None, place: str | None = None) 
 
 
 def _url_and_study(text: str) -> tuple[str, str | None]:
-    """`URL#study` in two; a # before an @ or a / belongs to the URL, such as one in a password."""
+    """Split `URL#study`; a # before an @ or a / belongs to the URL, e.g. to a password."""
     url, _, name = text.rpartition("#")
     if not url or "@" in name or "/" in name:
         return text, None
@@ -99,7 +100,7 @@ def _locate_directory(path: Path, study: str | None, place: str) -> Source:
         raise InputError(f"{place} {kind}: expected a run directory (or a storage URL with #study)")
     experiment, database = path / "experiment.yaml", path / "study.db"
     if not experiment.is_file() and not database.is_file():
-        raise InputError(f"{place} is no run directory: it has neither experiment.yaml nor study.db")
+        raise InputError(f"{place} is not a run directory: it has neither experiment.yaml nor study.db")
     settings: dict[str, Any] = {}
     if experiment.is_file():
         try:
@@ -117,7 +118,7 @@ def _locate_directory(path: Path, study: str | None, place: str) -> Source:
 def _locate_remote(uri: str, study: str | None) -> Source:
     store = Store.open(uri)
     if not store.exists("experiment.yaml"):
-        raise InputError(f"{uri} is no run directory: it has no experiment.yaml")
+        raise InputError(f"{uri} is not a run directory: it does not contain experiment.yaml")
     source = _of_settings(
         _settings(store.read("experiment.yaml"), f"{uri}/experiment.yaml"), study, uri, None
     )
@@ -128,13 +129,13 @@ def _locate_remote(uri: str, study: str | None) -> Source:
 
 def _no_database(place: str) -> InputError:
     return InputError(
-        f"{place}: its experiment names no database (storage.study), and an object store holds none; set "
+        f"{place}: its experiment does not name a database (storage.study), as an object store requires; set "
         f"{URL_VARIABLE}"
     )
 
 
 def _of_settings(settings: Mapping[str, Any], study: str | None, place: str, path: Path | None) -> Source:
-    """The study that the environment or the experiment names, its `url` empty where neither does."""
+    """Return the study named by the environment or the experiment; `url` is empty if neither names one."""
     name = study or settings.get("name")
     storage = settings.get("storage")
     named = storage.get("study") if isinstance(storage, dict) else None
@@ -160,7 +161,7 @@ def _settings(content: bytes, file: str) -> dict[str, Any]:
 
 
 def _require_file(source: Source) -> None:
-    """Refuse an SQLite file that does not exist: opening it would make an empty database."""
+    """Refuse an SQLite file that does not exist, because opening it would create an empty database."""
     if not source.url.startswith("sqlite"):
         return
     file = sa.make_url(source.url).database
@@ -172,7 +173,7 @@ def read(source: Source) -> Record:
     """Read the study at `source`.
 
     Raises:
-        InputError: the database cannot be reached or read, or has no such study. Never names a password.
+        InputError: the database cannot be reached or read, or lacks the study. Does not show passwords.
     """
     connect = {"connect_timeout": 10} if source.url.startswith("postgresql") else {}
     try:
@@ -195,7 +196,7 @@ def read(source: Source) -> Record:
 
 
 def read_open_study(study: optuna.Study) -> Record:
-    """The record of a study that is already open, whatever its storage."""
+    """Read a study that is already open, with any storage."""
     trials = study.get_trials(deepcopy=False)
     return Record(study.study_name, dict(study.user_attrs), tuple(sorted(trials, key=lambda t: t.number)))
 
@@ -212,7 +213,7 @@ def _read_storage(storage: RDBStorage, source: Source) -> Record:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """No garbage collection inside: it would look at a million new objects again and again, all in use."""
+    """Disable garbage collection in the block: it would scan a million new objects that are all in use."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -223,9 +224,9 @@ def _no_collection() -> Iterator[None]:
 
 
 def _read_trials(engine: sa.Engine, study_id: int) -> tuple[FrozenTrial, ...]:
-    """All trials by four plain selects: ten times as fast as the storage's own objects at 10,000 trials.
+    """Read all trials with four plain selects: for 10,000 trials ten times as fast as Optuna's objects.
 
-    Leaves out what the analysis never asks for: system attributes and intermediate values.
+    System attributes and intermediate values are left out, because the analysis does not use them.
     """
     trial, param, value, attr = TrialModel, TrialParamModel, TrialValueModel, TrialUserAttributeModel
     params: dict[int, dict[str, Any]] = defaultdict(dict)
@@ -239,7 +240,7 @@ def _read_trials(engine: sa.Engine, study_id: int) -> tuple[FrozenTrial, ...]:
         return session.execute(chosen.order_by(columns[0]))
 
     with Session(engine) as session, _no_collection():
-        # States first: a trial that ends meanwhile then reads as running, never as complete without values.
+        # States first: then a trial that ends meanwhile is read as running, not as complete without values.
         chosen = sa.select(trial).where(trial.study_id == study_id).order_by(trial.number)
         found: list[Any] = list(session.scalars(chosen))
         columns = (

@@ -1,7 +1,7 @@
-"""Database URLs of studies: variables, credentials, redaction. The only place that parses or hides one.
+"""Parse, complete and redact the database URLs of studies. No other module parses or hides a URL.
 
-`study_url` gives the URL to connect to, for the search and for the analysis alike; `redact` is applied to
-every text that may hold a URL before a person or a file sees it.
+`study_url` returns the URL to connect to, for search and analysis. `redact` is applied to every text that may
+contain a URL before it is shown or written.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from urllib.parse import quote, quote_plus
 
 from analysis.errors import InputError
 
-if TYPE_CHECKING:  # loaded where a URL is parsed
+if TYPE_CHECKING:  # imported only when a URL is parsed
     from sqlalchemy.engine import URL
 
 URL_VARIABLE = "AMA_STUDY_URL"
 HIDDEN = "***"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SCHEME = r"[A-Za-z][\w+.-]*://"
-# Up to the last @ of the word: a password may hold any character, and hiding too much does no harm.
+# Up to the last @ of the word: a password may contain any character; hiding too much does no harm.
 _PASSWORD = re.compile(rf"({_SCHEME}[^\s:/@]*:)(\S*)(?=@)")
-# With spaces in it: up to the last @ of the line that is before another URL.
+# With spaces: up to the last @ of the line before the next URL.
 _WITH_SPACES = re.compile(rf"({_SCHEME}[^\s:/@]*:)(?!\*\*\*@|\$\{{\w+\}}@)((?:(?!\w://)[^\n])*)(?=@)")
 _NAMES = r"\w*(?:password|passwd|pwd|secret|token)\w*"
 _QUERY = re.compile(rf"([?&]{_NAMES}=)([^&\s]+)", re.IGNORECASE)
@@ -34,16 +34,16 @@ _KEY = re.compile(
     r"""((?<![?&\w])(?:password|passwd|pwd|sslpassword)\s*=\s*)('(?:\\.|[^'\\])*'|"[^"]*"|(?:\\.|[^\s\\])+)""",
     re.IGNORECASE | re.DOTALL,
 )
-# What cannot be read as a URL may hold a password anywhere before its last @.
+# A text that is not a valid URL may contain a password anywhere before its last @.
 _BEFORE_HOST = re.compile(r"^([A-Za-z][\w+.-]*:/+)?.*@", re.DOTALL)
 
 
 def redact(text: str, *urls: str) -> str:
-    """`text` with the password of every URL in it replaced by ***; `${VAR}` in its place is kept.
+    """Replace the password of every URL in `text` by ***; keep a `${VAR}` in its place.
 
     Args:
-        text: a URL, or any text that may hold some, such as a database's error.
-        urls: URLs whose passwords are also taken out where they stand alone.
+        text: a URL, or any text that may contain URLs, such as a database error.
+        urls: URLs whose passwords are also replaced outside of a URL.
     """
     for url in urls:
         for secret, alone in _secrets(url).items():
@@ -59,10 +59,10 @@ def _hide(match: re.Match[str]) -> str:
 
 
 def _secrets(url: str) -> dict[str, bool]:
-    """The password of `url` as written, decoded and encoded, and whether to look for it as a word alone.
+    """Return the password of `url` as written, decoded and encoded; True: hide it only as a whole word.
 
-    A password that is a part of the host's or another public name would show itself by what is hidden there;
-    one that is such a name is hidden only where it stands in a URL or after its key.
+    If the password is a part of the host's or another public name, hiding it there would reveal it. If it
+    equals such a name, it is hidden only in a URL or after its key.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -89,14 +89,14 @@ def _secrets(url: str) -> dict[str, bool]:
 
 
 def check_url(text: str) -> str:
-    """`text` if it can be a database URL; parts from the environment are not looked up yet.
+    """Return `text` if it can be a database URL; variables are not replaced yet.
 
     Raises:
-        ValueError: it cannot; the message shows no password.
+        ValueError: it cannot; the message does not show the password.
     """
     from sqlalchemy.exc import ArgumentError
 
-    if not _VARIABLE.match(text):  # else the variable's value says what it is
+    if not _VARIABLE.match(text):  # else the variable's value decides
         try:
             _parts(text, dict.fromkeys(_VARIABLE.findall(text), "0"))
         except (ArgumentError, ValueError):
@@ -114,23 +114,23 @@ def study_url(
     *,
     kept: bool = False,
 ) -> str:
-    """The URL of the study's database, with its password, for SQLAlchemy.
+    """Return the URL of the study's database, with its password, for SQLAlchemy.
 
-    The environment variable AMA_STUDY_URL goes first, then `storage.study`. Each `${VAR}` is filled in from
-    the environment: one at the beginning may hold a whole URL or the beginning of one; the value of any other
-    is that part of the URL as it is, whatever characters it holds. A SQLite path becomes absolute, so that
-    the URL means the same file in every process.
+    The environment variable AMA_STUDY_URL takes precedence over `storage.study`. Each `${VAR}` is replaced
+    from the environment. A variable at the start may contain a whole URL or the start of one. The value of
+    any other variable is taken literally as a part of the URL, with any characters. A SQLite path becomes
+    absolute, so that the URL means the same file in every process.
 
     Args:
         text: the experiment's `storage.study`, if any.
         run_dir: the run directory.
-        env: the environment; None: this process's own.
-        kept: `text` is that of the run's own file. A relative SQLite path is then one of the working
-            directory in which the search began, and is looked for below the run directory and the folders
-            that hold it first.
+        env: the environment; None: that of this process.
+        kept: whether `text` comes from the run's own file. A relative SQLite path is then relative to the
+            working directory in which the search started; it is looked up first in the run directory and the
+            folders that contain it.
 
     Raises:
-        InputError: a variable that is not set, a password that was not kept, or no place for a database.
+        InputError: a variable is not set, the password was not kept, or no database is given.
     """
     env = os.environ if env is None else env
     source = "storage.study"
@@ -147,10 +147,10 @@ def study_url(
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite database in a file.
+    """Return the URL of a SQLite database in a file.
 
     Raises:
-        InputError: a URL cannot hold the file's name.
+        InputError: a URL cannot contain the file's name.
     """
     from sqlalchemy.engine import URL
 
@@ -158,10 +158,10 @@ def sqlite_url(file: Path) -> str:
 
 
 def given_url(text: str) -> str:
-    """A database URL given in place of a run directory, completed as `study_url` does it.
+    """Complete a database URL that was given instead of a run directory, as `study_url` does.
 
     Raises:
-        InputError: it cannot be one, or needs a variable that is not set.
+        InputError: the URL is not valid, or needs a variable that is not set.
     """
     return _complete(text, "the study's URL", os.environ, None)
 
@@ -189,7 +189,7 @@ def _complete(text: str, source: str, env: Mapping[str, str], run_dir: Path | No
             "to the whole URL"
         )
     if url.drivername == "postgresql" and find_spec("psycopg"):
-        url = url.set(drivername="postgresql+psycopg")  # what the extra `postgres` installs
+        url = url.set(drivername="postgresql+psycopg")  # installed by the extra `postgres`
     if url.get_backend_name() == "sqlite":
         if not url.database or url.database == ":memory:":
             raise InputError(f"{source}: expected a database that outlives the process, got {redact(text)!r}")
@@ -203,14 +203,14 @@ def _complete(text: str, source: str, env: Mapping[str, str], run_dir: Path | No
 
 
 def _parts(text: str, values: Mapping[str, str]) -> URL:
-    """The parts of a URL, its variables filled in after it was taken apart: no value is read as syntax.
+    """Split a URL and then replace its variables, so that no value is read as syntax.
 
     Raises:
-        ArgumentError, ValueError: no URL.
+        ArgumentError, ValueError: the text is not a URL.
     """
     from sqlalchemy.engine import URL, make_url
 
-    # Digits may stand in every part of a URL, a port too.
+    # Digits are valid in every part of a URL, including the port.
     tokens = {f"7{index:04}23571113": match[1] for index, match in enumerate(_VARIABLE.finditer(text))}
     waiting = iter(tokens)
     url = make_url(_VARIABLE.sub(lambda _: next(waiting), text))
@@ -222,7 +222,7 @@ def _parts(text: str, values: Mapping[str, str]) -> URL:
 
     host, port = fill(url.host), fill(str(url.port)) if url.port is not None else None
     if host and port is None and (pair := re.fullmatch(r"([^:\[\]]+):(\d+)", host)):
-        host, port = pair[1], pair[2]  # a variable may hold both
+        host, port = pair[1], pair[2]  # a variable may contain both
     query = {
         key: fill(value) or "" if isinstance(value, str) else tuple(fill(each) or "" for each in value)
         for key, value in url.query.items()
@@ -239,12 +239,12 @@ def _parts(text: str, values: Mapping[str, str]) -> URL:
 
 
 def _rendered(url: URL, shown: str, source: str) -> str:
-    """`url` as text that is read back as the same URL."""
+    """Return `url` as a text that parses to the same URL."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     text = url.render_as_string(hide_password=False)
-    for part in (url.username, url.password):  # SQLAlchemy leaves spaces as they are
+    for part in (url.username, url.password):  # SQLAlchemy does not encode spaces
         if part and " " in str(part):
             text = text.replace(quote(str(part), safe=" +"), quote(str(part), safe="+"), 1)
     try:
@@ -253,14 +253,14 @@ def _rendered(url: URL, shown: str, source: str) -> str:
         same = False
     if not same:
         raise InputError(
-            f"{source}: expected parts that a database URL can hold, got others in {redact(shown)!r}; no ? "
-            "may be in a file's name, no / or @ in a host's"
+            f"{source}: expected parts that a database URL can contain, got others in {redact(shown)!r}; a "
+            "file name must not contain ?, a host name neither / nor @"
         )
     return text
 
 
 def _database_file(file: str, run_dir: Path | None) -> Path:
-    """A SQLite path as the search that wrote it meant it: from its working directory, which held the run."""
+    """Resolve a SQLite path of a run: relative to the search's working directory, which contained the run."""
     if run_dir is not None and not Path(file).is_absolute():
         run = run_dir.absolute()
         for folder in (run, *run.parents):
@@ -270,7 +270,7 @@ def _database_file(file: str, run_dir: Path | None) -> Path:
 
 
 def with_absolute_path(text: str) -> str:
-    """A database URL whose SQLite path does not depend on the working directory; others as they are."""
+    """Make the SQLite path in a database URL absolute; return other URLs unchanged."""
     from sqlalchemy.engine import make_url
 
     if _VARIABLE.search(text) or (url := make_url(text)).get_backend_name() != "sqlite" or not url.database:
