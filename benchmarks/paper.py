@@ -83,7 +83,7 @@ class Bench:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold a lock, so that one shard makes the shared files and the others read them."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -93,7 +93,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def prepare(plan: Plan) -> Bench:
     """Make data, teacher, cost table and library, or read them from the work folder."""
-    with _alone(plan.work):
+    with _locked(plan.work):
         experiment = plan.experiment
         runtime = resolve(experiment.runtime)
         data = table_data(experiment.data, plan.saw, VAL_IMAGES)
