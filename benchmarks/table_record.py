@@ -113,7 +113,7 @@ def library_flops(setup: Prepared, seed: int) -> float:
 
     In the first phase, a batch takes the teacher's forward and every module's forward and backward. In the
     second, it takes the teacher's forward and the forward and backward of the students that this seed
-    samples. Scoring takes the teacher with each module, and each module alone.
+    samples. Scoring counts as one teacher forward for each module, plus three.
     """
     costs, experiment, train = setup.costs, setup.experiment, len(setup.data.train)
     config, space = experiment.library, experiment.space

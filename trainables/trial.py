@@ -59,7 +59,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
 
     The trial's config has `number` (of the study's row) and `distill` (a `DistillConfig` as JSON). For a
     trial that an earlier session left unfinished it also has `resume` (checkpoint folders, newest first) and
-    `told` (the last epoch known to be in the study; later ones in the checkpoint are reported again).
+    `told` (number of epochs known to be in the study; later ones in the checkpoint are reported again).
     """
 
     def setup(self, config: dict[str, Any], *, context: TrialContext) -> None:
