@@ -1,4 +1,4 @@
-"""The measured claims, each a command."""
+"""Benchmarks: every measured claim is the output of one command."""
 
 from pathlib import Path
 

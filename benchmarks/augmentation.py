@@ -1,8 +1,8 @@
-"""How fast is one training batch: random crop, flip and normalisation of uint8 images?
+"""Time the making of a training batch: random crop, flip and normalisation of uint8 images.
 
     python benchmarks/augmentation.py --threads 1 --batch 256 --size 32
 
-Four ways that give the same pixels; the first is the one in `trainables.data.augment`.
+Compares four implementations that give the same pixels; the first is that of `trainables.data.augment`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainables.data.pixels import normalisation_constants, normalise
 
 
 def reflected(images: torch.Tensor, pad: int) -> torch.Tensor:
-    """uint8 (B, 3, H, W) with reflected borders."""
+    """Pad uint8 images (B, 3, H, W) with reflected borders."""
     size = images.shape[-1]
     index = (size - 1) - ((size - 1) - torch.arange(-pad, size + pad).abs()).abs()
     return images.index_select(2, index).index_select(3, index)
@@ -65,7 +65,7 @@ def grouped_by_offset(images: torch.Tensor, plan: EpochPlan, pad: int) -> torch.
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median and fastest of `repeats` calls."""
+    """Return the median and the shortest time of `repeats` calls, in ms."""
     times = []
     for _ in range(repeats + 3):
         start = time.perf_counter()

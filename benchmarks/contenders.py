@@ -1,7 +1,7 @@
-"""Who is compared: our search policy, and others by their own code.
+"""The search policies that are compared: ours, and those of other libraries, run with their code.
 
-Everybody is asked and told as Ray Tune (or Syne Tune) would ask and tell them. Trials of the others start
-cold, as there is no library without us; `stock_library` shows what a library alone does for them.
+Every policy is called as Ray Tune (or Syne Tune) calls it. Trials of the others start cold, because only this
+package has a module library; `stock_library` shows the effect of a library on a stock policy.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ MODES = {"maximize": "max", "minimize": "min"}
 
 @dataclass(frozen=True)
 class Policy:
-    """What may be varied of ours; the defaults are the presets'.
+    """Settings of our policy; the defaults are the presets'.
 
     Attributes:
-        start: of the trials.
-        first: students proposed first, by proxy.
-        grace: first rung.
+        start: what trials start from.
+        first: number of students proposed first, ranked by the proxy.
+        grace: epochs before the first rung.
         eta: reduction factor; None: no early stopping.
         startup: random trials before the sampler models the space.
         sampler: as in the experiment file.
-        stopped: what the sampler is told of a stopped trial: `lesson` (what the search does:
-            `search.policy.extrapolation`), `pruned` (tried, and for TPE worse than every complete trial),
-            `values` (complete with its last values, as Ray tells it) or `nothing`.
+        stopped: result of a stopped trial for the sampler: `lesson` (extrapolated values, as in the search:
+            `search.policy.extrapolation`), `pruned` (for TPE, worse than every complete trial), `values`
+            (complete with its last values, as in Ray) or `nothing`.
     """
 
     start: str = "library"
@@ -61,7 +61,7 @@ class Policy:
 
 
 class Ours(Contender):
-    """Our proposer, prices and rungs, as `search.tune.searcher` joins them."""
+    """Our proposer, cost table and rungs, combined as in `search.tune.searcher`."""
 
     def __init__(self, table: Table, seed: int, recorded: int, policy: Policy = Policy()) -> None:
         self.start, self._policy = policy.start, policy
@@ -104,7 +104,7 @@ class Ours(Contender):
 
 def _experiment(table: Table, seed: int, policy: Policy) -> Experiment:
     given = table.meta["experiment"]
-    # `first` of so many trials come first; nothing else looks at the number of trials here.
+    # The number of trials is used for `first` alone.
     budget = {"trials": max(1, policy.first), "first_share": 1.0, "grace_epochs": policy.grace}
     changed = {
         "seed": seed,
@@ -117,19 +117,19 @@ def _experiment(table: Table, seed: int, policy: Policy) -> Experiment:
 
 
 def _first(table: Table, experiment: Experiment, space: SearchSpace, recorded: int) -> list[Params]:
-    """What `search.run.search` enqueues, from the library of the recorded seed."""
+    """Return the trials that `search.run.search` enqueues first, from the library of the recorded seed."""
     record = table.libraries[recorded]
     library = Library("recorded", {}, {}, record.solo_loss, record.seconds)
     return first_proposals(space, table.costs.structure, table.costs, library)
 
 
 class RayOptuna(Contender):
-    """Ray Tune's own `OptunaSearch`, alone or with Ray's own ASHA on accuracy.
+    """Ray Tune's `OptunaSearch`, alone or with Ray's ASHA on accuracy.
 
-    A trial that ASHA stops is told to Optuna as Ray tells it: complete, with the values it had.
+    A trial that ASHA stops is reported to Optuna as Ray does it: complete, with its last values.
 
     Args:
-        sampler: None: what `OptunaSearch` takes by itself, TPE.
+        sampler: None: the default of `OptunaSearch`, TPE.
         eta: reduction factor of ASHA; None: no early stopping.
     """
 
@@ -181,12 +181,12 @@ class RayOptuna(Contender):
 
 
 def _trial(number: int) -> Any:
-    """All that Ray's ASHA looks at in a trial."""
+    """Make a trial object with the attributes that Ray's ASHA reads."""
     return SimpleNamespace(trial_id=str(number))
 
 
 class SyneMoasha(Contender):
-    """Syne Tune's own MOASHA: random proposals, its rungs on all objectives."""
+    """Syne Tune's MOASHA: random proposals, rungs on all objectives."""
 
     def __init__(self, table: Table, seed: int, eta: float = 3.0, grace: int = 1) -> None:
         from syne_tune.config_space import choice, loguniform, randint, uniform  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -194,7 +194,7 @@ class SyneMoasha(Contender):
             MOASHA,
         )
 
-        np.random.seed(seed)  # what it samples from
+        np.random.seed(seed)  # MOASHA samples from the global generator
         self._signs: dict[str, int] = {
             o.metric: -1 if o.direction == "maximize" else 1 for o in table.experiment.objectives
         }
@@ -245,10 +245,10 @@ Make = Callable[[Table, int, int], Contender]  # table, seed of the search, reco
 
 
 def contenders(policy: Policy, asha: tuple[int, float]) -> Mapping[str, Make]:
-    """Everybody by name: ours first, then the others, then ours and stock with single parts changed.
+    """Return the contenders by name: ours, then the others.
 
     Args:
-        policy: ours.
+        policy: settings of ours.
         asha: grace period and reduction factor of the others that stop early.
     """
     grace, eta = asha
@@ -265,7 +265,7 @@ def contenders(policy: Policy, asha: tuple[int, float]) -> Mapping[str, Make]:
 
 
 def ablations(policy: Policy) -> Mapping[str, Make]:
-    """Ours with one part taken away, and stock with the library."""
+    """Return the ablations: ours with one part removed, and stock with the library."""
     cold = replace(policy, start="teacher", first=0)
     return {
         "ours_no_first": lambda t, s, r: Ours(t, s, r, replace(policy, first=0)),

@@ -1,4 +1,4 @@
-"""From replays to figures: hypervolume against what was spent, what it took to get somewhere, intervals."""
+"""Compute figures from replays: hypervolume against compute and time, cost to reach a share, intervals."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Scale:
-    """What figures of a table are measured in.
+    """The units of a table's figures.
 
     Attributes:
         within: the box of hypervolume.
         best: hypervolume of the table's reference, cold and warm, by recorded seed.
-        trial_flops: of a cold trial trained to its end, the mean over the table: the unit of compute.
-        trial_seconds: likewise of CPU time.
+        trial_flops: the unit of compute: mean FLOPs of a cold trial of full length.
+        trial_seconds: mean CPU seconds of a cold trial of full length.
     """
 
     objectives: tuple[Objective, ...]
@@ -35,7 +35,7 @@ class Scale:
 
     @classmethod
     def of(cls, table: Table) -> Scale:
-        """The scale of a table."""
+        """Compute the scale of a table."""
         objectives = tuple(Objective(o.metric, o.direction) for o in table.experiment.objectives)
         within = box(objectives, table.costs.teacher.as_dict(), table.meta["classes"])
         metrics = [o.metric for o in objectives]
@@ -54,11 +54,11 @@ class Scale:
 
 @dataclass(frozen=True)
 class Curve:
-    """Hypervolume of one search as a step function: from `compute[i]` and `clock[i]` on it is `volume[i]`.
+    """Hypervolume of a search as a step function: from `compute[i]` and `clock[i]` on it is `volume[i]`.
 
     Attributes:
-        compute: FLOPs, rising.
-        clock: virtual seconds, rising.
+        compute: FLOPs, ascending.
+        clock: virtual seconds, ascending.
         volume: as a share of the table's best of the same recorded seed.
         front: points of the final front.
     """
@@ -70,7 +70,7 @@ class Curve:
 
     @classmethod
     def of(cls, replay: Replay, scale: Scale, recorded: int) -> Curve:
-        """The curve of a replay, by the true final values of the trials it trained fully."""
+        """Compute the curve of a replay from the true final values of its complete trials."""
         metrics = [o.metric for o in scale.objectives]
         points = minimised([final_values(c.run, metrics) for c in replay.completions], scale.objectives)
         volumes, sizes = hypervolume_history(points, scale.within)
@@ -82,18 +82,18 @@ class Curve:
         )
 
     def at(self, spent: Floats, axis: str) -> Floats:
-        """Hypervolume after each of `spent` (n,), which counts on `axis`, compute or clock; 0 at first."""
+        """Return the hypervolume after each of `spent` (n,) on `axis`, compute or clock; 0 at first."""
         index = np.searchsorted(getattr(self, axis), spent, side="right")
         return np.concatenate([[0.0], self.volume])[index]
 
     def spent_until(self, share: float, axis: str) -> float:
-        """What was spent when the hypervolume first was `share` of the best; infinite: never."""
+        """Return the compute or time until the hypervolume is `share` of the best; infinite if never."""
         reached = np.flatnonzero(self.volume >= share)
         return float(getattr(self, axis)[reached[0]]) if len(reached) else float("inf")
 
 
 def interval(values: Sequence[float] | Floats) -> tuple[float, float, float]:
-    """Mean, and its 95 % interval by the bootstrap; seeded, so that it can be repeated."""
+    """Return the mean and its 95 % bootstrap interval; seeded, so that it is reproducible."""
     array = np.asarray(values, dtype=np.float64)
     means = array[_resamples(len(array))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -101,7 +101,7 @@ def interval(values: Sequence[float] | Floats) -> tuple[float, float, float]:
 
 
 def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Ratio of the means of paired values, and its 95 % interval by the bootstrap over the pairs."""
+    """Return the ratio of the means of paired values and its 95 % interval by bootstrap over the pairs."""
     a, b = np.asarray(ours), np.asarray(theirs)
     index = _resamples(len(a))
     low, high = np.quantile(a[index].mean(axis=1) / b[index].mean(axis=1), [0.025, 0.975])

@@ -1,22 +1,23 @@
-"""Does a trial cost what its arithmetic costs, and what do other ways of running it cost?
+"""Compare the time of a trial with the time of its arithmetic alone, and with other implementations.
 
     python -m benchmarks.engine
     python -m benchmarks.engine --root IMAGEFOLDER --teacher WEIGHTS
     python -m benchmarks.engine epochs accuracy --root IMAGEFOLDER --teacher WEIGHTS --rounds 7
 
-Four parts, one after the other; each replaces what the result file has of it:
+Runs four parts, one after the other; each replaces its section of the result file:
 
 - `epochs`: ours against the bare arithmetic, a loop written by hand, and torchdistill. ResNet-20 teacher,
-  three students of different cost, 32 px images, batches of 256. Each contender has a process of its own;
-  they take turns, epoch by epoch. Times are those of the clock, on a GPU of its events; `_cpu_time` compares
-  what the processes computed, data workers included, which other programs on the machine disturb less.
-- `accuracy`: what the three that distil reach in three epochs on three seeds.
-- `memory`: of one actor over 200 trials.
-- `trials`: from suggestion to first step, and how busy two workers are over 40 trials of about 10 s, against
-  12 of a stock function trainable that loads its own data and teacher. Needs two quiet cores.
+  three students of different cost, 32 px images, batches of 256. Each contender has a separate process; they
+  take turns, epoch by epoch. Times are wall times, on a GPU times of CUDA events. `_cpu_time` compares the
+  CPU time of the processes, data workers included, which other programs on the machine disturb less.
+- `accuracy`: validation accuracy of the three that distil, after three epochs, on three seeds.
+- `memory`: memory of one actor over 200 trials.
+- `trials`: time from suggestion to first step, and how busy two workers are, over 40 trials of about 10 s.
+  Compared with 12 trials of a stock function trainable that loads data and teacher in every trial. Needs two
+  idle cores.
 
-Without `--root` the images are digits, enlarged, and without `--teacher` one is trained on them. torchdistill
-is left out where it is not installed; `make bench-engine` installs it, in a folder of its own.
+Without `--root` the images are digits, enlarged; without `--teacher` one is trained on them. torchdistill is
+left out if it is not installed; `make bench-engine` installs it into a separate folder.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ from trainables.teacher.training import train_teacher
 
 PARTS = ("epochs", "accuracy", "memory", "trials")
 TEACHER_EPOCHS = 12  # on digits
-IMAGES = 2560  # an epoch, of an image folder's
-VAL_IMAGES = 2000  # with `accuracy`, of an image folder's
+IMAGES = 2560  # training images an epoch, from an image folder
+VAL_IMAGES = 2000  # validation images of `accuracy`, from an image folder
 
 Part = dict[str, Any]
 
@@ -67,12 +68,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; default: all")
     parser.add_argument("--root", help="image folder with train/<class>/*; default: digits, enlarged")
     parser.add_argument("--teacher", help="weights of a cifar_resnet20; default: trained on the digits")
-    parser.add_argument("--device", help="cpu or cuda; default: the CPU, then the GPU where there is one")
+    parser.add_argument("--device", help="cpu or cuda; default: the CPU, then the GPU if any")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", default="auto", help="ours and the bare arithmetic's")
+    parser.add_argument("--precision", default="auto", help="of ours and of the bare arithmetic")
     parser.add_argument("--layout", default="auto")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument(
@@ -84,10 +85,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="of accuracy")
     parser.add_argument("--epochs", type=int, default=3, help="of accuracy")
     parser.add_argument("--contenders", default="ours,bare,plain,torchdistill")
-    parser.add_argument("--lives", type=int, default=200, help="trials of memory")
+    parser.add_argument("--lives", type=int, default=200, help="trials of the part memory")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument(
-        "--stock-trials", type=int, default=12, help="of the stock trainable, as long as ours"
+        "--stock-trials", type=int, default=12, help="trials of the stock trainable, as long as ours"
     )
     parser.add_argument("--workers", type=int, default=2, help="of trials")
     parser.add_argument("--trial-seconds", type=float, default=10.0)
@@ -116,7 +117,7 @@ def parse() -> argparse.Namespace:
 
 
 def digits_teacher(job: Job, folder: Path) -> str:
-    """Weights of a teacher trained on the job's digits."""
+    """Train a teacher on the job's digits; return the path of its weights."""
     runtime = resolve(RuntimeConfig(device=job.device, threads=job.threads))
     config = TeacherConfig(arch="cifar_resnet20", epochs=TEACHER_EPOCHS, batch_size=64)
     path = folder / "teacher.safetensors"
@@ -139,7 +140,7 @@ def accuracy_part(job: Job, args: argparse.Namespace) -> Part:
 
 
 def run(part: str, job: Job, args: argparse.Namespace, folder: Path) -> Part:
-    """One part, with the conditions it ran under."""
+    """Run a part; return its result with the conditions it ran under."""
     run_it: dict[str, Callable[[], Part]] = {
         "epochs": lambda: epochs_part(job, args),
         "accuracy": lambda: accuracy_part(job, args),
@@ -162,19 +163,19 @@ def run(part: str, job: Job, args: argparse.Namespace, folder: Path) -> Part:
 
 
 def command(part: str, args: argparse.Namespace) -> str:
-    """What repeats the part elsewhere."""
+    """Return the command that repeats the part elsewhere."""
     files = ["--root IMAGES", "--teacher WEIGHTS"] if args.root else []
     return " ".join(["python -m benchmarks.engine", part, *files, *args.given])
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The result's tables, a section for each part that it has."""
+    """Return the result's tables, a section for each part that was run."""
     texts: dict[str, Callable[[Part], str]] = {
         "epochs": lambda p: epochs_table(p["epochs"], p["ratios"]),
         "accuracy": lambda p: accuracy_table(p["accuracy"]),
         "memory": lambda p: (
-            f"After {p['trials']} trials {p['figures']['memory_growth']} times what it was "
-            f"after the {p['settled_after']}th ({p['host_mib'][-1]} MiB resident)."
+            f"After {p['trials']} trials {p['figures']['memory_growth']} times the memory "
+            f"after trial {p['settled_after']} ({p['host_mib'][-1]} MiB resident)."
         ),
         "trials": trials_table,
     }
@@ -197,7 +198,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def save(out: Path, machine: str, name: str, part: Part) -> dict[str, Any]:
-    """Replace this part of the machine's result; the whole result."""
+    """Replace this part of the machine's result file; return the whole result."""
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
     path = out / f"engine-{slug}.json"
     content: dict[str, Any] = {"machine": machine, "parts": {}}
@@ -211,7 +212,7 @@ def save(out: Path, machine: str, name: str, part: Part) -> dict[str, Any]:
 
 
 def bench(device: str, args: argparse.Namespace) -> None:
-    """All parts asked for on one device."""
+    """Run the selected parts on one device."""
     machine = device_name(torch.device(device))
     job = Job(
         root=args.root,

@@ -1,4 +1,4 @@
-"""Parts `epochs` and `accuracy` of `benchmarks.engine`: contenders in turns, times and what they reach."""
+"""Parts `epochs` and `accuracy` of `benchmarks.engine`: times and accuracies of contenders in turns."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from benchmarks.engine_jobs import Job
 from benchmarks.engine_process import Contender, Epoch
 
 STUDENTS = ("small", "medium", "large")
-Times = dict[str, dict[str, list[Epoch]]]  # contender to student to one epoch a round
-Accuracies = dict[str, dict[str, list[float]]]  # contender to student to one a seed
+Times = dict[str, dict[str, list[Epoch]]]  # by contender and student: one epoch per round
+Accuracies = dict[str, dict[str, list[float]]]  # by contender and student: one per seed
 
 
 def compete(job: Job, names: Sequence[str], rounds: int) -> tuple[Times, dict[str, Any]]:
-    """One warm-up epoch of everything, then `rounds` rounds in which every contender trains every student.
+    """Run a warm-up round, then `rounds` rounds in which every contender trains every student for an epoch.
 
-    The order of the contenders turns from round to round, so that none always follows the same one.
+    The order of the contenders rotates from round to round, so that none always follows the same one.
 
     Returns:
-        The epochs, and in which precision and layout ours computed.
+        The epochs, and the precision and layout that ours used.
     """
     times: Times = {name: {student: [] for student in STUDENTS} for name in names}
     with ExitStack() as stack:
@@ -40,7 +40,7 @@ def compete(job: Job, names: Sequence[str], rounds: int) -> tuple[Times, dict[st
 
 
 def ratios(times: Times, over: str, cpu: bool = False) -> dict[str, list[float]]:
-    """Our time in units of another contender's, per student, round by round."""
+    """Return our time divided by another contender's, per student, round by round."""
     field = "cpu_seconds" if cpu else "seconds"
     return {
         student: [
@@ -52,13 +52,13 @@ def ratios(times: Times, over: str, cpu: bool = False) -> dict[str, list[float]]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles; the extremes where there are fewer than four values."""
+    """Return median and quartiles; with fewer than four values, median and extremes."""
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 3 else (min(values), 0.0, max(values))
     return {"median": statistics.median(values), "low": low, "high": high, "n": len(values)}
 
 
 def summary(times: Times) -> tuple[dict[str, Any], dict[str, float]]:
-    """Spreads by contender and student, and the figures: medians over all students and rounds."""
+    """Return spreads by contender and student, and the figures: medians over all students and rounds."""
     compared: dict[str, Any] = {}
     figures = {}
     for over in (name for name in times if name != "ours"):
@@ -73,7 +73,7 @@ def summary(times: Times) -> tuple[dict[str, Any], dict[str, float]]:
 
 
 def accuracies(job: Job, names: Sequence[str], seeds: int) -> Accuracies:
-    """Validation accuracy of every student after the job's epochs."""
+    """Train every student for the job's epochs; return the validation accuracies."""
     found: Accuracies = {name: {student: [] for student in STUDENTS} for name in names}
     for seed in range(seeds):
         for name in names:
@@ -86,7 +86,7 @@ def accuracies(job: Job, names: Sequence[str], seeds: int) -> Accuracies:
 
 
 def gains(found: Accuracies, over: str) -> list[float]:
-    """Our accuracy less another's, of every student and seed."""
+    """Return our accuracy minus another contender's, for every student and seed."""
     return [
         mine - theirs
         for student in STUDENTS
@@ -95,7 +95,7 @@ def gains(found: Accuracies, over: str) -> list[float]:
 
 
 def accuracy_figures(found: Accuracies) -> dict[str, float]:
-    """Means over students and seeds, and the mean of our gains with its standard error."""
+    """Return means over students and seeds, and the mean of our gains with its standard error."""
     figures = {}
     for name, by_student in found.items():
         figures[f"accuracy_{name}"] = round(
@@ -109,7 +109,7 @@ def accuracy_figures(found: Accuracies) -> dict[str, float]:
 
 
 def epochs_table(times: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
-    """Markdown, of the stored result: median seconds of an epoch, and ours as a multiple of the others'."""
+    """Format the stored result: median seconds of an epoch, and ours as a multiple of the others'."""
     lines = [f"| contender | {' | '.join(STUDENTS)} | ours as a multiple (quartiles) | of CPU time |"]
     lines.append("|---|" + "---:|" * (len(STUDENTS) + 2))
     for name, by_student in times.items():
@@ -126,7 +126,7 @@ def _ratio(found: Mapping[str, float]) -> str:
 
 
 def accuracy_table(found: Mapping[str, Any]) -> str:
-    """Markdown: mean and deviation of the validation accuracy over the seeds."""
+    """Format mean and standard deviation of the validation accuracy over the seeds as Markdown."""
     lines = [f"| contender | {' | '.join(STUDENTS)} |", "|---|" + "---:|" * len(STUDENTS)]
     for name, by_student in found.items():
         cells = []
@@ -139,5 +139,5 @@ def accuracy_table(found: Mapping[str, Any]) -> str:
 
 
 def plain(times: Times) -> dict[str, Any]:
-    """The epochs as JSON holds them."""
+    """Convert the epochs to JSON values."""
     return {name: {s: [asdict(e) for e in each] for s, each in by.items()} for name, by in times.items()}

@@ -1,7 +1,7 @@
-"""One epoch of the same distillation in four ways: ours, the bare arithmetic, a plain loop, torchdistill.
+"""One epoch of a distillation in four implementations: ours, bare arithmetic, a plain loop, torchdistill.
 
-`python -m benchmarks.engine` runs and compares them. Every way trains on the same images, scores the same
-validation images, and starts from the same teacher and student.
+`python -m benchmarks.engine` runs and compares them. All train on the same images, score the same validation
+images, and start from the same teacher and student.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ EVAL_BATCH = 512
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what; the same for all contenders."""
+    """What to train, and on which images; the same for all contenders."""
 
     root: str | None  # image folder; None: digits, enlarged to 32 pixels
-    teacher: str | None  # weights of a CIFAR ResNet-20; None: random ones, good for times alone
+    teacher: str | None  # weights of a CIFAR ResNet-20; None: random ones, to measure times alone
     device: str
     threads: int
-    precision: str  # ours and the bare one's, auto: measured; the other two compute as torch does by default
+    precision: str  # of ours and the bare one, auto: measured; the other two use torch's defaults
     layout: str  # likewise
     batch: int
     images: int | None  # training images an epoch; None: all
@@ -72,7 +72,7 @@ class Parts:
     seed: int
 
     def config(self, name: str) -> DistillConfig:
-        """The trial of the student called `name`."""
+        """Return the trial of the student called `name`."""
         return DistillConfig(
             student=students(self.blocks)[name],
             loss=LossConfig(alpha=0.5, tau=4.0, beta=1.0),
@@ -82,12 +82,12 @@ class Parts:
         )
 
     def student(self, config: DistillConfig) -> nn.Module:
-        """It, untrained, on the device."""
+        """Build the untrained student on the device."""
         return build_student(self.teacher, self.blocks, config.student, config.seed).to(self.runtime.device)
 
 
 def students(blocks: tuple[Block, ...]) -> dict[str, StudentSpec]:
-    """Three students of different cost: all blocks replaced and fused, every second one, the last two."""
+    """Return three students: all blocks replaced and fused, every second one, the last two."""
     names = [block.name for block in blocks]
     return {
         "small": StudentSpec(widths=dict.fromkeys(names, 0.25), fuse=True),
@@ -97,14 +97,14 @@ def students(blocks: tuple[Block, ...]) -> dict[str, StudentSpec]:
 
 
 def data_config(job: Job) -> DataConfig:
-    """The job's images."""
+    """Return the config of the job's images."""
     if job.root:
         return DataConfig(name="imagefolder", root=job.root, train_limit=job.images)
     return DataConfig(name="digits", size=32, augment="crop-flip", train_limit=job.images)
 
 
 def load(job: Job, config: DataConfig | None = None) -> Parts:
-    """Read the images, those of `config` where it is given, and the teacher, and set torch's threads."""
+    """Load the job's images (or those of `config`) and the teacher, and set torch's threads."""
     data = load_data(config or data_config(job))
     if job.images and config is None:
         count = min(job.val_images or max(1, len(data.train) // 9), len(data.val))
@@ -135,10 +135,10 @@ class Ours:
 
 
 class Bare:
-    """The arithmetic alone, computed as ours is (`Runtime`), on batches that lie there normalised.
+    """The arithmetic alone, with our `Runtime`, on batches that are normalised in advance.
 
-    Teacher forward, student forward and backward from cross-entropy, optimiser; validation forward. There is
-    no logit or feature term, no augmentation and no record: all that ours does beside counts as overhead.
+    Teacher forward, student forward and backward from cross-entropy, optimiser; validation forward. It has
+    no logit or feature term, no augmentation and no metrics: everything else that ours does is overhead.
     """
 
     def __init__(self, parts: Parts, student: str) -> None:
@@ -168,7 +168,7 @@ class Bare:
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images that lie decoded in memory, transformed one at a time, as torchvision's CIFAR10 does it."""
+    """Decoded images in memory, transformed one at a time, as in torchvision's CIFAR10."""
 
     def __init__(self, split: AnySplit, transform: Callable[[Image.Image], Tensor]) -> None:
         assert isinstance(split, Split), "the benchmark's images fit into memory"
@@ -184,7 +184,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def pictures(data: ImageData) -> tuple[Pictures, Pictures]:
-    """Training and validation images behind torchvision's transforms."""
+    """Return training and validation images with torchvision's transforms."""
     plain = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
     changed: list[Any] = []
     if data.augment.pad:
@@ -199,7 +199,7 @@ def pictures(data: ImageData) -> tuple[Pictures, Pictures]:
 
 
 def sgd(student: nn.Module, config: DistillConfig) -> torch.optim.SGD:
-    """The optimiser as one writes it by hand."""
+    """Make the optimiser as a user would write it by hand."""
     optim = config.optim
     return torch.optim.SGD(
         student.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay, nesterov=True
@@ -207,7 +207,7 @@ def sgd(student: nn.Module, config: DistillConfig) -> torch.optim.SGD:
 
 
 def schedule(parts: Parts, config: DistillConfig) -> Callable[[int], float]:
-    """Our learning rate of a step, relative to the peak: all contenders learn at the same rates."""
+    """Return our learning-rate schedule relative to the peak: all contenders use the same rates."""
     steps = parts.data.steps_per_epoch(config.optim.batch_size)
     warmup = round(config.optim.warmup_epochs * steps)
     return lambda step: lr_at(step, config.epochs * steps, warmup, 1.0)
@@ -220,7 +220,7 @@ class Plain:
         self.parts, self.config = parts, parts.config(student)
         self.teacher, self.student = parts.teacher, parts.student(self.config)
         train, val = pictures(parts.data)
-        # Workers stay: starting them anew would weigh too much in an epoch cut short for a benchmark.
+        # Persistent workers: starting them in every epoch would take too large a share of a short epoch.
         options: dict[str, Any] = {"num_workers": WORKERS, "persistent_workers": True}
         self.train = DataLoader(train, self.config.optim.batch_size, shuffle=True, **options)
         self.val = DataLoader(val, EVAL_BATCH, **options)
@@ -260,7 +260,7 @@ class Plain:
 
 
 class TorchDistill:
-    """torchdistill's own box, hooks and losses, fed as its examples feed it; fp32."""
+    """torchdistill's distillation box, hooks and losses, used as in its examples; fp32."""
 
     def __init__(self, parts: Parts, student: str) -> None:
         from torchdistill.core.distillation import get_distillation_box  # type: ignore[import-not-found]
@@ -271,7 +271,7 @@ class TorchDistill:
         self.student = parts.student(config)
         spans = spans_of(parts.blocks, config.student)
         self.box = get_distillation_box(
-            copy.deepcopy(parts.teacher),  # it freezes its teacher, from which the next student is built
+            copy.deepcopy(parts.teacher),  # torchdistill freezes it, and the next student is built from ours
             self.student,
             {"train": train, "val": val},
             torchdistill_config(parts, config, spans),
@@ -292,9 +292,9 @@ class TorchDistill:
 
 
 def torchdistill_config(parts: Parts, config: DistillConfig, spans: tuple[Span, ...]) -> dict[str, Any]:
-    """The same distillation in torchdistill's words.
+    """Write the same distillation as a torchdistill config.
 
-    Its map loss is a mean square; the weights bring that to our relative error, by the maps of one batch.
+    Its map loss is the mean squared error; weights from the maps of one batch scale it to our relative error.
     """
     images, _ = next(parts.data.eval_batches("train", parts.runtime, config.optim.batch_size))
     with torch.no_grad(), Taps(parts.teacher, [span.last for span in spans]) as taps:
@@ -356,7 +356,7 @@ def torchdistill_config(parts: Parts, config: DistillConfig, spans: tuple[Span, 
 
 
 def accuracy(student: nn.Module, batches: DataLoader[Any], device: torch.device) -> float:
-    """Share of right answers in fp32, as a user would count it."""
+    """Return the accuracy in fp32, computed as a user would."""
 
     def moved() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels, *_ in batches:

@@ -1,8 +1,8 @@
-"""Part `memory` of `benchmarks.engine`: does the memory of one actor stay flat over hundreds of trials?
+"""Part `memory` of `benchmarks.engine`: measure the memory growth of one actor over hundreds of trials.
 
 Students of changing shape, batch size and supervision are set up, trained for an epoch on digits, saved and
-reset, one after the other. Compared is the resident memory after the last trial with that after the 20th, and
-on a GPU the memory allocated there.
+reset, one after the other. The result compares the resident memory after the last trial with that after the
+20th, and on a GPU the allocated memory.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from trainables.runtime.seeds import seeded
 from trainables.teacher.architectures import build_model
 from trainables.trial import DistillTrial, TrialContext
 
-SETTLED = 20  # trials after which nothing is new any more
+SETTLED = 20  # trials until caches are filled
 WIDTHS = (0.25, 0.5, 1.0)
 IMAGES = 500  # of digits
 
 
 @dataclass(frozen=True)
 class Memory:
-    """MiB that a process holds: resident on the host (Linux), allocated on a GPU."""
+    """Memory of a process in MiB: resident on the host (Linux), allocated on a GPU."""
 
     host: float
     gpu: float = 0.0
 
 
 def held(device: torch.device) -> Memory:
-    """By this process, now."""
+    """Return the present memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     gpu = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
     return Memory(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, gpu)
 
 
 def trial_config(number: int, blocks: tuple[Block, ...]) -> dict[str, Any]:
-    """The trial of this number as the search hands it out."""
+    """Return the trial with this number in the form that the search passes to Ray."""
     chosen = blocks[number % 4 :: 1 + number % 3]
     config = DistillConfig(
         student=StudentSpec(
@@ -62,7 +62,7 @@ def trial_config(number: int, blocks: tuple[Block, ...]) -> dict[str, Any]:
 
 
 class Life:
-    """One actor's: a `DistillTrial`, reset from trial to trial."""
+    """The life of an actor: a `DistillTrial`, reset from trial to trial."""
 
     def __init__(self, runtime: RuntimeConfig, images: int = IMAGES) -> None:
         data = load_data(DataConfig(name="digits", train_limit=images))
@@ -74,7 +74,7 @@ class Life:
         self.trial: DistillTrial | None = None
 
     def live(self, number: int) -> Memory:
-        """Train and save the trial of this number; what is held afterwards."""
+        """Train and save the trial with this number; return the memory afterwards."""
         config = trial_config(number, self.blocks)
         if self.trial is None:
             self.trial = _bound(self.context)(config=config)
@@ -87,7 +87,7 @@ class Life:
 
 
 def _bound(context: TrialContext) -> type[DistillTrial]:
-    """What `tune.with_parameters` makes of the class, without a Tuner."""
+    """Bind the context to the class, as `tune.with_parameters` does, without a Tuner."""
 
     class Bound(DistillTrial):
         def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
@@ -97,7 +97,7 @@ def _bound(context: TrialContext) -> type[DistillTrial]:
 
 
 def lives(trials: int, runtime: RuntimeConfig) -> Iterator[Memory]:
-    """Run so many trials in one Ray actor; what it holds after each."""
+    """Run `trials` trials in one Ray actor; yield its memory after each."""
     with connected(None):
         gpus = int(resolve(runtime).device.type == "cuda")
         actor = ray.remote(Life).options(num_cpus=1, num_gpus=gpus).remote(runtime)
@@ -106,7 +106,7 @@ def lives(trials: int, runtime: RuntimeConfig) -> Iterator[Memory]:
 
 
 def memory_part(trials: int, device: str, threads: int) -> dict[str, Any]:
-    """The part of the result: figures and the curve."""
+    """Run this part; return its figures and the memory curve."""
     found = list(lives(trials, RuntimeConfig(device=device, threads=threads)))
     settled, last = found[SETTLED - 1], found[-1]
     figures = {"memory_growth": round(last.host / settled.host, 4)}

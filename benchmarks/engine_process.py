@@ -1,6 +1,6 @@
-"""A contender of `benchmarks.engine` in a process of its own: none profits from what another has set.
+"""Run a contender of `benchmarks.engine` in a separate process, so that its settings do not affect others.
 
-The parent asks for one epoch of one student at a time and waits, so that only one of them computes.
+The parent requests one epoch of one student at a time and waits, so that only one contender computes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Epoch:
 
 
 def cpu_seconds() -> float:
-    """Computed so far by this process and, where there is /proc, by its living children."""
+    """Return the CPU seconds of this process and, if /proc exists, of its living children."""
     total = time.process_time()
     for child in multiprocessing.active_children():
         stat = Path(f"/proc/{child.pid}/stat")
@@ -39,8 +39,8 @@ def cpu_seconds() -> float:
 
 
 def serve(name: str, job: Job, connection: Connection) -> None:
-    """Say how it computes, then train one epoch of each student asked for, until asked for None."""
-    # A spawned process hands its way of starting on to data workers; a user's program has the platform's own.
+    """Send the runtime, then train one epoch of each requested student, until None is requested."""
+    # Data workers inherit "spawn" from this process; a user's program has the platform's default.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:
         parts = load(job)
@@ -52,16 +52,16 @@ def serve(name: str, job: Job, connection: Connection) -> None:
             watch, cpu = Stopwatch(parts.runtime.device), cpu_seconds()
             accuracy = built[student].run_epoch()
             watch.mark("epoch")
-            seconds = watch.seconds()["epoch"]  # on a GPU by its events, which are waited for
+            seconds = watch.seconds()["epoch"]  # on a GPU waits for its events
             connection.send(Epoch(seconds, cpu_seconds() - cpu, accuracy))
     except (EOFError, BrokenPipeError):
-        return  # the parent is gone
+        return  # the parent has ended
     except Exception:
         connection.send(traceback.format_exc())
 
 
 class Contender:
-    """The parent's end of one such process; a context manager. `runtime` says how ours would compute."""
+    """The parent's connection to such a process; a context manager. `runtime` is the runtime of ours."""
 
     def __init__(self, name: str, job: Job) -> None:
         context = multiprocessing.get_context("spawn")
@@ -76,7 +76,7 @@ class Contender:
         """Train one epoch of `student`.
 
         Raises:
-            RuntimeError: it failed; the message is the traceback.
+            RuntimeError: the epoch failed; the message is the traceback.
         """
         self.connection.send(student)
         epoch = self._answer()
@@ -87,7 +87,7 @@ class Contender:
         try:
             answer = self.connection.recv()
         except EOFError:
-            answer = "its process ended without an answer"
+            answer = "the process ended without an answer"
         if isinstance(answer, str):
             raise RuntimeError(f"{self.name}: {answer}")
         return answer

@@ -1,8 +1,8 @@
-"""Part `trials` of `benchmarks.engine`: what a search costs beside the training of its trials.
+"""Part `trials` of `benchmarks.engine`: measure the overhead of a search beside the training of its trials.
 
-Ours, as `ama search` runs it, against a stock function trainable of Ray Tune with `OptunaSearch`, which loads
-its data and its teacher in every trial. Both train with our loop, so that what differs is all around it. Who
-was busy when comes from the results that Ray wrote; when a trial was suggested, from the study.
+Compares ours, as `ama search` runs it, with a stock function trainable of Ray Tune with `OptunaSearch`, which
+loads data and teacher in every trial. Both train with our loop, so that only the code around it differs. The
+busy times of workers come from Ray's result files, the times of suggestions from the study.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A search: when each trial was suggested, and all its epochs."""
+    """The events of a search: when each trial was suggested, and all its epochs."""
 
     suggested: Mapping[str, float]  # seconds since 1970, by trial
     work: tuple[Work, ...]
@@ -61,34 +61,34 @@ class Timeline:
 
     @property
     def firsts(self) -> dict[str, Work]:
-        """Every trial's first epoch, in the order of their beginnings."""
+        """Return every trial's first epoch, in order of their starts."""
         found: dict[str, Work] = {}
         for each in sorted(self.work, key=lambda w: w.began):
             found.setdefault(each.trial, each)
         return found
 
     def busy(self, start: float, end: float) -> float:
-        """Share of the time between that the workers spent in epochs."""
+        """Return the share of the time from `start` to `end` that the workers spent in epochs."""
         spent = sum(max(0.0, min(w.ended, end) - max(w.began, start)) for w in self.work)
         return spent / (self.workers * (end - start))
 
     def busy_share(self) -> float:
-        """Of the whole search: from the first suggestion to the end of the last epoch."""
+        """Return `busy` of the whole search: from the first suggestion to the end of the last epoch."""
         return self.busy(min(self.suggested.values()), max(w.ended for w in self.work))
 
     def busy_share_steady(self) -> float:
-        """Without beginning and end: from when all workers train until the last trial is suggested."""
+        """Return `busy` from when all workers train until the last trial is suggested."""
         begun = list(self.firsts.values())[self.workers - 1].began
         return self.busy(begun, max(self.suggested.values()))
 
     def first_steps(self) -> list[float]:
-        """Seconds from suggestion to first step of every trial after each worker's first."""
+        """Return the seconds from suggestion to first step of every trial but each worker's first."""
         return [
             first.began - self.suggested[trial] for trial, first in list(self.firsts.items())[self.workers :]
         ]
 
     def trial_seconds(self) -> list[float]:
-        """Seconds of training of every trial."""
+        """Return the training seconds of every trial."""
         found: dict[str, float] = defaultdict(float)
         for each in self.work:
             found[each.trial] += each.seconds
@@ -96,13 +96,13 @@ class Timeline:
 
 
 def read_work(folder: Path) -> tuple[Work, ...]:
-    """The epochs of all trials, from the results in Ray's folders of them."""
+    """Read the epochs of all trials from Ray's result files."""
     lines = (line for file in folder.glob("*/result.json") for line in file.read_text().splitlines())
     return tuple(Work(*(row[name] for name in EPOCH_FIELDS)) for row in map(json.loads, lines))
 
 
 def ours(job: Job, trials: int, workers: int, folder: Path) -> Timeline:
-    """A search of ours whose trials all train to the end."""
+    """Run our search with trials that all train to the end."""
     record = folder / "study.db"
     experiment = Experiment.model_validate(
         {
@@ -129,7 +129,7 @@ def ours(job: Job, trials: int, workers: int, folder: Path) -> Timeline:
 
 
 def stock_trial(config: dict[str, Any], job: Job) -> None:
-    """A function trainable as one writes it: everything is loaded, then trained, then gone."""
+    """A function trainable as a user would write it: every trial loads everything again."""
     parts = load(job, _data(job))
     chosen = {name: config[name] for name in (block.name for block in parts.blocks) if config[name]}
     trial = parts.config("large")
@@ -152,10 +152,10 @@ def stock_trial(config: dict[str, Any], job: Job) -> None:
 
 
 class Timed(OptunaSearch):  # type: ignore[misc]
-    """Ray's Optuna searcher, which notes when it has suggested a trial."""
+    """Ray's Optuna searcher that records when it suggests a trial."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """As Ray's own."""
+        """Suggest as Ray does, and record the time."""
         config: dict[str, Any] | None = super().suggest(trial_id)
         if config is not None:
             self.__dict__.setdefault("suggested", {})[trial_id] = time.time()
@@ -163,7 +163,7 @@ class Timed(OptunaSearch):  # type: ignore[misc]
 
 
 def stock(job: Job, trials: int, workers: int, folder: Path) -> Timeline:
-    """Trials as long as ours in a stock Tuner."""
+    """Run trials as long as ours in a stock Tuner."""
     blocks = load(job, _data(job)).blocks
     space = {
         **{block.name: tune.choice([*WIDTHS, None]) for block in blocks},
@@ -197,7 +197,7 @@ def _gpu(job: Job, workers: int) -> float:
 
 
 def epochs_of(job: Job, seconds: float) -> int:
-    """How many epochs make a trial of about so many seconds."""
+    """Return the number of epochs that take about `seconds` seconds."""
     with Contender("ours", job) as contender:
         contender.epoch("medium")  # warms up
         return max(2, round(seconds / contender.epoch("medium").seconds))
@@ -206,7 +206,7 @@ def epochs_of(job: Job, seconds: float) -> int:
 def trials_part(
     job: Job, trials: int, stock_trials: int, workers: int, seconds: float, folder: Path
 ) -> dict[str, Any]:
-    """The part of the result: figures, and what they come from."""
+    """Run this part; return its figures and the data behind them."""
     job = replace(job, epochs=epochs_of(replace(job, epochs=2), seconds))
     found = {"ours": ours(job, trials, workers, folder / "ours")}
     found["stock"] = stock(job, stock_trials, workers, folder)
@@ -228,13 +228,13 @@ def trials_part(
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The least value that at least this share of all do not exceed."""
+    """Return the smallest value that at least `share` of all values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def described(timeline: Timeline) -> dict[str, Any]:
-    """For the result: seconds since the first suggestion."""
+    """Describe a timeline for the result file, in seconds since the first suggestion."""
     zero = min(timeline.suggested.values())
     seconds = timeline.trial_seconds()
     return {
@@ -249,12 +249,12 @@ def described(timeline: Timeline) -> dict[str, Any]:
 
 
 def trials_table(part: Mapping[str, Any]) -> str:
-    """Markdown: ours beside the stock trainable."""
+    """Format ours and the stock trainable as a Markdown table."""
     rows = {
         "from suggestion to first step, median": "first_step_seconds{}",
         "the same, 95th percentile": "first_step_seconds{}_p95",
         "workers busy, whole search": "busy_share{}",
-        "workers busy, without the search's beginning and end": "busy_share_steady{}",
+        "workers busy, without start and end of the search": "busy_share_steady{}",
     }
     lines = ["| | ours | stock function trainable |", "|---|---:|---:|"]
     for text, key in rows.items():

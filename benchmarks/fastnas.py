@@ -1,4 +1,4 @@
-"""Our search at the limits of ModelOpt's FastNAS example: ResNet-20 on CIFAR-10.
+"""Run our search with the limits of ModelOpt's FastNAS example: ResNet-20 on CIFAR-10.
 
     python -m benchmarks.fastnas --root IMAGES --teacher FILE
     python -m benchmarks.fastnas --root IMAGES --teacher FILE --train-limit 5000 --trials 30 --epochs 4
@@ -6,9 +6,9 @@
 The example's public notebook goes from 81.2 M to 59.2 M FLOPs (0.73x), from 268 k to 174 k parameters (0.65x)
 and from 90.97 % to 90.28 % test accuracy: it loses 0.69 points. Ours: a search with the module library under
 the same limits, its most accurate student by validation images, retrained with several seeds, each tested
-once. IMAGES has train/<class>/ and test/<class>/, FILE the weights of a cifar_resnet20. The stages are those
-of `ama search`, `ama pick` and `ama retrain` in one run directory; started again, the command goes on where
-it was. Writes fastnas-<name>.json and .md into --out.
+once. IMAGES has train/<class>/ and test/<class>/; FILE holds the weights of a cifar_resnet20. The stages are
+those of `ama search`, `ama pick` and `ama retrain` in one run directory; run again, the command continues.
+Writes fastnas-<name>.json and .md into --out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FASTNAS = {"flops": (81.2e6, 59.2e6), "params": (268e3, 174e3), "test_accuracy":
 
 
 def experiment(args: argparse.Namespace) -> Experiment:
-    """The preset's search at FastNAS's limits, from the library."""
+    """Return the preset's experiment with FastNAS's limits and the library."""
     overrides = [
         *(f"runtime.{setting}" for setting in (ON_CPU if args.cpu else ())),
         *(["data.name=imagefolder", f"data.root={args.root}"] if args.root else []),
@@ -61,7 +61,7 @@ def experiment(args: argparse.Namespace) -> Experiment:
 
 
 def searched(found: Experiment) -> Run:
-    """The search, begun or gone on with."""
+    """Start or resume the search; return its run."""
     folder = Path(found.run.dir)
     resume = (folder / EXPERIMENT_FILE).exists()
     runner.search(found, resume=resume, command=command_line("benchmarks.fastnas"))
@@ -69,7 +69,7 @@ def searched(found: Experiment) -> Run:
 
 
 def summary(teacher: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Points of test accuracy lost, with their interval, and the student's share of the teacher's costs.
+    """Return lost points of test accuracy, with interval, and the student's costs over the teacher's.
 
     Args:
         teacher: `test_accuracy`, `flops` and `params`.
@@ -89,7 +89,7 @@ def summary(teacher: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) ->
 
 
 def markdown(figures: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """Both examples as one table."""
+    """Format both examples as one table."""
     teacher, models = record["teacher"], record["models"]
     theirs, tested = FASTNAS, summarise([model["test_accuracy"] for model in models])
     spread = "" if tested.std is None else f" ± {100 * tested.std:.2f}"
@@ -119,27 +119,27 @@ def markdown(figures: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         f"# At the limits of FastNAS's example\n\n`{record['command']}`: {record['trials']} trials of "
         f"{record['epochs']} epochs on {record['search_images']:,} images; the pick for "
         f"{models[0]['epochs']} epochs on {record['retrain_images']:,}. {record['device']}. Points lost: "
-        "mean and 95 % interval over seeds. Each line has a teacher of its own, theirs is trained on "
+        "mean and 95 % interval over seeds. The two lines have different teachers; FastNAS's is trained on "
         f"CIFAR-10's original images.\n\n{table}\n\nThe pick: {record['pick']}.\n"
     )
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the parser of the command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--root", help="folder with train/<class>/, test/<class>/; default: the preset's data")
     found.add_argument("--teacher", help="weights of the teacher; default: train the preset's")
     found.add_argument("--train-limit", type=int, metavar="N", help="images of the search; default: all")
     found.add_argument("--trials", type=int, default=40)
-    found.add_argument("--epochs", type=int, default=6, help="of a trial")
+    found.add_argument("--epochs", type=int, default=6, help="epochs of a trial")
     found.add_argument("--grace", type=int, default=1, help="epochs before a trial may be stopped")
     found.add_argument(
-        "--retrain-limit", type=int, metavar="N", help="images of the retraining; default: all"
+        "--retrain-limit", type=int, metavar="N", help="training images of the retraining; default: all"
     )
     found.add_argument("--retrain-epochs", type=int, default=20)
     found.add_argument("--seeds", type=int, default=3)
     found.add_argument("--gpu", dest="cpu", action="store_false", help="do not fix runtime to one CPU thread")
-    found.add_argument("--name", default="cpu", help="of the result files, fastnas-<name>")
+    found.add_argument("--name", default="cpu", help="name in the result files, fastnas-<name>")
     found.add_argument("--work", type=Path, default=Path("runs") / "fastnas", help="the run directory")
     found.add_argument("--out", type=Path, default=RESULTS)
     found.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE")

@@ -1,14 +1,15 @@
-"""The paper's table: what students gain from the teacher's weights, its logits, its activation maps.
+"""Make the paper's table: what students gain from the teacher's weights, logits and activation maps.
 
     python -m benchmarks.paper --root IMAGES --teacher FILE --tune        # learning rates, no test data
     python -m benchmarks.paper --root IMAGES --teacher FILE               # the table
     python -m benchmarks.paper --root IMAGES --teacher FILE --shard 0/2   # and 1/2, at the same time
 
-IMAGES has train/<class>/ and test/<class>/, FILE the weights of the preset's teacher (a cifar_resnet20; `-o
-teacher.arch=...` for another). Each finished training is a line in the work folder; started again, the
-command goes on where it was. Whichever shard ends last writes paper-<name>.json, .md and .png into --out.
-`--teacher-saw 4500` says that the teacher was trained on the first 4,500 files of each class: validation is
-then on the others. On a CPU a training takes one thread, bf16 and channels_last; on a GPU what is fastest.
+IMAGES has train/<class>/ and test/<class>/; FILE holds the weights of the preset's teacher (a cifar_resnet20;
+`-o teacher.arch=...` for another). Each finished training is a line in a file of the work folder; run again,
+the command continues. The last shard to finish writes paper-<name>.json, .md and .png into --out.
+`--teacher-saw 4500` says that the teacher was trained on the first 4,500 files of each class: the others are
+then the validation images. Trainings use one thread, bf16 and channels_last on a CPU, and the fastest
+settings on a GPU.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What the table is made of."""
+    """The experiment of the table: students, arms, seeds and settings."""
 
     experiment: Experiment
     sizes: tuple[str, ...]
@@ -65,25 +66,25 @@ class Plan:
 
     @property
     def optim(self) -> OptimConfig:
-        """The optimiser settings that all arms share."""
+        """Return the optimiser settings that all arms share."""
         searched = self.experiment.space.optim.model_dump(exclude={"lr"})
         return OptimConfig.model_validate(searched)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """All that the trainings share."""
+    """The objects that all trainings share."""
 
     plan: Plan
     setup: Prepared
     specs: dict[str, StudentSpec]
     library: Library | None
-    folder: Path  # of this data, teacher and length: other settings never mix with these
+    folder: Path  # for this data, teacher and number of epochs alone
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One shard makes what the others then read."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock, so that one shard makes the shared files and the others read them."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -91,15 +92,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def prepare(plan: Plan) -> Bench:
-    """Data, teacher, prices and the library; what an earlier process left in the work folder is read."""
-    with _alone(plan.work):
+    """Make data, teacher, cost table and library, or read them from the work folder."""
+    with _locked(plan.work):
         experiment = plan.experiment
         runtime = resolve(experiment.runtime)
         data = table_data(experiment.data, plan.saw, VAL_IMAGES)
         teacher = get_teacher(experiment, data, runtime)
         blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
         specs = {name: SIZES[name].spec(blocks) for name in plan.sizes}
-        # The cost table and the library need the table's widths alone.
+        # The cost table and the library need no other widths than the paper's table.
         widths = tuple(sorted({width for spec in specs.values() for width in spec.widths.values()}))
         space = experiment.space.model_copy(update={"widths": widths, "fuse": True})
         parts = [data.hash, teacher.record.hash, plan.epochs, plan.optim.model_dump(mode="json")]
@@ -117,9 +118,9 @@ def prepare(plan: Plan) -> Bench:
 
 
 def tune(bench: Bench, part: int, parts: int, say: Say) -> None:
-    """Train every arm at the first size with the learning rates; test data is not touched.
+    """Train every arm at the first size with all learning rates; test data is not read.
 
-    While an arm's best is the lowest or the highest one that was tried, so is half or twice that.
+    While an arm's best rate is the lowest or the highest tried, try half or twice that rate, too.
     """
     setup, size = bench.setup, bench.plan.sizes[0]
     modules = bench.library.modules if bench.library else None
@@ -136,13 +137,13 @@ def tune(bench: Bench, part: int, parts: int, say: Say) -> None:
 
 
 def _scores(bench: Bench, arm: str) -> dict[float, float]:
-    """Validation accuracy by learning rate, of what was tried at the first size so far."""
+    """Return the validation accuracy by learning rate, for the rates tried at the first size so far."""
     tried = (bench.plan.sizes[0], arm)
     return {r["lr"]: r["val_accuracy"] for r in rows(bench.folder, "tune") if (r["size"], r["arm"]) == tried}
 
 
 def untried(scores: Mapping[float, float]) -> float | None:
-    """The learning rate to try next; None: the best lies between others."""
+    """Return the learning rate to try next; None if the best lies between two others."""
     for lr in LEARNING_RATES:
         if lr not in scores:
             return lr
@@ -153,7 +154,7 @@ def untried(scores: Mapping[float, float]) -> float | None:
 
 
 def learning_rates(bench: Bench) -> dict[str, tuple[float, bool]]:
-    """By arm: the best by validation accuracy and True; the arm's own until its tuning has ended."""
+    """Return by arm the best tuned rate and True, or the arm's default and False if tuning is incomplete."""
     found = {}
     for arm in bench.plan.arms:
         scores = _scores(bench, arm)
@@ -163,7 +164,7 @@ def learning_rates(bench: Bench) -> dict[str, tuple[float, bool]]:
 
 
 def train(bench: Bench, job: Job, lr: float) -> dict[str, Any]:
-    """Train and test one model; a line of the record."""
+    """Train and test one model; return its row of the record."""
     setup, plan = bench.setup, bench.plan
     config = job.config(bench.specs[job.size], plan.optim, plan.epochs, lr)
     place = bench.folder / "models" / job.key / f"lr-{lr:g}"
@@ -189,7 +190,7 @@ def train(bench: Bench, job: Job, lr: float) -> dict[str, Any]:
         "test_loss": result.test_loss,
         "val_accuracy": [epoch["val_accuracy"] for epoch in history],
         "val_loss": [epoch["val_loss"] for epoch in history],
-        # Of training, not of validating.
+        # Training time without validation.
         "seconds": [images / epoch["images_per_second"] for epoch in history],
         "flops": result.flops,
         "params": result.params,
@@ -197,7 +198,7 @@ def train(bench: Bench, job: Job, lr: float) -> dict[str, Any]:
 
 
 def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Lines that any shard has written; a line that was cut off is left out."""
+    """Read the rows that all shards have written; leave out an incomplete last line."""
     found = []
     for file in sorted(folder.glob(f"{kind}-*.jsonl")):
         found += [
@@ -214,7 +215,7 @@ def _append(file: Path, row: dict[str, Any]) -> None:
 
 
 def record(bench: Bench, part: int, parts: int, say: Say) -> list[dict[str, Any]]:
-    """Train this shard's models; the rows of all shards so far, of this plan alone."""
+    """Train this shard's models; return this plan's rows of all shards so far."""
     plan, rates = bench.plan, learning_rates(bench)
     wanted = list(jobs(plan.sizes, plan.arms, plan.seeds))
 
@@ -234,7 +235,7 @@ def record(bench: Bench, part: int, parts: int, say: Say) -> list[dict[str, Any]
 
 
 def command_line(module: str) -> str:
-    """What was typed, with names in the place of this machine's folders and files."""
+    """Return the command as typed, with placeholders for this machine's folders and files."""
     hidden = {"--root": "IMAGES", "--teacher": "FILE", "--work": None, "--shard": None, "--out": None}
     words = iter(sys.argv[1:])
     command = ["python", "-m", module]
@@ -248,7 +249,7 @@ def command_line(module: str) -> str:
 
 
 def conditions(bench: Bench) -> dict[str, Any]:
-    """What the figures were measured with; no place on this machine."""
+    """Return the conditions of the measurement, without paths of this machine."""
     plan, setup = bench.plan, bench.setup
     teacher = setup.teacher.record
     return {
@@ -285,7 +286,7 @@ def conditions(bench: Bench) -> dict[str, Any]:
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
-    """The experiment with the command line's changes."""
+    """Make the plan from the experiment file and the command line."""
     overrides = [] if torch.cuda.is_available() else [f"runtime.{setting}" for setting in ON_CPU]
     if args.root is not None:
         overrides += ["data.name=imagefolder", f"data.root={args.root}"]
@@ -306,20 +307,20 @@ def read_plan(args: argparse.Namespace) -> Plan:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the parser of the command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--root", help="folder with train/<class>/, test/<class>/; default: the preset's data")
     found.add_argument("--teacher", help="weights of the teacher; default: train the preset's")
-    found.add_argument("--teacher-saw", type=int, metavar="N", help="it was trained on N files of each class")
+    found.add_argument("--teacher-saw", type=int, metavar="N", help="files of each class used to train it")
     found.add_argument("--train-limit", type=int, metavar="N", help="training images; default: all")
-    found.add_argument("--epochs", type=int, help="of every training; default: the preset's")
+    found.add_argument("--epochs", type=int, help="epochs of every training; default: the preset's")
     found.add_argument("--seeds", type=int, default=5)
     found.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     found.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     found.add_argument("--tune", action="store_true", help="find the arms' learning rates, and stop")
     found.add_argument("--shard", default="0/1", help="this process's part of the work, e.g. 0/2")
-    found.add_argument("--name", default="cpu", help="of the result files, paper-<name>")
-    found.add_argument("--work", type=Path, default=Path("runs") / "paper", help="what is done so far")
+    found.add_argument("--name", default="cpu", help="name in the result files, paper-<name>")
+    found.add_argument("--work", type=Path, default=Path("runs") / "paper", help="folder of finished rows")
     found.add_argument("--out", type=Path, default=RESULTS)
     found.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE")
     return found
@@ -342,7 +343,7 @@ def main() -> None:
     found = record(bench, part, parts, say)
     total = len(plan.sizes) * len(plan.arms) * plan.seeds
     if len(found) < total:
-        say(f"{len(found)} of {total} trainings are there; the shard that ends last writes the table")
+        say(f"{len(found)} of {total} trainings are done; the last shard to finish writes the table")
         return
     text, figures = write_table(found, conditions(bench), args.out, f"paper-{args.name}")
     print(text)

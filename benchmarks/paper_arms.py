@@ -1,4 +1,4 @@
-"""What the paper's table compares: students of named sizes, each trained in several ways."""
+"""Students and training methods ("arms") that the paper's table compares."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig, LossConfig, OptimConfig, StudentSpec
 from trainables.errors import InputError
 
-ALPHA, TAU, BETA = 0.9, 4.0, 1.0  # wherever an arm has the term
+ALPHA, TAU, BETA = 0.9, 4.0, 1.0  # of arms that have the term
 TUNING_SEED = 0  # the table's own seeds start at 1
 
 
 @dataclass(frozen=True)
 class Size:
-    """Blocks whose names match none of `keep` are replaced at `width`; neighbours become one module."""
+    """A student: replace all blocks but those that match `keep`, at `width`; adjacent ones by one module."""
 
     keep: tuple[str, ...]
     width: float
 
     def spec(self, blocks: Sequence[Block]) -> StudentSpec:
-        """The student of this size.
+        """Return the student of this size.
 
         Raises:
             InputError: the teacher has no block to replace.
@@ -35,7 +35,7 @@ class Size:
         return StudentSpec(widths=dict.fromkeys(names, self.width), fuse=True)
 
 
-# By their share of a CIFAR ResNet-20's FLOPs: 0.52, 0.34 and 0.24.
+# Their shares of a CIFAR ResNet-20's FLOPs are 0.52, 0.34 and 0.24.
 SIZES = {
     "half": Size(("*.0",), 1.0),
     "third": Size(("*.0",), 0.25),
@@ -45,7 +45,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train a student; `lr` is its peak learning rate where none was tuned."""
+    """A way to train a student; `lr` is its peak learning rate if none was tuned."""
 
     title: str
     start: str  # as `warm_start`
@@ -67,7 +67,7 @@ ARMS = {
     "ama-adaptive": Arm("AMA, adaptive supervision", "teacher", ADAPTIVE, 0.05),
     "library": Arm("AMA, adaptive supervision, from the library", "library", ADAPTIVE, 0.05),
 }
-# What each step adds: the arm, and the one that differs from it in that step alone.
+# Steps of the method: an arm, the arm without this step, and the name of the step.
 STEPS = (
     ("hinton", "scratch", "the teacher's logits, from scratch"),
     ("finetune", "scratch", "the teacher's kept weights"),
@@ -88,11 +88,11 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Its name in files."""
+        """The training's name in files."""
         return f"{self.size}/{self.arm}/seed-{self.seed}"
 
     def config(self, spec: StudentSpec, optim: OptimConfig, epochs: int, lr: float) -> DistillConfig:
-        """What to train; `optim` but for its learning rate."""
+        """Return the config of the training; `lr` replaces the rate of `optim`."""
         arm = ARMS[self.arm]
         return DistillConfig.model_validate(
             {
@@ -107,6 +107,6 @@ class Job:
 
 
 def jobs(sizes: Sequence[str], arms: Sequence[str], seeds: int) -> Iterator[Job]:
-    """Seed by seed, so that a table cut short has whole pairs."""
+    """Yield the trainings seed by seed, so that an incomplete table has complete pairs."""
     for seed in range(TUNING_SEED + 1, TUNING_SEED + 1 + seeds):
         yield from (Job(size, arm, seed) for size in sizes for arm in arms)

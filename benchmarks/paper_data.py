@@ -1,4 +1,4 @@
-"""Images for the paper's table: validation on images that the teacher has not seen."""
+"""Load images for the paper's table, with validation images that were not in the teacher's training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trainables.errors import InputError
 
 
 def table_data(config: DataConfig, saw: int | None, val_images: int) -> ImageData:
-    """Training, validation and test images.
+    """Load training, validation and test images.
 
     Args:
         config: the experiment's data.
-        saw: the teacher was trained on the first so many files of each training class: students train on
-            (a sample of) the same, and the others are the validation images; None: `config`'s own split.
-        val_images: at most that many validation images, a stratified sample.
+        saw: number of files of each training class, from the first, that the teacher was trained on. Students
+            train on (a sample of) the same; the others are for validation. None: the split of `config`.
+        val_images: most validation images; a stratified sample.
 
     Raises:
         InputError: as `load_data`; `saw` with data other than a folder of images, or leaving no images.
@@ -42,7 +42,7 @@ def table_data(config: DataConfig, saw: int | None, val_images: int) -> ImageDat
 
 
 def _after(config: DataConfig, saw: int) -> ImageData:
-    """Train on (a sample of) the first `saw` files of every class, validate on the rest."""
+    """Split into (a sample of) the first `saw` files of every class for training, and the rest."""
     if config.name != "imagefolder" or config.root is None or config.size is None or config.mean is None:
         raise InputError("--teacher-saw needs data.name=imagefolder with data.root, data.size and data.mean")
     assert config.std is not None, "validated with the mean"

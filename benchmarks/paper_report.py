@@ -1,4 +1,4 @@
-"""The paper's table as JSON, Markdown and a plot, from one record a training."""
+"""Write the paper's table as JSON, Markdown and a plot, from one row per training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEAD = (
 
 
 def reached(row: Row, target: float) -> tuple[int, float] | None:
-    """Epochs and seconds of training until `row` first has `target` validation accuracy; None: never."""
+    """Return epochs and training seconds until `row` has `target` validation accuracy; None if never."""
     for index, accuracy in enumerate(row["val_accuracy"]):
         if accuracy >= target:
             return index + 1, float(sum(row["seconds"][: index + 1]))
@@ -45,10 +45,10 @@ def reached(row: Row, target: float) -> tuple[int, float] | None:
 
 
 def measured(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """By arm, of one size: values of every metric by seed, and how many seeds reached scratch's accuracy.
+    """Return, for each arm at one size, all metrics by seed and how many seeds reached scratch's accuracy.
 
-    `epochs` and `seconds` are those to the final validation accuracy of the same seed's scratch student.
-    Where it is never reached they are the whole training's, a bound from below. Without scratch: none.
+    `epochs` and `seconds` are counted up to the final validation accuracy of the same seed's scratch student.
+    If it is never reached they are the whole training's, a lower bound. Without scratch they are left out.
     """
     by_arm: dict[str, dict[int, Row]] = {}
     for row in rows:
@@ -70,7 +70,7 @@ def measured(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 
 def statistics_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """By size: each arm's summaries and paired differences from scratch, and what each step adds."""
+    """Return by size the summaries of all arms, paired differences from scratch, and what each step adds."""
     found: dict[str, Any] = {}
     for size in dict.fromkeys(row["size"] for row in rows):
         arms = measured([row for row in rows if row["size"] == size])
@@ -95,7 +95,7 @@ def statistics_of(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, Any] | None:
-    """The paired difference, and what it is of the other's mean, in percent."""
+    """Return the paired difference, absolute and in percent of the other's mean."""
     pair = paired(ours, theirs)
     if pair is None:
         return None
@@ -104,7 +104,7 @@ def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[
 
 
 def figures_of(found: Mapping[str, Any]) -> dict[str, float | str]:
-    """The claims in numbers: `name value`."""
+    """Return the figures of the claims by name."""
     lines: dict[str, float | str] = {}
     for size, entry in found.items():
         for arm, row in entry["arms"].items():
@@ -133,7 +133,7 @@ def _p(value: float | None) -> float | str:
 
 
 def markdown(found: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
-    """The table, with what its numbers mean."""
+    """Format the table and the explanation of its numbers."""
     teacher, c = conditions["teacher"], conditions
     lines = [
         f"# The paper's table: students of {teacher['arch']}",
@@ -145,8 +145,8 @@ def markdown(found: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
         "",
         "Mean ± standard deviation over seeds; differences are paired by seed, with the 95 % interval and "
         "the p-value of the paired t-test. Epochs and seconds of training until the validation accuracy "
-        f"({c['val_images']:,} images) is what the same seed's scratch student ends with; `(k of n)`: the "
-        "others never got there and count with all epochs.",
+        f"({c['val_images']:,} images) equals the final one of the same seed's scratch student; `(k of n)`: "
+        "k seeds reached it, the others count with all epochs.",
         "",
         *_caveats(conditions),
     ]
@@ -172,7 +172,7 @@ def _caveats(conditions: Mapping[str, Any]) -> list[str]:
         f"of {', '.join(map(str, conditions['grid']))}, and beyond while the best was at an end, the best by "
         f"validation accuracy of another seed, at size {conditions['tuned_at']}"
         if tuned
-        else "the benchmark's own, not tuned"
+        else "the benchmark's defaults, not tuned"
     )
     lines = [f"Learning rates ({how}): " + ", ".join(f"{arm} {r['lr']:g}" for arm, r in rates.items()) + "."]
     if conditions["library_seconds"] is not None:
@@ -181,7 +181,10 @@ def _caveats(conditions: Mapping[str, Any]) -> list[str]:
             "rows do not count it."
         )
     if conditions["teacher_saw"] is None:
-        lines.append("Should the teacher have seen validation images, epochs and seconds flatter its heirs.")
+        lines.append(
+            "If the teacher was trained on validation images, epochs and seconds favour students that start "
+            "from its weights."
+        )
     return [" ".join(lines)]
 
 
@@ -228,7 +231,7 @@ def _shown_p(pair: Mapping[str, Any] | None) -> str:
 
 
 def curves(rows: Sequence[Row], size: str) -> dict[str, dict[str, np.ndarray]]:
-    """By arm: mean and standard deviation over seeds of the validation accuracy after each epoch."""
+    """Return by arm the mean and standard deviation over seeds of the validation accuracy of each epoch."""
     found = {}
     for arm in (name for name in ARMS if any(r["arm"] == name and r["size"] == size for r in rows)):
         values = np.array([r["val_accuracy"] for r in rows if r["arm"] == arm and r["size"] == size])
@@ -238,7 +241,7 @@ def curves(rows: Sequence[Row], size: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Validation accuracy by epoch, one panel a size."""
+    """Plot validation accuracy by epoch, one panel per size."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     with rc_context(RC):
         figure, panels = new_figure(0.7 + 2.9 * len(sizes), len(sizes), 1, sharex=True)
@@ -262,7 +265,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 def write_table(
     rows: Sequence[Row], conditions: Mapping[str, Any], out: Path, stem: str
 ) -> tuple[str, dict[str, float | str]]:
-    """Write `<stem>.json`, `.md` and `.png` into `out`; the Markdown text and the figures."""
+    """Write `<stem>.json`, `.md` and `.png` into `out`; return the Markdown text and the figures."""
     found = statistics_of(rows)
     lines, text = figures_of(found), markdown(found, conditions)
     out.mkdir(parents=True, exist_ok=True)
@@ -274,7 +277,7 @@ def write_table(
 
 
 def _rounded(value: Any) -> Any:
-    """Six digits are more than enough."""
+    """Round to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What the tables record: which experiment, which points of its space, from which starts and seeds."""
+"""Plans of the recorded tables: experiment, points of its space, starts and seeds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ VAL_IMAGES = 2_000  # of CIFAR; validating all 5,000 would take a third of the t
 
 Params = dict[str, Any]
 
-# 6 blocks, kept or replaced, with neighbours fused: 64 students; 3 loss settings. With all training images
-# every student learns digits, and a search is over when it meets the cheapest one; 200 images, 2 steps an
-# epoch, make accuracy a matter of what was kept (0.7 to 0.93) and of the loss, as it is on harder data. Two
-# fifths of the images are held out, so that 575 tell students apart.
+# 6 blocks, kept or replaced, with adjacent ones fused: 64 students; 3 loss settings. With all training images
+# every student learns digits, so a search would only have to find the cheapest one. With 200 images (2 steps
+# an epoch) accuracy depends on the kept blocks (0.7 to 0.93) and on the loss, as on harder data. Two fifths
+# of the images are held out: 575, enough to rank students.
 DIGITS: dict[str, Any] = {
     "name": "digits-table",
     "objectives": ["val_accuracy", "flops"],
@@ -40,7 +40,7 @@ DIGITS: dict[str, Any] = {
     "runtime": {"device": "cpu", "precision": "fp32", "layout": "contiguous", "threads": 1},
 }
 
-# The preset's space; of it a sample. Latency is left out: it belongs to a machine, a table to all.
+# A sample of the preset's space. Latency is left out: it depends on the machine.
 CIFAR: dict[str, Any] = {
     "name": "cifar-table",
     "objectives": ["val_accuracy", "flops"],
@@ -71,7 +71,7 @@ CIFAR: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run to record."""
+    """A run to record."""
 
     params: Params
     start: str
@@ -80,15 +80,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a table is made of.
+    """The plan of a table.
 
     Attributes:
-        experiment: what differs from the defaults.
+        experiment: keys that differ from the defaults.
         seeds: of the runs.
-        sampled: points of the space; None: all of them.
-        saw: the teacher was trained on the first so many files of each class; validation is on the others.
-            None: the experiment's own split.
-        val_images: at most that many validation images.
+        sampled: number of points of the space; None: all of them.
+        saw: number of files of each class, from the first, that the teacher was trained on; the others are
+            the validation images. None: the experiment's split.
+        val_images: most validation images.
     """
 
     experiment: dict[str, Any]
@@ -98,7 +98,7 @@ class Plan:
     val_images: int | None = None
 
     def points(self, blocks: Sequence[str]) -> list[Point]:
-        """All runs of the table, in the order in which they are recorded: seed by seed."""
+        """Return all runs of the table in the order of recording: seed by seed."""
         space = SearchSpace(Experiment.model_validate(self.experiment | _RUN), tuple(blocks), flat=True)
         whole = list(_all(space) if self.sampled is None else random_points(space, self.sampled))
         return [
@@ -114,7 +114,7 @@ _RUN = {"run": {"dir": "runs/table"}}
 
 
 def digits() -> Plan:
-    """The space of `DIGITS`, whole."""
+    """Plan the table of the whole space of `DIGITS`."""
     return Plan(DIGITS, (0, 1, 2), None)
 
 
@@ -127,7 +127,7 @@ def cifar(
     saw: int | None = None,
     student_epochs: float = CIFAR["library"]["student_epochs"],
 ) -> Plan:
-    """A sample of the space of `CIFAR` on images under `root`, with the teacher of a file."""
+    """Plan the table of a sample of the space of `CIFAR`: images under `root`, weights in `teacher`."""
     data = {**CIFAR["data"], "root": root, "train_limit": train_limit}
     changed = {
         "data": data,
@@ -156,7 +156,7 @@ def _choices(distribution: Any) -> Sequence[Any]:
 
 
 def random_points(space: SearchSpace, count: int) -> Iterator[Params]:
-    """Random points; the share of replaced blocks is uniform, so that the whole cost axis is covered."""
+    """Yield random points; the share of replaced blocks is uniform, to cover the whole range of costs."""
     rng = random.Random(CIFAR_SEED)
     for _ in range(count):
         share, params = rng.random(), {}

@@ -1,11 +1,11 @@
-"""How well do prices from the cost table match students that are really built and run?
+"""Compare costs from the cost table with those of students that are built and run.
 
     python -m benchmarks.prices
     python -m benchmarks.prices --threads 2 --seconds 60
 
-Random students of two teachers with random weights: `cifar_resnet56` at 32x32, and `cifar_resnet20` at 8x8,
-where calls and memory traffic count for more than arithmetic. Params and FLOPs must be equal; latency is
-compared with an end-to-end measurement of the assembled students, taken after the table was finished.
+Uses random students of two teachers with random weights: `cifar_resnet56` at 32x32, and `cifar_resnet20` at
+8x8, where calls and memory traffic take more time than arithmetic. Params and FLOPs must be equal. Latency is
+compared with an end-to-end measurement of the built students, made after the table.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES = {"resnet56_32px": ("cifar_resnet56", 32, 8), "resnet20_8px": ("cifar_res
 
 
 def random_students(blocks: tuple[Block, ...], count: int, seed: int) -> list[StudentSpec]:
-    """Students with anything from no to every block replaced, at any mix of widths, fused or not."""
+    """Return random students with none to all blocks replaced, with mixed widths, fused or not."""
     rng = random.Random(seed)
     specs = []
     for _ in range(count):
@@ -98,7 +98,7 @@ def compare(
 
 
 def price_microseconds(table: CostTable, specs: list[StudentSpec], rounds: int = 50) -> float:
-    """Median over rounds of the mean time of one `price`."""
+    """Return the median over rounds of the mean time of one `price` call, in µs."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -134,7 +134,7 @@ def main() -> None:
     )
     parser.add_argument("--students", type=int, default=30)
     parser.add_argument(
-        "--seconds", type=float, default=30.0, help="of measuring a table; students take twice"
+        "--seconds", type=float, default=30.0, help="measuring time of a table; students take twice that"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -1,12 +1,12 @@
-"""How well does a proxy known before training rank students by the accuracy they reach?
+"""Measure how well proxies known before training rank students by their final accuracy.
 
     python -m benchmarks.proxy
     python -m benchmarks.proxy --table benchmarks/tables/cifar.csv.gz
 
-Spearman's rank correlation on a recorded table, over all students and within quartiles of their cost, of: the
-additive solo loss of their modules (known once per library), the accuracy straight after assembly from the
-library, and, to compare, the student's FLOPs alone and the accuracy after the first epoch. Final accuracy is
-a student's mean over its loss settings; one correlation per recorded seed, then their mean.
+Reports Spearman's rank correlation on a recorded table, over all students and within quartiles of their cost.
+The proxies are the sum of the modules' solo losses (known once per library), the accuracy of the student
+built from the library, and, for comparison, the student's FLOPs and the accuracy after the first epoch. Final
+accuracy is a student's mean over its loss settings. The result is the mean over recorded seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROXIES = ("solo_loss", "assembled", "flops", "first_epoch")
 
 
 def students(table: Table, seed: int, start: str) -> list[dict[str, float]]:
-    """Per student its proxies (higher is better), final accuracy and cost, means over its runs."""
+    """Return each student's proxies (higher is better), final accuracy and cost, as means over its runs."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in table.runs.values():
         if run.seed == seed:
@@ -60,7 +60,7 @@ def _student(table: Table, run: Run) -> str:
 
 
 def correlations(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Spearman of every proxy with the final accuracy: of all students, and by quartile of cost."""
+    """Correlate every proxy with the final accuracy: over all students, and by quartile of cost."""
     order = sorted(rows, key=lambda row: row["flops"])
     groups = [[order[i] for i in part] for part in np.array_split(np.arange(len(order)), QUARTILES)]
     return {

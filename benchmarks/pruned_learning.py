@@ -1,14 +1,14 @@
-"""What should the sampler be told of a trial that early stopping ended? Five answers on a synthetic search.
+"""Compare five ways to report early-stopped trials to the sampler, on a synthetic search.
 
     python -m benchmarks.pruned_learning
     python -m benchmarks.pruned_learning --sampler nsga2 --seeds 100
     python -m benchmarks.pruned_learning --sampler gp --seeds 8 --epochs 150 --answers pruned,capped
 
 Nothing trains: nine blocks at four levels and a learning rate determine a student's FLOPs and a noisy
-learning curve whose final accuracy and speed both depend on them, so that curves cross. The proposer, its TPE
-and the rungs are the search's own, four trials run at a time, every epoch costs one. Reported is the
-hypervolume of the complete trials' front (accuracy from chance, FLOPs from the teacher's) when the epochs are
-used.
+learning curve. Final accuracy and speed of learning both depend on them, so curves cross. The proposer, its
+TPE and the rungs are those of the search; four trials run at a time; every epoch costs one. The result is the
+hypervolume of the complete trials' front (accuracy above chance, FLOPs below the teacher's) at the end of the
+budget.
 """
 
 from __future__ import annotations
@@ -50,27 +50,27 @@ Answer = Callable[[Curves, int, Sequence[float]], Sequence[float] | TrialState]
 
 
 def pruned(curves: Curves, number: int, last: Sequence[float]) -> Sequence[float] | TrialState:
-    """As Optuna's PRUNED: for TPE, worse than every complete trial."""
+    """Report the trial as PRUNED: for TPE, worse than every complete trial."""
     return TrialState.PRUNED
 
 
 def nothing(curves: Curves, number: int, last: Sequence[float]) -> Sequence[float] | TrialState:
-    """As FAIL, which samplers do not look at."""
+    """Report the trial as FAIL, which samplers ignore."""
     return TrialState.FAIL
 
 
 def partial(curves: Curves, number: int, last: Sequence[float]) -> Sequence[float] | TrialState:
-    """Complete with its last values, as Ray Tune's OptunaSearch does."""
+    """Report the trial as complete with its last values, as Ray Tune's OptunaSearch does."""
     return last
 
 
 def extrapolated(curves: Curves, number: int, last: Sequence[float]) -> Sequence[float] | TrialState:
-    """Complete with its last values plus the median gain of complete trials."""
+    """Report the trial as complete, with its last values plus the median gain of complete trials."""
     return curves.expected(number, capped=False) or TrialState.PRUNED
 
 
 def capped(curves: Curves, number: int, last: Sequence[float]) -> Sequence[float] | TrialState:
-    """The same, but no better than the trials that it was stopped for."""
+    """As `extrapolated`, but no better than the trials that it was stopped for."""
     return curves.expected(number) or TrialState.PRUNED
 
 
@@ -85,7 +85,7 @@ def price(spec: StudentSpec) -> Costs:
 
 
 class Landscape:
-    """Learning curves of one seed: which blocks matter how much differs from seed to seed."""
+    """Learning curves of one seed; the importance of the blocks differs from seed to seed."""
 
     def __init__(self, seed: int) -> None:
         draw = random.Random(seed)
@@ -96,11 +96,11 @@ class Landscape:
     def accuracy(self, params: Mapping[str, Any], epoch: int) -> float:
         missing = [1.0 - params[f"level/{b}"] / len(WIDTHS) for b in BLOCKS]
         harm = sum(weight * share for weight, share in zip(self._harm, missing, strict=True))
-        # Neighbours that are both narrow cost more than each by itself.
+        # Two adjacent narrow modules cost more accuracy than the sum of both.
         harm += 0.02 * sum(a * b for a, b in itertools.pairwise(missing))
         off = math.log(params["lr"]) - self._best_lr
         final = 0.95 - harm - 0.02 * off**2
-        # A high learning rate starts slowly and many narrow modules do; neither says where they end.
+        # High learning rates and many narrow modules start slowly; neither determines the final accuracy.
         rate = 1.2 * math.exp(-0.4 * off) * (1.0 - 0.5 * sum(missing) / len(BLOCKS))
         noise = random.Random(f"{self._seed} {sorted(params.items())} {epoch}").gauss(0.0, NOISE)
         shown = final - (final - CHANCE) * math.exp(-rate * epoch**0.8) + noise * (1 - epoch / (EPOCHS + 1))
@@ -108,7 +108,7 @@ class Landscape:
 
 
 def hypervolume(values: Sequence[Sequence[float]]) -> float:
-    """Of points (accuracy, flops), in shares of the box from chance and the teacher's FLOPs."""
+    """Return the hypervolume of points (accuracy, flops) as a share of the box of chance and teacher."""
     if not values:
         return 0.0
     points = np.array([[-(a - CHANCE) / (1 - CHANCE), f / TEACHER_FLOPS] for a, f in values])
@@ -130,7 +130,7 @@ def experiment(sampler: str, seed: int) -> Experiment:
 
 
 def search(answer: str, sampler: str, seed: int, budget: int) -> float:
-    """Hypervolume that one search reaches within `budget` epochs."""
+    """Run one search; return its hypervolume after `budget` epochs."""
     landscape, config = Landscape(seed), experiment(sampler, seed)
     proposer = Proposer(config, SearchSpace(config, tuple(BLOCKS), flat=True), price, [])
     rungs = MoAsha(EPOCHS, 1, 3.0, 2, [1])
@@ -164,7 +164,7 @@ def search(answer: str, sampler: str, seed: int, budget: int) -> float:
 
 
 def tell(proposer: Proposer, number: int, answer: Sequence[float] | TrialState) -> None:
-    """Tell the sampler, past the search's own choice of the answer."""
+    """Report the answer to the sampler, instead of the search's usual one."""
     trial = proposer._open.pop(number)
     if isinstance(answer, TrialState):
         proposer._study.tell(trial, state=answer)
@@ -173,7 +173,7 @@ def tell(proposer: Proposer, number: int, answer: Sequence[float] | TrialState) 
 
 
 def compare(reached: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Mean and spread of each answer's hypervolumes, and of their differences from `pruned`, seed by seed."""
+    """Return mean and spread of each answer's hypervolumes and of their paired differences from `pruned`."""
     figures = {}
     for name, volumes in reached.items():
         gains = [a - b for a, b in zip(volumes, reached["pruned"], strict=True)]

@@ -1,10 +1,10 @@
-"""How long a report and a pick take on a study of 10,000 trials, and in how much memory.
+"""Measure time and memory of `ama report` and `ama pick` on a study of 10,000 trials.
 
     python -m benchmarks.report
 
-Makes the study in a temporary folder (rows as a search writes them; their curves are made up), then runs `ama
-report` and `ama pick` on it in processes of their own, start-up included, and takes wall time, CPU time and
-peak memory from the operating system. Writes report.json into --out.
+Makes the study in a temporary folder (rows as in a real search, with made-up curves). Then runs `ama report`
+and `ama pick` in separate processes and reads wall time, CPU time and peak memory from the operating system,
+start-up included. Writes report.json into --out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ ATTRS: dict[str, Any] = {
 
 
 def trial(number: int, kind: str, rng: np.random.Generator) -> FrozenTrial:
-    """A row: accuracy falls and the price falls with every block replaced, with noise."""
+    """Make a row: accuracy and cost fall with every replaced block, with noise."""
     levels = {f"level/{name}": int(rng.integers(0, len(WIDTHS) + 1)) for name in BLOCKS}
     params: dict[str, Any] = {
         **levels,
@@ -107,7 +107,7 @@ def trial(number: int, kind: str, rng: np.random.Generator) -> FrozenTrial:
 
 
 def make_run(folder: Path, trials: int) -> Path:
-    """A run directory with a study of so many trials."""
+    """Make a run directory with a study of `trials` trials."""
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(yaml.safe_dump({"name": "large", "storage": {"study": None}}))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -128,10 +128,10 @@ def make_run(folder: Path, trials: int) -> Path:
 
 
 def measure(words: list[str]) -> dict[str, float]:
-    """Wall and CPU seconds and peak memory of one `ama` command.
+    """Run an `ama` command; return wall and CPU seconds and peak memory.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "search.cli.app", *words], stdout=subprocess.DEVNULL)
@@ -154,7 +154,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--run", type=Path, help="make the study there, or take the one that is there")
+    parser.add_argument("--run", type=Path, help="folder of the study; made if missing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

@@ -1,12 +1,12 @@
-"""Does our search reach the same front for less compute? Ours and others, replayed on a recorded table.
+"""Compare the compute of search policies for the same front: ours and others, replayed on a recorded table.
 
     python -m benchmarks.search
     python -m benchmarks.search --seeds 20 --ablations
 
-Hypervolume (`analysis.pareto`'s box) of the trials trained to their end, as a share of the best that the
-whole table holds, against compute (floating-point operations of training, in full cold trials of mean cost,
-the module library included for those who use it) and against virtual wall time on 8 workers. Writes a table,
-a plot and all figures to `benchmarks/results/`.
+Reports the hypervolume (in the box of `analysis.pareto`) of complete trials, as a share of the whole table's
+best, against compute and against virtual wall time on 8 workers. Compute is the FLOPs of training in units of
+full cold trials of mean cost, with the module library for contenders that use it. Writes a table, a plot and
+all figures to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ AXES = ("compute", "clock")
 
 @dataclass(frozen=True)
 class Job:
-    """One search to replay."""
+    """A search to replay."""
 
     table: Path
     name: str
@@ -53,7 +53,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job; compute in full cold trials, clock in virtual seconds."""
+    """The result of a job; compute in full cold trials, clock in virtual seconds."""
 
     curve: Curve
     trials: int
@@ -92,7 +92,7 @@ def run_job(job: Job) -> Result:
 
 
 def summarise(results: dict[str, list[Result]], budgets: dict[str, Floats], limit: float) -> dict[str, Any]:
-    """Figures per contender, over its seeds."""
+    """Compute the figures of each contender over its seeds."""
     found: dict[str, Any] = {}
     for name, runs in results.items():
         row: dict[str, Any] = {
@@ -107,7 +107,7 @@ def summarise(results: dict[str, list[Result]], budgets: dict[str, Floats], limi
             most = limit if axis == "compute" else float(budgets[axis][-1])
             for share in SHARES:
                 until = np.array([r.curve.spent_until(share, axis) for r in runs])
-                # A search that never got there counts as if it had at the very end: in its favour.
+                # A search that never reached it counts with the whole budget, which favours it.
                 row[f"{axis}_to_{share:.2f}"] = {
                     "values": np.minimum(until, most).tolist(),
                     "reached": int(np.isfinite(until).sum()),
@@ -121,13 +121,13 @@ def summarise(results: dict[str, list[Result]], budgets: dict[str, Floats], limi
 
 
 def ahead_from(ours: Floats, others: Sequence[Floats]) -> float:
-    """The least share of the budget beyond which our mean is below nobody's; 1: behind at the very end."""
+    """Return the share of the budget from which on our mean is the highest; 1 if it is not at the end."""
     behind = np.flatnonzero([any(theirs[i] > ours[i] + 1e-9 for theirs in others) for i in range(len(ours))])
     return float((behind[-1] + 1) / len(ours)) if len(behind) else 0.0
 
 
 def figures(found: dict[str, Any], workers: int) -> dict[str, float]:
-    """The lines that the command ends with."""
+    """Return the figures that the command prints at the end."""
     ours = found["ours"]
     rivals = [name for name in found if not name.startswith("ours") and name != "stock_library"]
     lines: dict[str, float] = {}
@@ -158,12 +158,12 @@ def main() -> None:
     parser.add_argument("--trials", type=float, default=120.0, help="budget in full cold trials of mean cost")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--ablations", action="store_true", help="ours without single parts, too")
-    parser.add_argument("--only", nargs="*", help="of these names alone")
+    parser.add_argument("--only", nargs="*", help="run the contenders of these names alone")
     parser.add_argument("--first", type=int, default=Policy.first)
     parser.add_argument("--grace", type=int, default=Policy.grace)
     parser.add_argument("--eta", type=float, default=Policy.eta)
     parser.add_argument("--startup", type=int, default=Policy.startup)
-    parser.add_argument("--asha-grace", type=int, default=1, help="of the others that stop early")
+    parser.add_argument("--asha-grace", type=int, default=1, help="grace epochs of others that stop early")
     parser.add_argument("--asha-eta", type=float, default=3.0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -182,7 +182,7 @@ def main() -> None:
     for job, result in zip(jobs, done, strict=True):
         results[job.name].append(result)
     _, scale = _loaded(args.table)
-    # As much wall time as the budget takes when no worker ever waits.
+    # The wall time of the budget if no worker ever waits.
     hours = args.trials * scale.trial_seconds / args.workers
     budgets = {
         "compute": np.linspace(0, args.trials, GRID + 1)[1:],
@@ -214,7 +214,7 @@ def main() -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Five digits are more than enough."""
+    """Round to five digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

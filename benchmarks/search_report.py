@@ -1,4 +1,4 @@
-"""The comparison as a Markdown table and a plot."""
+"""Write the comparison of search policies as a Markdown table and a plot."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HEAD = (
 
 
 def markdown(found: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
-    """The table, with what its numbers mean."""
+    """Format the table and the explanation of its numbers."""
     seeds = conditions["seeds"]
     lines = [
         f"# Search policies on `{conditions['table']}`",
@@ -53,8 +53,8 @@ def markdown(found: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
         f"`{conditions['command']}`: n = {seeds} seeds, {conditions['recorded_seeds']} recorded seeds of "
         f"each run, {conditions['workers']} workers, budget {conditions['budget_trials']:g} full cold trials "
         "of mean cost. Mean and 95 % bootstrap interval over seeds. Compute in full cold trials, wall time "
-        "in virtual seconds; library included for those who use it. HV as a share of the table's best. "
-        "`(k of n)`: the others never got there; they count with the whole budget.",
+        "in virtual seconds; library included for those that use it. HV as a share of the table's best. "
+        "`(k of n)`: k seeds reached it; the others count with the whole budget.",
         "",
         *HEAD,
     ]
@@ -80,14 +80,14 @@ def _cell(until: Mapping[str, Any], seeds: int) -> str:
 def plot(
     found: Mapping[str, Any], budgets: Mapping[str, Floats], conditions: Mapping[str, Any], path: Path
 ) -> None:
-    """Mean hypervolume with its interval against compute and against wall time."""
+    """Plot the mean hypervolume with its interval against compute and against wall time."""
     with rc_context(RC):
         figure, axes = new_figure(6.4, 2, 1)
         titles = {
             "compute": "compute, in full cold trials",
             "clock": f"virtual seconds on {conditions['workers']} workers",
         }
-        # Of a surrogate the best is that of a thousand points: a search may find better ones.
+        # A surrogate's best is that of a thousand random points: a search may find better ones.
         top = max([1.0, *(max(found[name][f"{axis}_curve"]["high"]) for name in found for axis in titles)])
         for panel, (axis, title) in zip(axes, titles.items(), strict=True):
             for name, (colour, line, width) in STYLES.items():

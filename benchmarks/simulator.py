@@ -1,9 +1,9 @@
-"""Replays a table against any searcher and scheduler, with a virtual clock and workers, without training.
+"""Replay a table with any searcher and scheduler: a virtual clock, virtual workers, no training.
 
-Asynchronous, as Ray Tune is: a free worker asks for a trial at once; a trial reports epoch by epoch, and the
-contender answers each report with go on or stop before the next epoch is paid for. The clock moves by the
-seconds that were recorded. Compute is in floating-point operations and is charged when an epoch begins, so
-that whatever anybody has seen is paid for, trials in flight included.
+The replay is asynchronous, like Ray Tune: a free worker requests a trial at once; a trial reports epoch by
+epoch, and the contender decides after each report whether it continues. The clock advances by the recorded
+seconds. Compute is in FLOPs and is charged when an epoch begins, so that every result is paid for, also of
+trials that are still running.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ Metrics = dict[str, float]
 
 
 class Contender(ABC):
-    """A searcher with its scheduler; trials are numbered from 0 in the order in which they start.
+    """A searcher with its scheduler; trials are numbered from 0 in the order of their starts.
 
     Attributes:
-        start: what its trials start from, `teacher` or `library`; the library is charged to those who use it.
+        start: what its trials start from, `teacher` or `library`; the library's cost is charged if used.
     """
 
     start: str = STARTS[0]
 
     @abstractmethod
     def suggest(self, number: int) -> Params | None:
-        """The params of trial `number`; None: there is nothing left to try."""
+        """Return the params of trial `number`; None if there is nothing left to try."""
 
     @abstractmethod
     def report(self, number: int, metrics: Metrics) -> bool:
-        """An epoch of a trial is done (`epoch`, accuracy, loss, costs): whether it should go on."""
+        """Receive an epoch's metrics (`epoch`, accuracy, loss, costs); return True to continue the trial."""
 
     @abstractmethod
     def ended(self, number: int, metrics: Metrics, full: bool) -> None:
-        """A trial ended with these last metrics: trained to its last epoch, or stopped."""
+        """Receive the last metrics of a trial that ended: complete (`full`) or stopped."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A trial that was trained to its last epoch.
+    """A complete trial.
 
     Attributes:
         clock: seconds since the search began.
         compute: FLOPs of the whole search so far.
-        run: what was trained.
+        run: the recorded run.
     """
 
     clock: float
@@ -58,7 +58,7 @@ class Completion:
 
 @dataclass
 class Replay:
-    """What happened in one search."""
+    """The events of a search."""
 
     completions: list[Completion] = field(default_factory=list)
     clock: float = 0.0
@@ -125,7 +125,7 @@ class _Search:
         elif go_on and self.replay.compute < self.budget:
             self._begin_epoch(number)
             return
-        elif go_on:  # the budget is used: cut off, neither complete nor judged
+        elif go_on:  # the budget is used up: the trial is neither complete nor stopped
             self._leave(number)
             return
         else:
@@ -139,7 +139,7 @@ class _Search:
 
 
 def metrics_at(run: Run, epoch: int) -> Metrics:
-    """What a trial reports after `epoch` epochs: of the curves nothing later."""
+    """Return what a trial reports after `epoch` epochs, without later parts of the curves."""
     return {
         "epoch": epoch,
         "val_accuracy": run.val_accuracy[epoch - 1],
@@ -150,23 +150,23 @@ def metrics_at(run: Run, epoch: int) -> Metrics:
 
 
 def simulate(table: Table, contender: Contender, *, seed: int, workers: int, budget: float) -> Replay:
-    """One search on recorded runs.
+    """Replay a search on recorded runs.
 
     Args:
         table: must hold every point that the contender proposes.
-        contender: fresh; it is told what happens and asked what to do next.
-        seed: which of the recorded seeds every trial has.
-        workers: trials at a time.
-        budget: FLOPs; epochs begun within it are finished, then the search ends.
+        contender: a new one.
+        seed: the recorded seed of all trials.
+        workers: number of parallel trials.
+        budget: FLOPs; epochs that begin within it are finished, then the search ends.
 
     Returns:
-        All that happened, with the completions in their order.
+        The events of the search, with the completions in order.
     """
     assert workers > 0, f"expected at least one worker, got {workers}"
     return _Search(table, contender, seed, workers, budget).go()
 
 
 def final_values(run: Run, metrics: Sequence[str]) -> list[float]:
-    """The true final values of `metrics`, in their order."""
+    """Return the true final values of `metrics`, in order."""
     final = metrics_at(run, len(run.val_accuracy))
     return [final[metric] for metric in metrics]

@@ -1,13 +1,13 @@
-"""A table of sampled runs made whole: curves predicted for every point of its space.
+"""A surrogate of a sampled table: learning curves predicted for every point of its space.
 
     python -m benchmarks.surrogate --table benchmarks/tables/cifar.csv.gz
 
-Two Gaussian processes, one for cold and one for warm starts, from what a trial trains (which blocks are
-replaced, how narrow every stage is, prices, loss weights, learning rate) to the logits of its accuracies and
-the logarithms of its losses, epoch by epoch. A replayed trial is the prediction plus an error as large as the
-held-out ones, drawn once for each point and seed, so that the policies see as much noise as the surrogate is
-wrong. The command states the held-out error: 10-fold cross-validation over the points, both starts of a point
-in one fold.
+Two Gaussian processes, one for cold and one for warm starts, map a trial's features (which blocks are
+replaced, how narrow every stage is, costs, loss weights, learning rate) to the logits of its accuracies and
+the logarithms of its losses, epoch by epoch. A replayed trial is the prediction plus a random error of the
+size of the held-out errors, drawn once for each point and seed: policies see noise of the size of the
+surrogate's error. The command prints the held-out error of 10-fold cross-validation over the points, with
+both starts of a point in the same fold.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ Floats = NDArray[np.float64]
 
 FOLDS = 10
 SEEDS = 5  # of the errors
-REFERENCE = 1_000  # random points whose best is the scale of hypervolume
-CLIP = 1e-3  # accuracies are kept off 0 and 1
+REFERENCE = 1_000  # random points; the hypervolume of the best ones is the unit
+CLIP = 1e-3  # accuracies are clipped to this distance from 0 and 1
 
 
 def features(table: Table, params: Params) -> list[float]:
-    """What tells points apart: the whole student, its training, every stage, every block.
+    """Return the features of a point: of the whole student, its training, every stage and every block.
 
-    A stage is what the blocks' names share before their last dot; a hundred runs tell more of sums over a
-    stage than of its single blocks.
+    A stage is the part of the blocks' names before the last dot. From a hundred runs the effect of sums over
+    a stage is estimated better than that of single blocks.
     """
     config = table.space.to_config(params, 0)
     student, loss = config.student, config.loss
@@ -67,7 +67,7 @@ def features(table: Table, params: Params) -> list[float]:
 
 
 def targets(run: Run) -> list[float]:
-    """(2 * epochs,): logits of the accuracies, then logarithms of the losses."""
+    """Return the targets (2 * epochs,): logits of the accuracies, then logarithms of the losses."""
     accuracy = logit(np.clip(run.val_accuracy, CLIP, 1 - CLIP))
     return [*accuracy.tolist(), *np.log(run.val_loss).tolist()]
 
@@ -88,18 +88,18 @@ class Model:
         self._process = process.fit(self._scaler.transform(np.asarray(rows)), values)
 
     def predict(self, rows: Sequence[Sequence[float]]) -> Floats:
-        """Targets (n, 2 * epochs) of features (n, d)."""
+        """Predict targets (n, 2 * epochs) from features (n, d)."""
         found = self._process.predict(self._scaler.transform(np.asarray(rows)))
         return np.asarray(found, dtype=np.float64).reshape(len(rows), -1)
 
 
 def held_out(table: Table, folds: int = FOLDS) -> dict[str, tuple[Floats, Floats]]:
-    """Per start: targets that were predicted for points left out, and the true ones, (n, 2 * epochs) each."""
+    """Cross-validate; return by start the predicted and the true targets, (n, 2 * epochs) each."""
     found = {}
     for start in STARTS:
         runs = [run for run in table.runs.values() if run.start == start]
         rows, wanted = [features(table, run.params) for run in runs], [targets(run) for run in runs]
-        # By the point's own text: both starts of a point are left out together.
+        # Folds are by the point's text: both starts of a point are left out together.
         fold = [int(hash_json([run.params])[:8], 16) % folds for run in runs]
         guesses = np.zeros_like(np.asarray(wanted))
         for part in range(folds):
@@ -113,7 +113,7 @@ def held_out(table: Table, folds: int = FOLDS) -> dict[str, tuple[Floats, Floats
 
 
 def errors(guesses: Floats, wanted: Floats) -> dict[str, float]:
-    """Of the final accuracy: root mean square error in points, share of variance explained, Spearman."""
+    """Return root mean square error in points, explained variance and Spearman of the final accuracy."""
     last = wanted.shape[1] // 2 - 1
     guessed, true = expit(guesses[:, last]), expit(wanted[:, last])
     rmse = float(np.sqrt(np.mean((guessed - true) ** 2)))
@@ -128,16 +128,16 @@ def errors(guesses: Floats, wanted: Floats) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Surrogate(Table):
-    """A table that has a run for every point of its space, predicted from those that were recorded."""
+    """A table with a run for every point of its space, predicted from the recorded ones."""
 
     @classmethod
     def of(cls, table: Table) -> Surrogate:
-        """The surrogate of a table of sampled runs."""
+        """Make the surrogate of a table of sampled runs."""
         return cls(table.meta, table.runs)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds of the errors."""
+        """The seeds of the errors."""
         return tuple(range(SEEDS))
 
     @cached_property
@@ -147,19 +147,19 @@ class Surrogate(Table):
         return dict.fromkeys(self.seeds, record)
 
     def reference(self, seed: int) -> Iterable[Run]:
-        """Random points from both starts."""
+        """Yield the runs of random points from both starts."""
         points = list(random_points(self.space, REFERENCE))
         for start in STARTS:
             self._predict(points, start)
         return [self._run(params, start, seed) for params in points for start in STARTS]
 
     def run(self, params: Mapping[str, Any], start: str, seed: int) -> Run:
-        """The predicted run of a point, with the error of this point and seed."""
+        """Return the predicted run of a point, with the error of this point and seed."""
         self._predict([dict(params)], start)
         return self._run(dict(params), start, seed)
 
     def _predict(self, points: Sequence[Params], start: str) -> None:
-        """Predict, all at once, what is not known yet."""
+        """Predict all points that are not known yet, in one batch."""
         new = [params for params in points if (params_text(params), start) not in self._known]
         if new:
             found = self._models[start][0].predict([features(self, params) for params in new])
@@ -167,7 +167,7 @@ class Surrogate(Table):
 
     def _run(self, params: Params, start: str, seed: int) -> Run:
         draw = int(hash_json([params, start, seed])[:12], 16)
-        # One draw for the whole curve: a run that is better than predicted is so at all epochs.
+        # One draw for the whole curve: a run that is better than predicted is better at all epochs.
         error = np.random.default_rng(draw).standard_normal() * self._models[start][1]
         found = self._known[params_text(params), start] + error
         half = len(found) // 2
@@ -193,7 +193,7 @@ class Surrogate(Table):
 
     @cached_property
     def _models(self) -> dict[str, tuple[Model, Floats]]:
-        """Per start: the model of all runs, and the signed size (2 * epochs,) of its held-out errors."""
+        """By start: the model of all runs, and the signed size (2 * epochs,) of its held-out errors."""
         outside, found = held_out(self), {}
         for start in STARTS:
             runs = [run for run in self.runs.values() if run.start == start]
@@ -206,7 +206,7 @@ class Surrogate(Table):
 
     @cached_property
     def _seconds(self) -> tuple[float, float]:
-        """CPU seconds an epoch against the student's FLOPs: slope and base of a line."""
+        """Slope and intercept of the CPU seconds of an epoch against the student's FLOPs."""
         slope, base = np.polyfit(
             [run.flops for run in self.runs.values()], [run.seconds for run in self.runs.values()], 1
         )
@@ -219,7 +219,7 @@ class Surrogate(Table):
 
 
 def load(path: Path) -> Table:
-    """The table of a file; a sampled one as its surrogate."""
+    """Load the table of a file; a sampled table is replaced by its surrogate."""
     table = Table.load(path)
     return Surrogate.of(table) if table.sampled else table
 

@@ -27,34 +27,34 @@ from trainables.costs.table import Costs, CostTable
 
 FORMAT = 1
 CURVES = ("val_accuracy", "val_loss")
-# Images of re-estimating batch-norm statistics when a warm student is assembled (`trainables.student.start`).
+# Images for re-estimating batch-norm statistics when a warm student is built (`trainables.student.start`).
 RECALIBRATION = 3 * 512
 
 Key = tuple[str, str, int]  # params as JSON, start, seed
 
 
 def params_text(params: Mapping[str, Any]) -> str:
-    """Params as canonical text; levels and settings of any table."""
+    """Return params as canonical text."""
     return json.dumps(dict(params), sort_keys=True)
 
 
 def recorded_space(experiment: Experiment, blocks: Sequence[Block]) -> SearchSpace:
-    """The space with the parameters' names of version 0.1, by which the recorded tables name their points."""
+    """Return the space with the parameter names of version 0.1, which the recorded tables use."""
     return replace(SearchSpace.from_experiment(experiment, blocks), flat=True)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One recorded distillation.
+    """A recorded distillation.
 
     Attributes:
         params: the point of the space.
         start: teacher (cold) or library (warm).
-        seed: of training, and of the library that a warm start came from.
+        seed: of training, and of the library of a warm start.
         params_count: of the student; likewise `flops`.
         start_accuracy: on validation images before training.
-        start_seconds: CPU seconds of assembling the student.
-        seconds: CPU seconds of one epoch, the median.
+        start_seconds: CPU seconds of building the student.
+        seconds: median CPU seconds of an epoch.
         val_accuracy: after each epoch; likewise `val_loss`.
     """
 
@@ -71,17 +71,17 @@ class Run:
 
     @property
     def key(self) -> Key:
-        """What tells runs of a table apart."""
+        """The unique key of the run in its table."""
         return params_text(self.params), self.start, self.seed
 
 
 @dataclass(frozen=True)
 class LibraryRecord:
-    """What the module library of one seed cost and knows.
+    """Costs and solo losses of the module library of one seed.
 
     Attributes:
         seconds: CPU seconds of building it.
-        flops: of building it.
+        flops: FLOPs of building it.
         solo_loss: by span key, as `Library.solo_loss`.
     """
 
@@ -92,7 +92,7 @@ class LibraryRecord:
 
 @dataclass(frozen=True)
 class Table:
-    """Runs and what they were made from.
+    """Recorded runs and their metadata.
 
     Attributes:
         meta: `command`, `experiment`, `classes`, `train` and `val` images, `teacher`, `costs`, `libraries` by
@@ -113,7 +113,7 @@ class Table:
         return cls(meta, {run.key: run for run in runs})
 
     def save(self, path: Path) -> None:
-        """Write the table; the same table gives the same bytes."""
+        """Write the table; equal tables give equal bytes."""
         text = io.StringIO()
         text.write(f"# {json.dumps({'format': FORMAT, **self.meta})}\n")
         rows = [to_row(run) for run in self.runs.values()]
@@ -130,12 +130,12 @@ class Table:
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The space that the runs are points of."""
+        """The search space of the runs."""
         return recorded_space(self.experiment, self.costs.structure)
 
     @cached_property
     def costs(self) -> CostTable:
-        """Prices of all students; its latencies were measured beside other work and count for nothing."""
+        """The costs of all students; do not use its latencies, which were measured on a busy machine."""
         return CostTable.model_validate(self.meta["costs"])
 
     @cached_property
@@ -150,40 +150,40 @@ class Table:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds of which there are runs."""
+        """The seeds of the runs."""
         return tuple(sorted({run.seed for run in self.runs.values()}))
 
     @property
     def sampled(self) -> bool:
-        """Whether the runs are of some points of the space, and not of all."""
+        """True if the runs cover some points of the space, not all."""
         return any(isinstance(d, FloatDistribution) for d in self.space.distributions.values())
 
     def reference(self, seed: int) -> Iterable[Run]:
-        """The runs whose front is the best there is."""
+        """Return the runs whose front is the reference for hypervolume."""
         return [run for run in self.runs.values() if run.seed == seed]
 
     def run(self, params: Mapping[str, Any], start: str, seed: int) -> Run:
-        """The recorded run of a point; a student without modules has the same run for both starts."""
+        """Return the recorded run of a point; a student without modules has the same run for both starts."""
         text = params_text(params)
         return self.runs.get((text, start, seed)) or self.runs[text, STARTS[0], seed]
 
     def price(self, spec: StudentSpec) -> Costs:
-        """The cost of any student, as `CostTable.price`."""
+        """Return the cost of any student, as `CostTable.price`."""
         return self.costs.price(spec)
 
     def epoch_flops(self, run: Run) -> float:
-        """Of one epoch: forward and backward of the student, forward of the teacher, then validation."""
+        """Return the FLOPs of an epoch: student forward and backward, teacher forward, validation."""
         train, val = self.meta["train"], self.meta["val"]
         return float(train * (3 * run.flops + self.costs.teacher.flops) + val * run.flops)
 
     def start_flops(self, run: Run) -> float:
-        """Of assembling the student: a warm one's batch-norm statistics are estimated anew."""
+        """Return the FLOPs of building the student: for a warm one, re-estimating batch-norm statistics."""
         images = min(RECALIBRATION, self.meta["train"]) if run.start == "library" else 0
         return float(images * run.flops)
 
 
 def to_row(run: Run) -> dict[str, Any]:
-    """A run as a flat row of texts and numbers."""
+    """Convert a run to a flat row of texts and numbers."""
     row = {
         "params": params_text(run.params),
         "start": run.start,
@@ -218,6 +218,6 @@ def _from_row(row: Mapping[str, str]) -> Run:
 
 
 def rows_to_runs(text: str) -> list[Run]:
-    """Runs of a CSV text; a last line that was cut off is left out."""
+    """Parse the runs of a CSV text; leave out an incomplete last line."""
     whole = text[: text.rfind("\n") + 1]
     return [_from_row(row) for row in csv.DictReader(io.StringIO(whole))]

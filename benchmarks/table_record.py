@@ -1,11 +1,11 @@
-"""Record a table: real distillations with their learning curves, once, for all searches to be replayed on.
+"""Record a table: run real distillations once and store their learning curves, to replay searches on.
 
     python -m benchmarks.table_record digits --out benchmarks/tables/digits.csv.gz
     python -m benchmarks.table_record cifar --root IMAGES --teacher FILE --out benchmarks/tables/cifar.csv.gz
 
-`digits` takes about half an hour on one core, `cifar` hours. A row is kept as soon as its run ends; started
-again, the command goes on where it was. `--shard 0/2` and `--shard 1/2` share the work between two processes;
-whichever ends last writes the table.
+`digits` takes about half an hour on one core, `cifar` hours. A row is stored as soon as its run ends; run
+again, the command continues. `--shard 0/2` and `--shard 1/2` share the work between two processes; the last
+one to finish writes the table.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import device_name, resolve
 from trainables.training.loop import Distiller
 
-COST_SECONDS = 2.0  # FLOPs and params are exact however short; latencies of the table are not used
+COST_SECONDS = 2.0  # short, because the table's latencies are not used
 
 
 @dataclass(frozen=True)
 class Bench:
-    """All that the runs share."""
+    """The objects that all runs share."""
 
     setup: Prepared
     libraries: dict[int, Library]
@@ -57,12 +57,12 @@ class Bench:
 
     @property
     def space(self) -> SearchSpace:
-        """The space that the points are of."""
+        """The search space of the points."""
         return recorded_space(self.setup.experiment, self.setup.blocks)
 
 
 def prepare(plan: Plan, work: Path) -> Bench:
-    """Data, teacher, prices and libraries; those that an earlier process left in `work` are read."""
+    """Make data, teacher, cost table and libraries, or read them from `work`."""
     experiment = Experiment.model_validate({**plan.experiment, "run": {"dir": str(work)}})
     runtime = resolve(experiment.runtime)
     torch.set_num_threads(runtime.threads)
@@ -72,7 +72,7 @@ def prepare(plan: Plan, work: Path) -> Bench:
         data = replace(table_data(experiment.data, plan.saw, plan.val_images), test=None)
     work.mkdir(parents=True, exist_ok=True)
     with (work / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one shard makes what the others then read
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one shard makes the files, the others read them
         teacher = get_teacher(experiment, data, runtime)
         blocks = teacher_blocks(experiment, teacher.model, data.image_shape)
         space = experiment.space
@@ -109,11 +109,11 @@ def _library(setup: Prepared, seed: int) -> tuple[Library, float]:
 
 
 def library_flops(setup: Prepared, seed: int) -> float:
-    """What building the library computes, a backward pass counted as two forward ones, as for trials.
+    """Return the FLOPs of building the library; a backward pass counts as two forward passes, as for trials.
 
-    Alone, a batch is the teacher's forward and every module's forward and backward; together, the teacher's
-    forward and the forward and backward of the very students that this seed samples; scoring, each module
-    within the teacher, and once more.
+    In the first phase, a batch takes the teacher's forward and every module's forward and backward. In the
+    second, it takes the teacher's forward and the forward and backward of the students that this seed
+    samples. Scoring counts as one teacher forward for each module, plus three.
     """
     costs, experiment, train = setup.costs, setup.experiment, len(setup.data.train)
     config, space = experiment.library, experiment.space
@@ -129,7 +129,7 @@ def library_flops(setup: Prepared, seed: int) -> float:
 
 
 def record(bench: Bench, point: Point) -> Run:
-    """Train one point to its last epoch."""
+    """Train a point to its last epoch and return the run."""
     setup = bench.setup
     runtime = setup.runtime
     config = bench.space.to_config(point.params, point.seed).model_copy(update={"warm_start": point.start})
@@ -159,17 +159,17 @@ def record(bench: Bench, point: Point) -> Run:
 
 
 def recorded(work: Path) -> dict[Key, Run]:
-    """Runs that any shard has finished."""
+    """Read the runs that all shards have finished."""
     runs = [run for file in sorted(work.glob("rows-*.csv")) for run in rows_to_runs(file.read_text())]
     return {run.key: run for run in runs}
 
 
 def record_all(bench: Bench, points: Iterable[Point], file: Path, say: Callable[[str], None]) -> None:
-    """Record the points that are not in `file`'s folder yet, a row each as soon as it is there."""
+    """Record the points that are not in `file`'s folder yet; append each row as soon as it is done."""
     done = recorded(file.parent)
     left = [p for p in points if (params_text(p.params), p.start, p.seed) not in done]
     if file.exists() and not (text := file.read_text()).endswith("\n"):
-        file.write_text(text[: text.rfind("\n") + 1])  # a row that was cut off
+        file.write_text(text[: text.rfind("\n") + 1])  # remove an incomplete last row
     started = time.monotonic()
     for index, point in enumerate(left):
         row = to_row(record(bench, point))
@@ -185,7 +185,7 @@ def record_all(bench: Bench, points: Iterable[Point], file: Path, say: Callable[
 
 
 def finish(bench: Bench, plan: Plan, points: list[Point], out: Path, command: str) -> bool:
-    """Write the table if all its runs are there."""
+    """Write the table if all its runs are recorded; return whether it was written."""
     runs = recorded(bench.setup.run_dir)
     keys = [(params_text(p.params), p.start, p.seed) for p in points]
     if not all(key in runs for key in keys):
@@ -195,11 +195,11 @@ def finish(bench: Bench, plan: Plan, points: list[Point], out: Path, command: st
 
 
 def meta_of(bench: Bench, plan: Plan, command: str) -> dict[str, Any]:
-    """What the runs were made from."""
+    """Return the metadata of the table."""
     setup = bench.setup
     teacher = setup.teacher.record
     experiment = {k: v for k, v in plan.experiment.items() if k != "data"}
-    # Where the images and the teacher were belongs to the machine.
+    # Leave out the paths of images and teacher.
     experiment["data"] = {k: v for k, v in plan.experiment["data"].items() if k != "root"}
     experiment["teacher"] = {k: v for k, v in plan.experiment["teacher"].items() if k != "checkpoint"}
     return {
@@ -231,16 +231,16 @@ def meta_of(bench: Bench, plan: Plan, command: str) -> dict[str, Any]:
 
 
 def cifar_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The options that say which CIFAR table."""
+    """Add the options of the CIFAR table."""
     parser.add_argument("--work", type=Path, help="teacher, libraries and rows so far; default: runs/table-…")
     parser.add_argument("--root", help="cifar: folder with train/<class>/ and test/<class>/")
     parser.add_argument("--teacher", help="cifar: weights of a cifar_resnet20")
     parser.add_argument(
-        "--teacher-saw", type=int, help="cifar: files of each class that the teacher has seen"
+        "--teacher-saw", type=int, help="cifar: files of each class that the teacher was trained on"
     )
     parser.add_argument("--train-limit", type=int, default=2_500, help="cifar: training images")
     parser.add_argument("--epochs", type=int, default=6, help="cifar: epochs of a run")
-    parser.add_argument("--sampled", type=int, default=SAMPLED, help="cifar: points of the space")
+    parser.add_argument("--sampled", type=int, default=SAMPLED, help="cifar: number of points of the space")
     parser.add_argument(
         "--student-epochs",
         type=float,
@@ -251,10 +251,10 @@ def cifar_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def cifar_plan(args: argparse.Namespace) -> Plan:
-    """The table that the options ask for.
+    """Make the plan of the CIFAR table from the options.
 
     Raises:
-        SystemExit: images or teacher are not named.
+        SystemExit: `--root` or `--teacher` is missing.
     """
     if args.root is None or args.teacher is None:
         sys.exit("error: cifar needs --root and --teacher")

@@ -1,15 +1,15 @@
-"""In how many epochs does a trial that starts from the module library get where its cold twin ends?
+"""Measure in how many epochs a trial that starts from the module library reaches its cold twin's accuracy.
 
     O="--root IMAGES --teacher FILE --sampled 24 --student-epochs 4 --work runs/warmstart"
     python -m benchmarks.table_record cifar $O --out runs/warmstart/table.csv.gz
     python -m benchmarks.warmstart $O
 
-Works in the folder of the first command, and needs its runs: of the first `--configs` points the cold one
-gives the accuracy to reach. The warm twin, all else alike, is trained anew with fewer epochs in its budget
-(its learning rate falls to zero at their end), to find the least number with which it ends at least there.
-Beside it stands the epoch at which the recorded warm twin of full length got there, its learning rate still
-high. Each training is a line in the folder; started again the command goes on where it was. What the library
-costs is measured last, between cold epochs of the same points.
+Works in the folder of the first command and needs its runs: for each of the first `--configs` points, the
+cold run gives the accuracy to reach. The warm twin, with otherwise equal settings, is trained from scratch
+with fewer epochs in its budget (its learning rate falls to zero at their end), to find the smallest number
+that reaches it. The epoch at which the recorded warm run of full length reaches it, at a still high learning
+rate, is reported beside it. Each training is a line in a file of the folder; run again, the command
+continues. The cost of the library is measured last, between cold epochs of the same points.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from trainables.methods.base import Setup
 from trainables.runtime.runtime import device_name
 from trainables.training.loop import Distiller, distill
 
-Train = Callable[[int], float]  # epochs to the accuracy that a warm trial of so many ends with
+Train = Callable[[int], float]  # number of epochs to the final accuracy of a warm trial of that length
 
 
 def least_epochs(target: float, epochs: int, full: float, train: Train) -> int | None:
-    """The least number of epochs with which a warm trial ends at `target` or above; None: no number does.
+    """Find the smallest number of epochs with which a warm trial ends at or above `target`; None if none.
 
-    A third is tried first, as that is the question; then fewer while they reach it, or more until one does.
+    Try a third of `epochs` first; then fewer while they reach the target, or more until one does.
 
     Args:
         target: final accuracy of the cold twin.
@@ -63,12 +63,12 @@ def least_epochs(target: float, epochs: int, full: float, train: Train) -> int |
 
 
 def reached(run: Run, target: float) -> int | None:
-    """The first epoch at which `run` had `target`; None: never."""
+    """Return the first epoch at which `run` has `target`; None if never."""
     return next((i for i, accuracy in enumerate(run.val_accuracy, start=1) if accuracy >= target), None)
 
 
 class Trials:
-    """Warm trials of fewer epochs, each trained once and kept in a file."""
+    """Warm trials of fewer epochs, each trained once and stored in a file."""
 
     def __init__(self, bench: Bench, file: Path) -> None:
         self.bench, self.file = bench, file
@@ -76,7 +76,7 @@ class Trials:
         self.done = {(row["params"], row["epochs"]): row["val_accuracy"] for row in map(json.loads, lines)}
 
     def final(self, point: Point, epochs: int) -> float:
-        """Final validation accuracy of the warm trial of `point` with `epochs` in its budget."""
+        """Return the final validation accuracy of the warm trial of `point` with `epochs` epochs."""
         key = (params_text(point.params), epochs)
         if key not in self.done:
             setup, library = self.bench.setup, self.bench.libraries[point.seed]
@@ -96,7 +96,7 @@ class Trials:
 def compare(
     bench: Bench, runs: Mapping[Key, Run], trials: Trials, points: list[Point]
 ) -> list[dict[str, Any]]:
-    """Of each point: what its cold twin ended with, and when the warm ones got there."""
+    """Return for each point the final accuracy of its cold run, and the epochs of warm ones to reach it."""
     epochs = bench.setup.experiment.budget.epochs
     found = []
     for index, point in enumerate(points):
@@ -119,10 +119,10 @@ def compare(
 
 
 def side_by_side(bench: Bench, points: Sequence[Point]) -> tuple[float, float]:
-    """CPU seconds of making the library, and of a cold trial, the mean over `points`.
+    """Measure the CPU seconds of making the library, and of a cold trial (mean over `points`).
 
-    Half of the points before the library and half after it: what else the machine does changes what a CPU
-    second is worth.
+    Half of the points run before the library and half after it, because other load on the machine changes
+    CPU times.
     """
     half = len(points) // 2
     trials = [_cold_seconds(bench, point) for point in points[:half]]
@@ -134,7 +134,7 @@ def side_by_side(bench: Bench, points: Sequence[Point]) -> tuple[float, float]:
 
 
 def _cold_seconds(bench: Bench, point: Point) -> float:
-    """Of a whole trial, from its start and one epoch."""
+    """Estimate the CPU seconds of a whole trial from its start and one epoch."""
     setup = bench.setup
     config = bench.space.to_config(point.params, point.seed).model_copy(update={"warm_start": "teacher"})
     started = time.process_time()
@@ -151,9 +151,9 @@ def figures(
     scale: Scale,
     seconds: tuple[float, float],
 ) -> dict[str, float]:
-    """The lines that the command ends with; what was never reached counts as one epoch more than all.
+    """Return the figures that the command prints; an accuracy never reached counts as `epochs` + 1.
 
-    `seconds` are `side_by_side`'s.
+    `seconds` are those of `side_by_side`.
     """
     shares = np.array([(row["least_epochs"] or epochs + 1) / epochs for row in rows])
     along = np.array([(row["reached_at"] or epochs + 1) / epochs for row in rows])
@@ -177,7 +177,7 @@ def main() -> None:
     parser = cifar_options(
         argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     )
-    parser.add_argument("--configs", type=int, default=24, help="points of the table")
+    parser.add_argument("--configs", type=int, default=24, help="number of points of the table")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     work = args.work or Path("runs") / "table-cifar"

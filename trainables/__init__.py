@@ -118,7 +118,7 @@ __all__ = list(_MODULES)
 if not TYPE_CHECKING:  # a checker that saw `__getattr__` would let every misspelt name pass
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first asked for (PEP 562)."""
+        """Import a public name at its first use (PEP 562)."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

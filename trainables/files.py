@@ -31,13 +31,13 @@ def replacing(path: Path) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-_told: list[Callable[[Path], None]] = []
+_listeners: list[Callable[[Path], None]] = []
 
 
 def remove(path: Path) -> None:
     """Delete a file and inform the listeners of `removals`. A missing file is not an error."""
     path.unlink(missing_ok=True)
-    for tell in list(_told):
+    for tell in list(_listeners):
         tell(path)
 
 
@@ -48,11 +48,11 @@ def removals(tell: Callable[[Path], None]) -> Iterator[None]:
     Use it for the working copy of a remote folder. A missing file alone does not mean that it was deleted
     on purpose: the system may clean temporary folders.
     """
-    _told.append(tell)
+    _listeners.append(tell)
     try:
         yield
     finally:
-        _told.remove(tell)
+        _listeners.remove(tell)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -59,7 +59,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
 
     The trial's config has `number` (of the study's row) and `distill` (a `DistillConfig` as JSON). For a
     trial that an earlier session left unfinished it also has `resume` (checkpoint folders, newest first) and
-    `told` (the last epoch known to be in the study; later ones in the checkpoint are reported again).
+    `told` (number of epochs known to be in the study; later ones in the checkpoint are reported again).
     """
 
     def setup(self, config: dict[str, Any], *, context: TrialContext) -> None:
@@ -92,15 +92,15 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         except InputError as fault:  # reported by the first step: if raised here, Ray would retry the trial
             self._refused = str(fault)
             return
-        self._take_up(config.get("resume") or ())
-        self._tell_after(config.get("told", self._distiller.epoch))
+        self._resume_from(config.get("resume") or ())
+        self._report_after(config.get("told", self._distiller.epoch))
         self._startup_seconds = time.perf_counter() - started
 
-    def _tell_after(self, epochs: int) -> None:
+    def _report_after(self, epochs: int) -> None:
         """Report epochs after this one again after a resume (at least the last)."""
-        self._told = min(epochs, self._distiller.config.epochs - 1)
+        self._reported = min(epochs, self._distiller.config.epochs - 1)
 
-    def _take_up(self, checkpoints: Sequence[str]) -> int | None:
+    def _resume_from(self, checkpoints: Sequence[str]) -> int | None:
         """Continue from the first of `checkpoints` that can be read; if none can, from the beginning.
 
         Returns:
@@ -125,12 +125,12 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         """
         if self._refused is not None:
             return self._failure(self._refused)
-        again, began = self._told < self._distiller.epoch, time.time()
+        again, began = self._reported < self._distiller.epoch, time.time()
         try:
-            metrics = self._distiller.history[self._told] if again else self._epoch()
+            metrics = self._distiller.history[self._reported] if again else self._epoch()
         except (TrainingDiverged, TooLarge, InputError) as fault:
             return self._failure(str(fault))
-        self._told = metrics.epoch
+        self._reported = metrics.epoch
         recorded = metrics.as_dict()
         return {
             **recorded,
@@ -158,7 +158,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         """Write everything an exact resume needs into `checkpoint_dir`."""
         if self._refused is not None:
             return
-        state = {**self._distiller.state_dict(), "told": self._told}
+        state = {**self._distiller.state_dict(), "told": self._reported}
         save_checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, state)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
@@ -168,6 +168,6 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         """
         newest = Path(checkpoint_dir)
         older = sorted(newest.parent.glob("checkpoint_*"), reverse=True)
-        told = self._take_up([str(newest), *(str(f) for f in older if f.name < newest.name)])
-        if told is not None:
-            self._tell_after(told)
+        reported = self._resume_from([str(newest), *(str(f) for f in older if f.name < newest.name)])
+        if reported is not None:
+            self._report_after(reported)

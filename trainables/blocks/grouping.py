@@ -19,10 +19,10 @@ ENOUGH = 0.5  # composites with a smaller share of the FLOPs in total: use runs 
 
 def choose_groups(record: Trace) -> list[Group]:
     """Return groups of submodules in execution order, each with one tensor in and out; never the head."""
-    return _Grain(record).choose()
+    return _Chooser(record).choose()
 
 
-class _Grain:
+class _Chooser:
     def __init__(self, record: Trace) -> None:
         self.record = record
         self.modules = dict(record.model.named_modules())
@@ -85,9 +85,9 @@ class _Grain:
         kinds = [type(self.modules[p]) for p in inner]
         repeated = [p for p, kind in zip(inner, kinds, strict=True) if kinds.count(kind) >= 2]
         # A residual block of two separable convolutions is one block; a sequence of residual blocks is not.
-        return bool(repeated) and (not self._adds(path) or any(self._adds(p) for p in repeated))
+        return bool(repeated) and (not self._ends_in_sum(path) or any(self._ends_in_sum(p) for p in repeated))
 
-    def _adds(self, path: str) -> bool:
+    def _ends_in_sum(self, path: str) -> bool:
         """Return whether the module's code, not a child's, ends in a sum and perhaps an activation."""
         call = self._call(path)
         key, node = call.out_key, call.result

@@ -33,7 +33,7 @@ class ImageData:
         name: as in `data.name`.
         train: images to train on.
         val: images held out of the training images, for validation.
-        test: test images; None unless they were asked for.
+        test: test images; None unless requested.
         classes: class names; a label is an index into them.
         mean: per channel, of inputs in 0..1.
         std: likewise, the deviation.
