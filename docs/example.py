@@ -14,6 +14,7 @@ from search import load_experiment, search
 from trainables import (
     DataConfig,
     DistillConfig,
+    RuntimeConfig,
     Setup,
     StudentSpec,
     TeacherConfig,
@@ -34,7 +35,7 @@ TEACHER_EPOCHS, EPOCHS, TRIALS = map(int, os.environ.get("AMA_EXAMPLE", "15 4 10
 
 # %% Data and a teacher
 data = load_data(DataConfig(name="digits", val_fraction=0.15), test=True)
-runtime = resolve()
+runtime = resolve(RuntimeConfig(threads=1))  # images of 8 pixels gain nothing from more
 config = TeacherConfig(arch="cifar_resnet20", epochs=TEACHER_EPOCHS, batch_size=32)
 teacher = train_teacher(config, data, runtime, "teacher.safetensors")
 print(f"teacher: validation accuracy {teacher.record.val_accuracy:.3f} on {len(data.val)} images")

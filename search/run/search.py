@@ -103,7 +103,7 @@ def search(
 
     Example:
         small = ["teacher.arch=cifar_resnet8", "teacher.epochs=1", "costs.seconds=0.1"]
-        small += ["budget.trials=2", "budget.epochs=1"]
+        small += ["budget.trials=2", "budget.epochs=1", "budget.grace_epochs=1"]
         experiment = load_experiment("digits", small, out="runs/small")
         outcome = search(experiment)
         print(outcome.reason, outcome.run_dir)
