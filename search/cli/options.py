@@ -34,9 +34,7 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print the answer as JSON on standard output")]
 Address = Annotated[
     str | None,
-    typer.Option(
-        "--address", metavar="A", help="address of a Ray cluster, or auto; default: start Ray here"
-    ),
+    typer.Option("--address", metavar="A", help="address of a Ray cluster, or auto; default: start Ray here"),
 ]
 
 

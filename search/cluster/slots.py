@@ -57,6 +57,5 @@ def _too_much(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Inp
                 f"lower resources.{key} or use a cluster that has them (--address)"
             )
     return InputError(
-        f"resources: a trial needs {resources.cpu:g} CPUs and {resources.gpu:g} GPUs, but no node has "
-        "both"
+        f"resources: a trial needs {resources.cpu:g} CPUs and {resources.gpu:g} GPUs, but no node has both"
     )
