@@ -103,7 +103,7 @@ def compare_runs(places: Sequence[str | Path | optuna.Study | Run]) -> Compariso
         print(found.groups[["group", "n", "hypervolume"]])
     """
     if len(places) < 2:
-        raise InputError(f"compare needs at least two runs, got {len(places)}")
+        raise InputError(f"compare needs two runs or more, got {len(places)}")
     runs = [Run.open(place) for place in places]
     notes = _check(runs)
     common = _common_box(runs)

@@ -62,7 +62,7 @@ def parse_limits(
             if relative:
                 value *= _of_teacher(teacher, metric, f"{option} {key}={text}")
             if (metric, op) in found:
-                raise InputError(f"{option} {key}={text}: the limit {found[metric, op]} was already given")
+                raise InputError(f"{option} {key}={text}: there is already the limit {found[metric, op]}")
             found[metric, op] = Limit(metric, op, value, text)
     return tuple(found.values())
 
@@ -88,5 +88,5 @@ def _pairs(items: Limits | None, option: str) -> list[tuple[str, str]]:
 def _of_teacher(teacher: Mapping[str, Any], metric: str, where: str) -> float:
     value = teacher.get("latency_ms" if metric == "measured_latency_ms" else metric)
     if not isinstance(value, int | float):
-        raise InputError(f"{where}: 'x' means times the teacher's value, but the teacher has no {metric}")
+        raise InputError(f"{where}: the teacher has no {metric}, and x means times its value")
     return float(value)

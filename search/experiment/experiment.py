@@ -83,7 +83,7 @@ class Experiment(Config):
     runtime: RuntimeConfig = Field(RuntimeConfig(), description="device, precision, threads and the like")
     costs: CostsConfig = Field(CostsConfig(), description="measurement of the cost table")
     library: LibraryConfig = Field(LibraryConfig(), description="distillation of the module library")
-    storage: StorageConfig = Field(StorageConfig(), description="storage of the study")
+    storage: StorageConfig = Field(StorageConfig(), description="database of the study")
 
     @property
     def scores(self) -> tuple[str, ...]:

@@ -171,7 +171,7 @@ def _field(info: FieldInfo) -> tuple[Any, Any]:
         default = tuple(space.get("choices", ())) or info.default
         form = f"{_listed(choices)} or a list of {'both' if len(choices) == 2 else 'them'}"
         return _kinds(choices, form), Field(
-            default, description=f"{info.description}; list: searched", json_schema_extra={"form": form}
+            default, description=f"{info.description}; a list is searched", json_schema_extra={"form": form}
         )
     whole, default = info.annotation is int, info.default
     some: Any = Choices[StrictInt] if whole else Choices[StrictFloat]

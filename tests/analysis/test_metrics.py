@@ -24,7 +24,7 @@ def test_numbers_are_read_as_people_type_them(text: str, expected: tuple[float, 
 
 @pytest.mark.parametrize("text", ["", "abc", "4Q", "1.2.3", "x", "nan"])
 def test_what_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="is no number"):
+    with pytest.raises(InputError, match="is not a number"):
         parse_value(text)
 
 

@@ -59,7 +59,7 @@ def test_box_is_fixed_by_teacher_and_classes() -> None:
         (PAIR, {"latency_ms": 0.0}, 10, "must be a positive number, got 0.0"),
         (PAIR, {"latency_ms": 5.0}, 1, "at least 2 classes, got 1"),
         ((PAIR[0], Objective("epochs", "minimize")), {"epochs": 1}, 10, "objective 'epochs'"),
-        ((PAIR[0], Objective("flops", "maximize")), {"flops": 5}, 10, "flops point away"),
+        ((PAIR[0], Objective("flops", "maximize")), {"flops": 5}, 10, "flops have the wrong direction"),
     ],
 )
 def test_box_refuses_what_has_none(

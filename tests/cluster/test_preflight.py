@@ -130,7 +130,7 @@ def test_a_folder_that_is_not_shared_is_found_out(place: Place, cluster: Any, tm
         env={**os.environ, **place.env},
     )
     fault = json.loads(done.stdout.splitlines()[-1])["fault"]
-    assert fault.count(f"run.dir: {tmp_path}/run is not the driver's here") == 2, fault
+    assert fault.count(f"run.dir: {tmp_path}/run on this node is not the driver's") == 2, fault
 
 
 def test_the_users_own_teacher_reaches_the_workers(place: Place, cluster: Any, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_users_own_teacher_reaches_the_workers(place: Place, cluster: Any, t
 
 def test_too_little_on_every_node_is_refused(place: Place, cluster: Any) -> None:
     answer = check(place, cluster.address, place.bucket("too-little"), "resources.cpu=3")
-    assert "a trial is to get 3 CPUs, but there are 2 on the largest node" in answer["fault"]
+    assert "a trial needs 3 CPUs, but there are 2 on the largest node" in answer["fault"]
 
 
 def test_a_wrong_token_is_named(place: Place, start_cluster: Start, tmp_path: Path) -> None:
@@ -224,6 +224,7 @@ def test_a_cluster_that_starts_from_no_workers(place: Place, start_cluster: Star
     uri = place.bucket("from-none")
     arguments = ("search", "tiny.yaml", "--address", cluster.address, "--out", uri, "-o", "name=from-none")
     ended = place.ama(*arguments, "-o", "resources.concurrent=null")
-    assert ended.code == 2 and "resources.concurrent: expected how many trials" in ended.output, ended.output
+    message = "resources.concurrent: expected the number of trials"
+    assert ended.code == 2 and message in ended.output, ended.output
     ended = place.ama(*arguments)
-    assert ended.code == 0 and "the budget is used" in ended.output, ended.output
+    assert ended.code == 0 and "all trials used" in ended.output, ended.output

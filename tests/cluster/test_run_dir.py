@@ -134,7 +134,7 @@ def test_a_copy_that_cannot_be_pushed_is_kept(
     opened = folder.__enter__()
     (opened.path / "model").write_text("weights")
     place.s3.delete_bucket(Bucket=bucket.split("/")[2])
-    with pytest.raises(InputError, match=r"run\.dir: .*not there is in|run\.dir: .* is in ") as fault:
+    with pytest.raises(InputError, match=r"run\.dir: .*; files that were not uploaded are in ") as fault:
         folder.__exit__(None, None, None)
     assert str(opened.path) in str(fault.value)
     assert (opened.path / "model").read_text() == "weights"

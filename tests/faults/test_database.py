@@ -150,7 +150,7 @@ def test_a_search_outlives_a_database_away_for_twenty_seconds(
     assert process.poll() is None, bench.said()
     postgres.start()
     said = bench.finish(process)
-    assert "the budget is used" in said
+    assert "all trials used" in said
     assert said.count("the database is away") == 1 and said.count("the database is back") == 1, said
     check_rows(bench)
     assert check_epochs(bench, 0) == 0

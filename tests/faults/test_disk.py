@@ -87,11 +87,11 @@ def test_a_full_disk_ends_or_pauses_a_search(tmp_path: Path, teacher: Path, disk
     lines = [line for line in said.splitlines() if "disk is full" in line]
     assert len(lines) <= 2, said  # that it waits, and that it ended
     assert {row.state.name for row in bench.rows()} <= {"COMPLETE", "PRUNED", "WAITING", "RUNNING"}
-    if "the budget is used" not in said:
+    if "all trials used" not in said:
         assert process.returncode == 1 and "continue with --resume" in said, said
         bench.finish(bench.start("--resume"))
     check_rows(bench)
     check_epochs(bench, 1)
-    how = "paused and went on" if "the budget is used" in said else "ended, resumed"
+    how = "paused and went on" if "all trials used" in said else "ended, resumed"
     print(f"disk full ({place}): {how}", flush=True)
     assert not [row for row in bench.rows() if "retries" in row.user_attrs]

@@ -102,7 +102,7 @@ def test_a_lost_node_costs_an_epoch_at_most(bench: Bench, nodes: Nodes, how: str
 
     wait_until(elsewhere, "any epoch after the loss", GOES_ON_SECONDS)
     said = bench.finish(process)
-    assert "the budget is used" in said, said
+    assert "all trials used" in said, said
     check_rows(bench, trials=6)
     again = check_epochs(bench, 1)
     # A worker may outlive its killed node for some epochs: the lost trial is the one that Ray took up again.

@@ -70,7 +70,7 @@ def test_damaged_checkpoints_are_passed_over_in_a_moved_run(tmp_path: Path, teac
     bench.run, bench.url = tmp_path / "elsewhere", f"sqlite:///{tmp_path}/elsewhere/study.db"
     said = bench.finish(bench.start("--resume", "--out", str(bench.run)))
     check_rows(bench, trials=2)
-    assert f"trial {second.number} starts anew" in said, said
+    assert f"trial {second.number} starts from scratch" in said, said
     went_back = epochs_of(bench, first)[before[first.number]]
     # One epoch for the damaged file, one for the checkpoint that the kill may have kept from being written.
     assert before[first.number] - 1 <= went_back <= before[first.number]
@@ -89,7 +89,7 @@ def test_a_retried_trial_passes_over_its_damaged_checkpoint(tmp_path: Path, teac
     cut_short(checkpoints(bench.run, victim.number)[0])
     os.kill(pid, signal.SIGKILL)
     said = bench.finish(process)
-    assert f"trial {victim.number} goes on from its last checkpoint after: " in said, said
+    assert f"trial {victim.number} continues from its last checkpoint after: " in said, said
     check_rows(bench, trials=2)
     repeated = [epoch for epoch, times in Counter(epochs_of(bench, victim)).items() if times > 1]
     assert len(repeated) <= 2, epochs_of(bench, victim)

@@ -117,7 +117,7 @@ def test_files_hold_every_number(found: Comparison, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "compare.md").read_text()
     for row in found.runs.itertuples():
         assert f"{row.hypervolume:.4f}" in text
-    assert "one run each way: no interval" in text
+    assert "one run per group: no interval" in text
 
 
 def test_json_has_no_nan(found: Comparison) -> None:

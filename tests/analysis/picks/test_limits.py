@@ -28,7 +28,7 @@ def test_texts_and_mappings_mean_the_same() -> None:
     [
         (["flops"], "max 'flops': expected metric=value"),
         (["=3"], "expected metric=value"),
-        (["flops=many"], "'many' is no number"),
+        (["flops=many"], "'many' is not a number"),
         (["flips=3"], "did you mean 'flops'"),
         (["flops=3M", "flops=2M"], r"max flops=2M: there is already the limit flops <= 3.00 M"),
         (["epochs=0.5x"], "max epochs=0.5x: the teacher has no epochs"),

@@ -141,7 +141,7 @@ def test_latencies_far_above_their_predictions_are_explained(make_study: Make, t
         measured = {str(r["number"]): {"latency_ms": factor * r["latency_ms"]} for _, r in front.iterrows()}
         study.set_user_attr("measured", measured)
         text = write_report(study, tmp_path).index.read_text(encoding="utf-8")
-        assert ("80 % above the predicted in the median" in text) == said
+        assert ("is 80 % above the prediction" in text) == said
 
 
 def test_every_figure_has_picture_vector_and_numbers(report: Report) -> None:

@@ -154,7 +154,7 @@ def test_studies_of_another_kind_are_refused(make_study: Make, key: str, value: 
 
 
 def test_a_study_that_nobody_searched() -> None:
-    with pytest.raises(InputError, match="was not made by `ama search`"):
+    with pytest.raises(InputError, match="was not created by `ama search`"):
         load(optuna.create_study(directions=["maximize", "minimize"]))
 
 

@@ -242,7 +242,7 @@ def test_retrain_evaluate_and_export_follow_each_other(ama: Ama, tiny_run: Path,
 def test_a_finished_search_is_not_resumed_in_vain(ama: Ama, tiny_yaml: Path, tiny_run: Path) -> None:
     ended = ama("search", tiny_yaml, "--out", tiny_run, "--resume")
     assert ended.code == 0, ended.err
-    assert "search over: all 4 trials are done already" in ended.out
+    assert "search finished: all 4 trials are done already" in ended.out
 
 
 def test_resume_with_more_trials_goes_on(ama: Ama, tiny_yaml: Path, tiny_run: Path, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_retraining_that_fails_exits_with_1_and_names_the_seed(
     ended = ama("retrain", tmp_path / "pick.yaml", "--seeds", 1, "--epochs", 1, "--out", tmp_path / "models")
     assert ended.code == 1
     assert ended.out == ""
-    assert "error: 1 of 1 trainings failed" in ended.err
+    assert "error: 1 of 1 training runs failed" in ended.err
     assert f"trial-{picked['number']}/student/seed-1: " in ended.err
     assert "Traceback" not in ended.err
 

@@ -240,9 +240,9 @@ def test_gpus_and_cpus_that_do_not_exist(ama: Ama, tiny_yaml: Path, here: Path, 
     for dry in ([], ["--dry-run"]):
         if torch.cuda.device_count() < 64:
             ended = ama("search", tiny_yaml, "-o", "resources.gpu=64", "--out", here / "run", *dry)
-            refused(ended, r"resources\.gpu: a trial is to get 64 GPUs, but there are \d+")
+            refused(ended, r"resources\.gpu: a trial needs 64 GPUs, but there are \d+")
         ended = ama("search", tiny_yaml, "-o", "resources.cpu=4096", "--out", here / "run", *dry)
-        refused(ended, r"resources\.cpu: a trial is to get 4096 CPUs, but there are \d+")
+        refused(ended, r"resources\.cpu: a trial needs 4096 CPUs, but there are \d+")
 
 
 def test_an_address_where_no_cluster_answers(tiny_yaml: Path, here: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_run_that_is_none(ama: Ama, here: Path, command: tuple[str, ...]) -> N
     name, *options = command
     refused(ama(name, "nowhere", *options), "nowhere does not exist: expected a run directory")
     (here / "empty").mkdir()
-    refused(ama(name, "empty", *options), "empty is no run directory: it has neither")
+    refused(ama(name, "empty", *options), "empty is not a run directory: it has neither")
     assert not list((here / "empty").iterdir())
 
 
@@ -335,7 +335,7 @@ def test_an_empty_front(ama: Ama, here: Path, tiny_run: Path, options: tuple[str
         (["--min", "accuracy=1.01"], ["none of 4 fully trained trials is within", "breaks val_accuracy"]),
         (["--max", "flop=0.5x"], ["flop"]),
         (["--max", "flops"], ["max 'flops': expected metric=value"]),
-        (["--max", "flops=many"], ["'many' is no number"]),
+        (["--max", "flops=many"], ["'many' is not a number"]),
         (["--knee", "--top", "2"], ["knee and top exclude each other"]),
         (["--top", "0"], ["top must be at least 1, got 0"]),
     ],
@@ -359,7 +359,7 @@ def test_a_pick_that_is_none(ama: Ama, here: Path) -> None:
     (here / "list.yaml").write_text("- 1\n")
     refused(
         ama("retrain", "list.yaml"),
-        r"list\.yaml is no pick file: expected a mapping with format: 1, got 'list'",
+        r"list\.yaml is not a pick file: expected a mapping with format: 1, got 'list'",
     )
 
 

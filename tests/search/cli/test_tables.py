@@ -88,7 +88,7 @@ def test_the_board_shows_counts_clock_and_front() -> None:
     state.refused = 2
     shown = rendered(draw(state, ACCURACY_FLOPS, 60.0))
     assert "1/10 trials: 1 complete, 0 stopped early, 0 failed, 1 running; 2 proposals refused" in shown
-    assert "1 min 00 s gone, about 5 min 40 s left" in shown
+    assert "elapsed 1 min 00 s, about 5 min 40 s left" in shown
     assert rows(front_table(state.values, ACCURACY_FLOPS)) == [["0", "91.00 %", "500 k"]]
 
 

@@ -35,8 +35,8 @@ def test_slots_are_what_fits(resources: dict[str, float], expected: int) -> None
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
-        ({"cpu": 9}, r"resources\.cpu: a trial is to get 9 CPUs, but there are 8"),
-        ({"gpu": 1}, r"resources\.gpu: a trial is to get 1 GPUs, but there are 0; .*--address"),
+        ({"cpu": 9}, r"resources\.cpu: a trial needs 9 CPUs, but there are 8"),
+        ({"gpu": 1}, r"resources\.gpu: a trial needs 1 GPUs, but there are 0; .*--address"),
     ],
 )
 def test_what_is_not_there_is_refused(resources: dict[str, float], message: str) -> None:

@@ -104,7 +104,7 @@ LAUNCHER = [
         "analysis: ./x",
         "file_mounts./home/ray/ama-search/analysis: expected a file or folder",
     ),
-    (AWS, "analysis: analysis", "analysis: ./x", "got './x', which is not there"),
+    (AWS, "analysis: analysis", "analysis: ./x", "got './x', which does not exist"),
     (
         AWS,
         "ray:2.60.0-py311-gpu",
@@ -498,5 +498,5 @@ def test_command_says_what_it_found(capfd: pytest.CaptureFixture[str], tmp_path:
         app(["check", AWS, str(bad)])
     said = capfd.readouterr().err
     assert end.value.code == 2
-    assert f"{AWS}: ok" in said and "yours to fill in: metadata.image (ami-00000000000000000)" in said
+    assert f"{AWS}: ok" in said and "placeholder to replace: metadata.image (ami-00000000000000000)" in said
     assert "bad.yaml: head_node_type: expected one of available_node_types" in said

@@ -241,7 +241,7 @@ run: 3
         ("space.loss.tau=[2, 2]", "expected low < high, got low 2 and high 2"),
         (
             "space.loss.tau=[1, 2, 3]",
-            "expected [low, high], got [1, 2, 3]; values to choose from go into {choices: [...]}",
+            "expected [low, high], got [1, 2, 3]; write a list of values as {choices: [...]}",
         ),
         ("space.optim.lr={choices: [0.1, 0.1]}", "expected distinct choices, got [0.1, 0.1]"),
         ("space.optim.lr=1e999", "expected a finite number, got inf"),
@@ -424,10 +424,10 @@ def test_overrides_that_cannot_be_applied(faults_of):
     assert faults == {
         "override 'seed'": "expected dotted.key=value",
         "override '=3'": "expected dotted.key=value",
-        "space.loss.tau.low": "space.loss.tau is [1, 2] here, without keys of its own; override it whole, "
-        "as space.loss.tau=...",
-        "warm_start.name": "warm_start is 'library' here, without keys of its own; override it whole, "
-        "as warm_start=...",
+        "space.loss.tau.low": "space.loss.tau is [1, 2] here and does not have keys; override all of it: "
+        "space.loss.tau=...",
+        "warm_start.name": "warm_start is 'library' here and does not have keys; override all of it: "
+        "warm_start=...",
         "space.fuse": "not valid YAML: '[': expected the node content, but found '<stream end>'",
         "seed": "expected greater than or equal to 0, got -1",
     }

@@ -103,5 +103,5 @@ def test_slots_of_a_cluster_are_asked_of_the_cluster(
 
 
 def test_cpus_that_are_not_there_are_refused(tiny_yaml: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"resources\.cpu: a trial is to get 999 CPUs, but there are \d"):
+    with pytest.raises(InputError, match=r"resources\.cpu: a trial needs 999 CPUs, but there are \d"):
         plan(load_experiment(tiny_yaml, ["resources.cpu=999"], tmp_path))

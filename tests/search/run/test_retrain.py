@@ -81,7 +81,7 @@ def test_results_are_one_entry_a_model_and_the_table_their_means(folder: Path, t
     markdown = (folder / "results.md").read_text().splitlines()
     assert markdown[0].startswith("| trial | model | n | test accuracy | 95 % interval | gain | p |")
     assert [line.split(" | ")[1] for line in markdown[2:6]] == ["teacher", "student", "scratch", "finetune"]
-    assert markdown[-1].startswith("Test data, read once a model") and "paired t-test" in markdown[-1]
+    assert markdown[-1].startswith("Test data, read once per model") and "paired t-test" in markdown[-1]
 
 
 def test_baselines_have_the_students_paired_gain_over_them(folder: Path) -> None:
@@ -191,8 +191,11 @@ def test_overrides_train_on_other_data_and_say_so(picked: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("space.widths=[1]", r"override 'space.widths=\[1\]': a retraining takes the keys of data, library"),
-        ("teacher.arch=x", "a retraining takes the keys of data"),
+        (
+            "space.widths=[1]",
+            r"override 'space.widths=\[1\]': a retraining accepts only keys of data, library",
+        ),
+        ("teacher.arch=x", "a retraining accepts only keys of data"),
         ("data.train_limit", "expected dotted.key=value"),
         ("data.train_limt=3", "train_limt"),
     ],
@@ -207,7 +210,9 @@ def test_a_training_that_fails_is_named_and_the_others_are_kept(picked: Path, tm
     blocked = tmp_path / f"trial-{number}" / "student" / "seed-2"
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where the folder is to go")
-    with pytest.raises(FailedError, match=rf"1 of 2 trainings failed(.|\n)*trial-{number}/student/seed-2: "):
+    with pytest.raises(
+        FailedError, match=rf"1 of 2 training runs failed(.|\n)*trial-{number}/student/seed-2: "
+    ):
         retrain_picks(picked, seeds=2, epochs=1, out=tmp_path)
     assert set(models(tmp_path)) == {f"trial-{number}/student/seed-1"}
     before = models(tmp_path)
@@ -238,7 +243,7 @@ def lose_the_teacher(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lose_the_experiment, r"its run .* is not there, nor does the pick lie in a run directory"),
+        (lose_the_experiment, r"its run .* does not exist, and the pick is not in a run directory"),
         (lose_the_teacher, r"the teacher of its run is gone: .*teacher\.safetensors does not exist"),
     ],
 )
@@ -281,5 +286,5 @@ def test_a_damaged_manifest_is_named(picked: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "trial-1" / "student" / "seed-1" / "model.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")
-    with pytest.raises(InputError, match=r"model\.json: no manifest of a retrained model"):
+    with pytest.raises(InputError, match=r"model\.json: not a manifest of a retrained model"):
         retrain_picks(picked, seeds=1, epochs=1, out=tmp_path)

@@ -100,7 +100,7 @@ def test_every_row_of_a_finished_search_is_complete_or_pruned(
     finished: tuple[Experiment, Outcome, str],
 ) -> None:
     _, outcome, url = finished
-    assert (outcome.reason, outcome.interrupted, outcome.failed) == ("the budget is used", (), False)
+    assert (outcome.reason, outcome.interrupted, outcome.failed) == ("all trials used", (), False)
     found = rows(outcome.run_dir, url)
     assert len(found) == 8 and {row.state.name for row in found} == {"COMPLETE", "PRUNED"}
     keys = [str(row.params) for row in found]
@@ -206,7 +206,7 @@ def test_more_trials_may_be_asked_for_in_another_place(
 ) -> None:
     config, run, _ = moved(finished, tmp_path)
     before = {row.number: row.datetime_complete for row in rows(run)}
-    assert search(changed(config, budget={"trials": 10}), resume=True).reason == "the budget is used"
+    assert search(changed(config, budget={"trials": 10}), resume=True).reason == "all trials used"
     after = rows(run)
     assert len(after) == 10 and states(run) <= {"COMPLETE", "PRUNED"}
     assert {row.number: row.datetime_complete for row in after if row.number in before} == before
@@ -235,7 +235,7 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 def test_more_than_there_is_is_refused_before_anything(local_ray: None, tmp_path: Path) -> None:
     for resources, message in (({"cpu": 64}, "64 CPUs"), ({"gpu": 1}, "1 GPUs")):
-        with pytest.raises(InputError, match=f"a trial is to get {message}, but there are"):
+        with pytest.raises(InputError, match=f"a trial needs {message}, but there are"):
             search(experiment(tmp_path / "run", resources=resources))
     assert not (tmp_path / "run" / "teacher.safetensors").exists()
     assert not (tmp_path / "run" / "experiment.yaml").exists()
@@ -245,7 +245,7 @@ def test_a_search_cut_off_before_its_study_was_there_begins(local_ray: None, run
     config = experiment(run, budget={"trials": 1, "epochs": 1})
     dump_yaml(config, run / "experiment.yaml")
     StudyRecord.create(f"sqlite:///{run}/study.db", "toy", ["maximize", "minimize"])  # without attributes
-    assert search(config, resume=True).reason == "the budget is used"
+    assert search(config, resume=True).reason == "all trials used"
     assert states(run) == {"COMPLETE"}
 
 
@@ -336,7 +336,7 @@ def test_a_trial_that_broke_once_goes_on_from_its_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     config = experiment(run, budget={"trials": 1, "epochs": 3}, **fragile(f"{how} {STEPS + 1}"))
-    assert search(config).reason == "the budget is used"
+    assert search(config).reason == "all trials used"
     (row,) = rows(run)
     assert row.state == TrialState.COMPLETE and row.user_attrs["curve"]["epoch"] == [1, 2, 3]
     assert row.user_attrs["retries"] == 1 and reason in row.user_attrs["retry_reason"]
@@ -358,12 +358,12 @@ def test_a_trial_that_always_breaks_fails_with_its_reason(
 def test_the_wall_time_leaves_rows_that_a_resume_finishes(local_ray: None, run: Path) -> None:
     short = experiment(run, budget={"trials": 3, "epochs": 1, "hours": 1e-6})
     outcome = search(short)
-    assert outcome.reason == "the wall time of budget.hours is over"
+    assert outcome.reason == "time limit budget.hours reached"
     assert "RUNNING" not in states(run) if outcome.interrupted else rows(run) == []
     again = search(short, resume=True)
     assert again.reason == outcome.reason, "the hours count over all sessions"
     longer = search(experiment(run, budget={"trials": 3, "epochs": 1, "hours": 1}), resume=True)
-    assert longer.reason == "the budget is used"
+    assert longer.reason == "all trials used"
     assert len(rows(run)) == 3 and states(run) <= {"COMPLETE", "PRUNED"}
 
 
@@ -402,7 +402,7 @@ def wait_for_epochs(run: Path, process: subprocess.Popen[str], epochs: int) -> N
 
 def finish(config: Experiment, run: Path, in_flight: dict[int, list[float]]) -> None:
     """Resume, and check that every trial ended once and went on where it was."""
-    assert search(config, resume=True).reason == "the budget is used"
+    assert search(config, resume=True).reason == "all trials used"
     found = rows(run)
     assert len(found) == 3 and {row.state.name for row in found} == {"COMPLETE"}
     for row in found:
@@ -467,7 +467,7 @@ def test_limits_that_exclude_most_of_the_space_cost_no_trial(
         seed=3,
     )
     outcome = search(limited)
-    assert outcome.reason == "the budget is used"
+    assert outcome.reason == "all trials used"
     trained = rows(run)
     assert len(trained) == 6
     assert all(row.user_attrs["costs"]["flops"] <= limit for row in trained)

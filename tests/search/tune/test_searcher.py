@@ -234,9 +234,9 @@ def test_a_trial_that_lost_its_checkpoints_says_so(make: Make, caplog: pytest.Lo
         session.train("a", epoch)
     assert caplog.text == "" and "epochs_lost" not in session.row(number).user_attrs
     session.train("a", 2)
-    assert "trial 0 goes on from epoch 1 and trains 3 epoch(s) again" in caplog.text
+    assert "trial 0 continues from epoch 1 and trains 3 epoch(s) again" in caplog.text
     session.train("a", 1)
-    assert "trial 0 starts anew and trains 2 epoch(s) again" in caplog.text
+    assert "trial 0 starts from scratch and trains 2 epoch(s) again" in caplog.text
     assert session.row(number).user_attrs["epochs_lost"] == 5
     assert session.row(number).user_attrs["curve"]["epoch"] == [1]
 
