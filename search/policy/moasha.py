@@ -20,7 +20,7 @@ the first of them.
 
 Costs are exact from the first epoch. A trial is dominated only by trials that cost no more, so a cheap trial
 is never stopped because an expensive one is more accurate. The spread is measured along the costs: the best
-trial of every region of the cost axis that better fronts left empty gets a place. So many cheap trials that
+trial of every region of the cost axis that better fronts left empty gets a place: many cheap trials that
 learn fast do not crowd out the expensive ones.
 """
 

@@ -607,7 +607,7 @@ def _epochs(number: int) -> int:
 
 
 def _accuracy(proposal: Proposal, epoch: int) -> float:
-    """More for dearer students, later epochs and learning rates near 0.05; sums and quotients alone."""
+    """More for expensive students, later epochs and learning rates near 0.05; sums and quotients alone."""
     share = proposal.costs.params / (proposal.costs.params + 50_000)
     return 0.2 * share + 0.1 * epoch + 0.3 - abs(proposal.config.optim.lr - 0.05)
 
