@@ -153,7 +153,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
 
     out, err = place.ama("search", "run/experiment.yaml", "--resume")
 
-    assert "the budget is used" in out
+    assert "all trials used" in out
     for words in ("starts from scratch", "trains", "checkpoint passed over", "checkpoint unreadable"):
         assert words not in err, err
     assert (place.run / "teacher.safetensors").read_bytes() == teacher
