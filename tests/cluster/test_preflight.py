@@ -224,6 +224,8 @@ def test_a_cluster_that_starts_from_no_workers(place: Place, start_cluster: Star
     uri = place.bucket("from-none")
     arguments = ("search", "tiny.yaml", "--address", cluster.address, "--out", uri, "-o", "name=from-none")
     ended = place.ama(*arguments, "-o", "resources.concurrent=null")
-    assert ended.code == 2 and "resources.concurrent: expected the number of trials" in ended.output, ended.output
+    assert ended.code == 2 and "resources.concurrent: expected the number of trials" in ended.output, (
+        ended.output
+    )
     ended = place.ama(*arguments)
     assert ended.code == 0 and "all trials used" in ended.output, ended.output
