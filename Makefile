@@ -9,7 +9,7 @@ SEED := $(shell date +%s)
 SMALL := --sampled 24 --student-epochs 4 --work runs/warmstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-random test-faults check format bench-prices bench-engine bench-search bench-warmstart bench-proxy bench-paper bench-fastnas bench-report clean
+.PHONY: help install quickstart test coverage test-random test-faults check format bench-prices bench-engine bench-search bench-warmstart bench-proxy bench-paper bench-fastnas bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,10 @@ $(OTHERS): $(STAMP)
 quickstart: $(STAMP) ## search, report, pick and retrain on the embedded digits
 	$(BIN)/ama quickstart
 
-test: $(STAMP) ## all tests, JOBS=2 at a time, with line coverage of the three packages
+test: $(STAMP) ## all tests, JOBS=2 at a time
+	$(BIN)/python -m pytest tests -n $(JOBS)
+
+coverage: $(STAMP) ## all tests with line coverage of the three packages; takes half as long again
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest tests -n $(JOBS) --cov --cov-report=term
 
