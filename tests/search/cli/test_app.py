@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from search.cli.experiment_commands import load
-from search.cli.options import app
+from search.cli.app import app  # which registers all commands
 
 Ama = Callable[..., Any]
 
