@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.cli.experiment_commands import load
 from search.cli.app import app  # which registers all commands
+from search.cli.experiment_commands import load
 
 Ama = Callable[..., Any]
 
