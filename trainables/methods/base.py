@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig, MethodConfig
 from trainables.data.dataset import ImageData
+from trainables.errors import InputError
 from trainables.methods.teacher_signals import Supervisor
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime, resolve
@@ -245,6 +246,10 @@ class Method(nn.Module, ABC):
             InputError: the setup lacks what the method or the config needs.
         """
         super().__init__()
+        missing = [f"stage {stage.name}" for stage in self.stages if stage.name not in setup.stages]
+        missing += [f"stream {name}" for name in self.streams]  # no data section provides one yet
+        if missing:
+            raise InputError(f"method {self.name}: needs {', '.join(missing)}; this run does not provide it")
         self.setup, self.config, self.runtime = setup, config, setup.runtime
         self._compiled: list[Any] = []  # in a list: as a submodule it would be in the state dict twice
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import METHODS, DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
-from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
+from trainables.errors import InputError
+from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup, Stage
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
@@ -230,3 +233,17 @@ def test_batches_are_split_alike_in_every_stream() -> None:
     assert [len(part) for part in parts] == [3, 2]
     assert parts[1].extra["photos"].images.flatten().tolist() == [13.0, 14.0]
     assert parts[1].extra["photos"].labels is None
+
+
+def test_a_method_whose_stage_or_stream_is_missing_is_refused(setup: Setup) -> None:
+    class Staged(Two):
+        name, stages = "staged", (Stage("bank", lambda setup, seed, folder: None),)
+
+    class Streamed(Two):
+        name, streams = "streamed", ("photos",)
+
+    with pytest.raises(InputError, match="method staged: needs stage bank"):
+        Staged(setup, DistillConfig())
+    with pytest.raises(InputError, match="method streamed: needs stream photos"):
+        Streamed(setup, DistillConfig())
+    Staged(dataclasses.replace(setup, stages={"bank": Path()}), DistillConfig())
