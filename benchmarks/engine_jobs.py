@@ -21,11 +21,13 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 from trainables.blocks.blocks import Block, find_blocks
-from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
+from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.data.split import AnySplit, Split
+from trainables.loss_config import LossConfig
 from trainables.methods.base import Setup
+from trainables.network.architectures import build_model
 from trainables.network.evaluate import evaluate
 from trainables.network.taps import Taps
 from trainables.network.weights import load_weights
@@ -33,7 +35,6 @@ from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
 from trainables.student.spans import Span, spans_of
-from trainables.teacher.architectures import build_model
 from trainables.training.fastest_runtime import tuned
 from trainables.training.loop import Distiller
 from trainables.training.optim import lr_at, make_optimizer

@@ -19,11 +19,12 @@ import torch
 
 from search.cluster.connection import connected
 from trainables.blocks.blocks import Block, find_blocks
-from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
+from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data.load import load_data
+from trainables.loss_config import LossConfig
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import resolve
 from trainables.runtime.seeds import seeded
-from trainables.teacher.architectures import build_model
 from trainables.trial import DistillTrial, TrialContext
 
 SETTLED = 20  # trials until caches are filled

@@ -37,7 +37,8 @@ from search.stages.costs import get_costs
 from search.stages.library import get_library
 from search.stages.prepare import Prepared
 from search.stages.teacher import get_teacher, teacher_blocks
-from trainables.config import OptimConfig, StudentSpec, hash_json
+from trainables.config import OptimConfig, StudentSpec
+from trainables.config_base import hash_json
 from trainables.finished.model_files import MANIFEST
 from trainables.finished.retrain import retrain_one
 from trainables.library.library import Library

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from trainables.blocks.blocks import Block
-from trainables.config import DistillConfig, LossConfig, OptimConfig, StudentSpec
+from trainables.config import DistillConfig, OptimConfig, StudentSpec
 from trainables.errors import InputError
+from trainables.loss_config import LossConfig
 
 ALPHA, TAU, BETA = 0.9, 4.0, 1.0  # of arms that have the term
 TUNING_SEED = 0  # the table's own seeds start at 1

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainables.config import DataConfig, hash_json
+from trainables.config import DataConfig
+from trainables.config_base import hash_json
 from trainables.data.augment import augment_for
 from trainables.data.dataset import ImageData
 from trainables.data.imagefolder import read_imagefolder

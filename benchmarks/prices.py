@@ -28,11 +28,11 @@ from trainables.config import RuntimeConfig, StudentSpec
 from trainables.costs.latency import measure_many
 from trainables.costs.measure import measure_costs
 from trainables.costs.table import CostTable
+from trainables.network.architectures import build_model
 from trainables.network.flops import count_flops, count_params
 from trainables.runtime.runtime import Runtime, device_name, resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
-from trainables.teacher.architectures import build_model
 
 WIDTHS = (0.125, 0.25, 0.5)
 CASES = {"resnet56_32px": ("cifar_resnet56", 32, 8), "resnet20_8px": ("cifar_resnet20", 8, 32)}

@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks import RESULTS
 from benchmarks.plans import STARTS, Params, random_points
 from benchmarks.table import LibraryRecord, Run, Table, params_text
-from trainables.config import hash_json
+from trainables.config_base import hash_json
 from trainables.costs.table import Costs
 from trainables.student.spans import spans_of
 

@@ -25,6 +25,8 @@ FLOORS = {
     "trainables": (
         {"errors", "files"},
         {"registry"},
+        {"config_base"},
+        {"loss_config"},
         {"config"},
         {"runtime"},
         {"data", "network"},

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from trainables.config import DataConfig as DataConfig
     from trainables.config import DistillConfig as DistillConfig
     from trainables.config import LibraryConfig as LibraryConfig
-    from trainables.config import LossConfig as LossConfig
-    from trainables.config import MethodConfig as MethodConfig
     from trainables.config import OptimConfig as OptimConfig
     from trainables.config import RuntimeConfig as RuntimeConfig
     from trainables.config import StudentSpec as StudentSpec
     from trainables.config import TeacherConfig as TeacherConfig
-    from trainables.config import searched as searched
+    from trainables.config_base import MethodConfig as MethodConfig
+    from trainables.config_base import searched as searched
     from trainables.costs.measure import measure_costs as measure_costs
     from trainables.costs.table import Costs as Costs
     from trainables.costs.table import CostTable as CostTable
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from trainables.finished.retrain import retrain_one as retrain_one
     from trainables.library.build import build_library as build_library
     from trainables.library.library import Library as Library
+    from trainables.loss_config import LossConfig as LossConfig
     from trainables.methods.base import Batch as Batch
     from trainables.methods.base import Group as Group
     from trainables.methods.base import Method as Method
@@ -79,10 +79,10 @@ _MODULES = {
     "InputError": "errors",
     "Library": "library.library",
     "LibraryConfig": "config",
-    "LossConfig": "config",
+    "LossConfig": "loss_config",
     "METHODS": "config",
     "Method": "methods.base",
-    "MethodConfig": "config",
+    "MethodConfig": "config_base",
     "OptimConfig": "config",
     "Phase": "methods.base",
     "Progress": "methods.base",
@@ -109,7 +109,7 @@ _MODULES = {
     "measure_costs": "costs.measure",
     "resolve": "runtime.runtime",
     "retrain_one": "finished.retrain",
-    "searched": "config",
+    "searched": "config_base",
     "train_teacher": "teacher.training",
 }
 __all__ = list(_MODULES)

@@ -30,7 +30,8 @@ from search.experiment.sections import (
 )
 from search.experiment.validation_messages import raise_faults
 from search.experiment.yaml12 import describe_value
-from trainables.config import Config, DataConfig, LibraryConfig, RuntimeConfig, TeacherConfig
+from trainables.config import DataConfig, LibraryConfig, RuntimeConfig, TeacherConfig
+from trainables.config_base import Config
 from trainables.data.sets.data_set import DATA_SETS
 from trainables.errors import InputError
 

@@ -19,7 +19,7 @@ from analysis.errors import InputError as AnalysisInputError
 from analysis.metrics import COST_METRICS, METRICS, Metric, define, objective_names, parse_value
 from search.experiment.validation_messages import Fault, raise_faults
 from search.experiment.yaml12 import describe_value
-from trainables.config import Config
+from trainables.config_base import Config
 from trainables.costs.extra import COSTS as EXTRA_COSTS
 from trainables.errors import InputError
 from trainables.network.scores import SCORES

@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from search.experiment.validation_messages import Fault, raise_faults
 from search.experiment.yaml12 import describe_value
-from trainables.config import Config
+from trainables.config_base import Config
 
 Value = TypeVar("Value", StrictFloat, StrictInt)
 
@@ -150,7 +150,7 @@ def _ends(value: Any) -> list[tuple[tuple[str, ...], Any]]:
 def ranges_of(config: type[BaseModel]) -> type[RangesOf]:
     """Create the section of the experiment file that fixes or searches the keys of `config`.
 
-    Defaults, ranges, bounds and descriptions come from the config's fields (`trainables.config.searched`).
+    Defaults, ranges, bounds and descriptions come from the fields (`trainables.config_base.searched`).
 
     Args:
         config: a config whose fields are numbers, texts with a few choices, or booleans.

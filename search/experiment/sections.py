@@ -20,7 +20,9 @@ from search.experiment.ranges import RangesOf, ranges_of
 from search.experiment.samplers import SAMPLERS
 from search.experiment.validation_messages import Fault, nearest, raise_faults
 from search.experiment.yaml12 import describe_value
-from trainables.config import DEFAULT_METHOD, Config, LossConfig, OptimConfig
+from trainables.config import DEFAULT_METHOD, OptimConfig
+from trainables.config_base import Config
+from trainables.loss_config import LossConfig
 
 MAX_WIDTH = 4.0
 _LISTS = ("include", "exclude")

@@ -26,8 +26,10 @@ from search.experiment.experiment import Experiment
 from search.experiment.ranges import Choices, Range, RangesOf
 from search.experiment.sections import SpaceConfig
 from trainables.blocks.blocks import Block
-from trainables.config import METHODS, DistillConfig, LossConfig, OptimConfig, StudentSpec, hash_json
+from trainables.config import METHODS, DistillConfig, OptimConfig, StudentSpec
+from trainables.config_base import hash_json
 from trainables.errors import InputError
+from trainables.loss_config import LossConfig
 from trainables.registry import IMPORT
 from trainables.student.spans import merged_widths
 

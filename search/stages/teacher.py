@@ -15,10 +15,10 @@ from search.stages.progress import Progress
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
+from trainables.network.architectures import build_model
 from trainables.network.evaluate import evaluate
 from trainables.network.scores import check_scores, load_scores
 from trainables.runtime.runtime import Runtime
-from trainables.teacher.architectures import build_model
 from trainables.teacher.teacher import Teacher, load_teacher
 from trainables.teacher.training import train_teacher
 

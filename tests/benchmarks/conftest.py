@@ -12,8 +12,8 @@ from benchmarks.table import Table
 from trainables.blocks.blocks import find_blocks
 from trainables.config import RuntimeConfig
 from trainables.costs.measure import measure_costs
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import resolve
-from trainables.teacher.architectures import build_model
 
 
 @pytest.fixture(scope="module")

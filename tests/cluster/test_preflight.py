@@ -33,7 +33,7 @@ def fake_distribution(folder: Path, name: str, version: str) -> dict[str, str]:
 
 NETS = """
 import beside
-from trainables.teacher.architectures import build_model
+from trainables.network.architectures import build_model
 
 def make(num_classes):
     return build_model(beside.ARCH, num_classes, (3, 8, 8))

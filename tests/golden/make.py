@@ -70,7 +70,6 @@ from trainables.config import (
     DataConfig,
     DistillConfig,
     LibraryConfig,
-    LossConfig,
     OptimConfig,
     RuntimeConfig,
     StudentSpec,
@@ -84,13 +83,14 @@ from trainables.finished.model_files import MANIFEST
 from trainables.finished.retrain import baselines, retrain_one
 from trainables.library.build import build_library
 from trainables.library.library import Library, library_key
+from trainables.loss_config import LossConfig
 from trainables.methods.ama import Ama
 from trainables.methods.base import Setup
+from trainables.network.architectures import build_model
 from trainables.network.flops import count_flops, count_params
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
-from trainables.teacher.architectures import build_model
 from trainables.teacher.teacher import Teacher
 from trainables.teacher.training import train_teacher
 from trainables.training.loop import Distiller

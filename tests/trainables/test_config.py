@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from trainables.config import Config, DistillConfig, LossConfig, OptimConfig, StudentSpec, TeacherConfig
+from trainables.config import DistillConfig, OptimConfig, StudentSpec, TeacherConfig
+from trainables.config_base import Config
+from trainables.loss_config import LossConfig
 
 
 class Inner(Config):

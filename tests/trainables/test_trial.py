@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from trainables.blocks.blocks import find_blocks
-from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
+from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data.load import load_data
+from trainables.loss_config import LossConfig
+from trainables.network.architectures import build_model
 from trainables.runtime.memory import Growth, MemoryGrown
-from trainables.teacher.architectures import build_model
 from trainables.training.profile import CLAIM
 from trainables.trial import CHECKPOINT_FILE, DistillTrial, TrialContext
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, model_validator
 
 from trainables.blocks.blocks import Block
-from trainables.config import Config, StudentSpec
+from trainables.config import StudentSpec
+from trainables.config_base import Config
 from trainables.errors import InputError
 from trainables.files import write_text
 from trainables.student.spans import Span, candidate_spans, joins, merged_widths

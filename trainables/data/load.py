@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainables.config import DataConfig, Triple, hash_json
+from trainables.config import DataConfig, Triple
+from trainables.config_base import hash_json
 from trainables.data.augment import augment_for
 from trainables.data.dataset import ImageData
 from trainables.data.image_cache import fresh_folder

@@ -13,9 +13,9 @@ from torch import nn
 from trainables.blocks.blocks import Block
 from trainables.config import StudentSpec
 from trainables.errors import InputError
+from trainables.network.architectures import build_model
 from trainables.network.weights import load_weights
 from trainables.student.build import build_student
-from trainables.teacher.architectures import build_model
 
 FORMAT = 1
 WEIGHTS, MANIFEST, CARD, CHECKPOINT = "model.safetensors", "model.json", "README.md", "checkpoint.pt"

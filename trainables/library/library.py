@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from trainables.blocks.blocks import Block
-from trainables.config import LibraryConfig, StudentSpec, hash_json
+from trainables.config import LibraryConfig, StudentSpec
+from trainables.config_base import hash_json
 from trainables.errors import InputError
 from trainables.student.spans import spans_of
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.blocks.blocks import Block
-from trainables.config import DistillConfig, LossConfig
+from trainables.config import DistillConfig
+from trainables.loss_config import LossConfig
 from trainables.methods.adaptive import log_prior, mixed_map
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
 from trainables.methods.loss_terms import logit_loss, relative_error

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.blocks.blocks import Block
-from trainables.config import DistillConfig, MethodConfig
+from trainables.config import DistillConfig
+from trainables.config_base import MethodConfig
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
 from trainables.methods.teacher_signals import Supervisor

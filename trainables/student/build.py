@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from trainables.blocks.blocks import Block
-from trainables.config import StudentSpec, hash_json
+from trainables.config import StudentSpec
+from trainables.config_base import hash_json
 from trainables.errors import InputError
 from trainables.network.reset import recalibrate_batchnorm, reset_parameters
 from trainables.network.surgery import Skip, put

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainables.config import Triple
 from trainables.errors import InputError
 from trainables.files import code_version, write_text
-from trainables.teacher.architectures import ImageShape
+from trainables.network.architectures import ImageShape
 
 FORMAT = 1
 

@@ -13,11 +13,11 @@ from torch import nn
 from trainables.config import TeacherConfig
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
+from trainables.network.architectures import build_model, resolve_stem
 from trainables.network.evaluate import evaluate
 from trainables.network.weights import load_weights, save_weights, weights_hash
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
-from trainables.teacher.architectures import build_model, resolve_stem
 from trainables.teacher.record import FORMAT, TeacherRecord
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import MethodConfig, TeacherConfig, hash_json
+from trainables.config import TeacherConfig
+from trainables.config_base import MethodConfig, hash_json
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
 from trainables.files import remove

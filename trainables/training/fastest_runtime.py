@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables.config import RuntimeConfig, hash_json
+from trainables.config import RuntimeConfig
+from trainables.config_base import hash_json
 from trainables.runtime.runtime import Runtime, device_name, resolve
 from trainables.training.step_times import (
     Shape,

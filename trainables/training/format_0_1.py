@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainables.config import DistillConfig, hash_json
+from trainables.config import DistillConfig
+from trainables.config_base import hash_json
 
 FORMAT_0_1 = 1
 KEYS = ("student", "loss", "optim", "epochs", "seed", "train", "warm_start")  # of version 0.1's config

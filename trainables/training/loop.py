@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables.config import METHODS, DistillConfig, hash_json
+from trainables.config import METHODS, DistillConfig
+from trainables.config_base import hash_json
 from trainables.errors import InputError
 from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.network.evaluate import Evaluation, evaluate

@@ -12,7 +12,7 @@ import time
 
 from torch import Tensor, nn
 
-from trainables.teacher.architectures import build_model
+from trainables.network.architectures import build_model
 from trainables.training.loop import Distiller
 from trainables.training.metrics import EpochMetrics
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from trainables.network.architectures import build_model
 from trainables.network.weights import save_weights
-from trainables.teacher.architectures import build_model
 
 Ama = Callable[..., Any]
 SECRET = "hunter2"

@@ -14,7 +14,7 @@ from search.policy.space import LEVEL, SearchSpace, student_key, to_config
 from trainables.blocks.blocks import find_blocks
 from trainables.config import DistillConfig, StudentSpec
 from trainables.errors import InputError
-from trainables.teacher.architectures import build_model
+from trainables.network.architectures import build_model
 
 BLOCKS = ("layer1.0", "layer1.1", "layer2.0")
 

@@ -269,7 +269,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainables.teacher.architectures import build_model
+from trainables.network.architectures import build_model
 
 
 class Fragile(nn.Module):

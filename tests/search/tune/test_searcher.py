@@ -27,7 +27,7 @@ from search.tune.verdicts import Verdicts
 from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DistillConfig, StudentSpec
 from trainables.costs.table import Costs
-from trainables.teacher.architectures import build_model
+from trainables.network.architectures import build_model
 
 DIRECTIONS = {"val_accuracy": "maximize", "flops": "minimize"}
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from trainables.blocks.blocks import find_blocks, select_names
 from trainables.errors import InputError
+from trainables.network.architectures import build_model
 from trainables.network.flops import count_flops, count_params
 from trainables.network.trace import activation_of, trace
-from trainables.teacher.architectures import build_model
 
 
 def small_vit(num_classes: int = 10) -> nn.Module:

@@ -16,9 +16,9 @@ from trainables.costs.load import load_costs
 from trainables.costs.measure import measure_costs
 from trainables.costs.table import CostTable
 from trainables.errors import InputError
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import resolve
 from trainables.student.build import build_student
-from trainables.teacher.architectures import build_model
 
 RUNTIME = resolve(RuntimeConfig(device="cpu", threads=1))
 WIDTHS = (0.5, 1.0)

@@ -18,12 +18,12 @@ from trainables.costs.load import load_costs
 from trainables.costs.measure import measure_costs
 from trainables.costs.table import COST_METRICS, Costs, CostTable, Spread
 from trainables.errors import InputError
+from trainables.network.architectures import build_model
 from trainables.network.flops import count_flops, count_params
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import device_name, resolve
 from trainables.student.build import build_student
 from trainables.student.spans import candidate_spans, spans_of
-from trainables.teacher.architectures import build_model
 
 WIDTHS = (0.125, 0.5)
 

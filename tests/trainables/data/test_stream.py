@@ -23,9 +23,9 @@ from trainables.data.row_file import RowFile
 from trainables.data.split import Split, StreamedSplit
 from trainables.errors import InputError
 from trainables.methods.base import Setup
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
-from trainables.teacher.architectures import build_model
 from trainables.training.loop import distill
 
 
@@ -143,7 +143,7 @@ from trainables.methods.base import Setup
 from trainables.data.load import load_data
 from trainables.training.loop import Distiller
 from trainables.runtime.memory import peaks, reset_peaks
-from trainables.teacher.architectures import build_model
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import resolve
 
 class Small(torch.nn.Module):

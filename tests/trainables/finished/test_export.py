@@ -20,9 +20,9 @@ from trainables.errors import InputError
 from trainables.finished.export import TOLERANCE, export_model, export_module, quiet, snippet
 from trainables.finished.model_files import load_model
 from trainables.finished.retrain import retrain_one
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import resolve
 from trainables.student.build import build_student
-from trainables.teacher.architectures import build_model
 from trainables.teacher.training import train_teacher
 
 

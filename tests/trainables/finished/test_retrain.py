@@ -13,7 +13,6 @@ from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import (
     DataConfig,
     DistillConfig,
-    LossConfig,
     OptimConfig,
     RuntimeConfig,
     StudentSpec,
@@ -25,6 +24,7 @@ from trainables.errors import InputError
 from trainables.finished.model_card import model_card
 from trainables.finished.model_files import MANIFEST, load_model
 from trainables.finished.retrain import RetrainResult, baselines, retrain_one
+from trainables.loss_config import LossConfig
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.teacher.teacher import Teacher

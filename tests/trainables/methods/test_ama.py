@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import LossConfig
+from trainables.loss_config import LossConfig
 from trainables.methods.adaptive import OWN_SHARE
 from trainables.methods.ama import DistillationLoss
 from trainables.methods.loss_terms import logit_loss, relative_error

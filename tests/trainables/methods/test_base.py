@@ -18,10 +18,10 @@ from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.errors import InputError
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup, Stage
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
-from trainables.teacher.architectures import build_model
 from trainables.training.loop import Distiller
 from trainables.training.step import Stepper, TooLarge
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from trainables.blocks.blocks import Block, find_blocks
-from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
+from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data.augment import Augment
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
+from trainables.loss_config import LossConfig
 from trainables.methods.base import Setup
 from trainables.methods.teacher_signals import Supervisor
+from trainables.network.architectures import build_model
 from trainables.network.fold_batchnorm import folded
 from trainables.network.reset import recalibrate_batchnorm
 from trainables.network.taps import Taps
@@ -23,7 +25,6 @@ from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
 from trainables.student.spans import spans_of
-from trainables.teacher.architectures import build_model
 from trainables.training.loop import Distiller
 
 

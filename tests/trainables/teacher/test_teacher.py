@@ -18,10 +18,10 @@ from trainables.config import DataConfig, RuntimeConfig, TeacherConfig
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.errors import InputError
+from trainables.network.architectures import build_model
 from trainables.network.evaluate import evaluate
 from trainables.network.weights import save_weights, weights_hash
 from trainables.runtime.runtime import Runtime, resolve
-from trainables.teacher.architectures import build_model
 from trainables.teacher.record import TeacherRecord
 from trainables.teacher.teacher import Teacher, load_teacher
 from trainables.teacher.training import train_teacher
@@ -200,7 +200,7 @@ def test_fp16_scales_its_loss_and_resumes_the_scale(dropping, data, runtime, tmp
 
 FUSSY = """
 import torch
-from trainables.teacher.architectures import build_model
+from trainables.network.architectures import build_model
 
 class Fussy(torch.nn.Module):
     "A network that finds no memory for more than `most` images at a time while it trains."

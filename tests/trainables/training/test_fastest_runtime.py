@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from trainables.config import RuntimeConfig
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import Runtime, resolve
-from trainables.teacher.architectures import build_model
 from trainables.training.fastest_runtime import tuned, wins_back, worth_trying
 from trainables.training.step_times import measure_optimizers, measure_scoring, measure_steps
 

@@ -13,18 +13,19 @@ import torch
 from torch import nn
 
 from trainables.blocks.blocks import Block, find_blocks
-from trainables.config import DataConfig, DistillConfig, LossConfig, OptimConfig, RuntimeConfig, StudentSpec
+from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.errors import InputError
+from trainables.loss_config import LossConfig
 from trainables.methods.ama import MAX_CANDIDATES, candidate_maps
 from trainables.methods.base import Setup
+from trainables.network.architectures import build_model
 from trainables.network.evaluate import evaluate
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_span, build_student
 from trainables.student.spans import spans_of
-from trainables.teacher.architectures import build_model
 from trainables.training.checkpoint import load_checkpoint, previous_of
 from trainables.training.loop import Distiller, TrainingDiverged, distill
 from trainables.training.metrics import EpochMetrics

@@ -13,9 +13,9 @@ from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeCon
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.methods.base import Batch, Progress, Setup
+from trainables.network.architectures import build_model
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
-from trainables.teacher.architectures import build_model
 from trainables.training.loop import Distiller
 from trainables.training.step import TooLarge
 

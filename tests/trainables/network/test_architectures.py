@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from trainables.errors import InputError
-from trainables.teacher.architectures import CIFAR_DEPTHS, build_model, resolve_stem
+from trainables.network.architectures import CIFAR_DEPTHS, build_model, resolve_stem
 
 
 def conv_out(model: nn.Module, path: str, side: int) -> tuple[int, int]:
