@@ -17,7 +17,7 @@ from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig, RuntimeConfig
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
-from trainables.methods.base import Setup
+from trainables.methods.base import Setup, Stages
 from trainables.runtime.memory import Growth
 from trainables.runtime.runtime import resolve
 from trainables.training.checkpoint import load_checkpoint, save_checkpoint
@@ -41,6 +41,7 @@ class TrialContext:
         blocks: the teacher's blocks that may be replaced.
         runtime: how the workers compute.
         modules: pre-distilled module weights by span key, or None.
+        stages: results of the methods' stages.
         profile: folder for the profile of the first trial that reaches its second epoch, or None.
         growth: when to replace an actor whose memory use has grown.
     """
@@ -50,6 +51,7 @@ class TrialContext:
     blocks: tuple[Block, ...]
     runtime: RuntimeConfig
     modules: Mapping[str, Any] | None = None
+    stages: Stages = field(default_factory=dict)
     profile: str | None = None
     growth: Growth = field(default_factory=Growth)
 
@@ -67,7 +69,9 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]
         self._context = context
         self._runtime = resolve(context.runtime)
         self._data = ImageData.from_arrays(context.data)
-        self._setup = Setup.of(context.teacher, context.blocks, self._data, self._runtime, context.modules)
+        self._setup = Setup.of(
+            context.teacher, context.blocks, self._data, self._runtime, context.modules, context.stages
+        )
         self._growth = copy.deepcopy(context.growth)
         self._start(config)
 

@@ -27,6 +27,7 @@ from search.run.retrain_table import Finished, Retrained, write_results
 from search.run_dir.files import EXPERIMENT_FILE, TEACHER_FILE
 from search.run_dir.folder import Folder, working_folder
 from search.stages.costs import trial_runtime
+from search.stages.method_stages import Settings
 from search.stages.on_worker import prepared
 from search.stages.prepare import Prepared
 from search.stages.progress import Progress
@@ -112,7 +113,10 @@ def retrain_picks(
             preflight(experiment, folder)
         library = bool(missing) and experiment.warm_start == "library"
         # Use the library of the search, even if the students are now trained on other data.
-        setup, modules = _setup(pick, experiment, folder, library and not overrides, progress)
+        settings = [(job.config.method, job.config.loss) for job in missing]
+        setup, modules = _setup(
+            pick, experiment, folder, library and not overrides, progress, settings=settings
+        )
         if library and overrides:
             _, modules = _setup(pick, _experiment(pick, run, ()), folder, True, progress)
         made = _made(pick, command, _seeds(experiment, seeds), overrides)
@@ -230,10 +234,17 @@ def _check_teacher_there(pick: PickFile, experiment: Experiment, folder: Folder)
 
 
 def _setup(
-    pick: PickFile, experiment: Experiment, folder: Folder, library: bool, progress: Progress | None
+    pick: PickFile,
+    experiment: Experiment,
+    folder: Folder,
+    library: bool,
+    progress: Progress | None,
+    settings: Sequence[Settings] = (),
 ) -> tuple[Prepared, Library | None]:
-    """Prepare data, teacher, costs and library of the run; check that the teacher is that of the search."""
-    setup, made = prepared(experiment, folder, test=True, library=library, progress=progress)
+    """Prepare data, teacher, costs, library and stages of the run; check that the teacher is the search's."""
+    setup, made = prepared(
+        experiment, folder, test=True, library=library, settings=settings, progress=progress
+    )
     picked, found = pick.teacher.get("hash"), setup.teacher.record.hash
     if picked != found:
         raise InputError(
@@ -254,6 +265,7 @@ def _shared(setup: Prepared, models: Folder, made: Mapping[str, Any], modules: M
         folder=models.place if models.remote else str(models.path.absolute()),
         made=made,
         modules=modules,
+        stages=setup.stages,
     )
 
 

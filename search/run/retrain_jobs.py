@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -20,6 +20,7 @@ from trainables.blocks.blocks import Block
 from trainables.config import DataConfig, DistillConfig, RuntimeConfig
 from trainables.data.dataset import ImageData
 from trainables.finished.retrain import RetrainResult, retrain_one
+from trainables.methods.base import Stages
 from trainables.runtime.runtime import resolve
 from trainables.student.start import Modules
 from trainables.teacher.teacher import Teacher
@@ -53,6 +54,7 @@ class Shared:
     folder: str
     made: Mapping[str, Any]  # for the manifests
     modules: Modules | None = None
+    stages: Stages = field(default_factory=dict)
 
     def train(self, job: Job) -> RetrainResult:
         """Train and test the model of `job` in this process; if it is finished, read it back."""
@@ -66,6 +68,7 @@ class Shared:
                 runtime,
                 folder.path,
                 self.modules,
+                self.stages,
                 kind=job.kind,
                 data_config=self.data_config,
                 made=self.made,

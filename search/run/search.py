@@ -29,6 +29,7 @@ from search.run_dir.folder import TRIALS, Folder, working_folder
 from search.run_dir.lock import locked
 from search.stages.auto_resources import choose_resources
 from search.stages.limits import absolute_limits
+from search.stages.method_stages import stage_settings
 from search.stages.on_worker import latencies, prepared
 from search.stages.prepare import Prepared
 from search.stages.progress import Progress
@@ -122,7 +123,13 @@ def search(
                 if address is not None or sum(node["Alive"] for node in ray.nodes()) > 1:
                     preflight(experiment, folder, url)
                 library = experiment.warm_start == "library"
-                setup, modules = prepared(experiment, folder, library=library, progress=progress)
+                setup, modules = prepared(
+                    experiment,
+                    folder,
+                    library=library,
+                    settings=stage_settings(experiment),
+                    progress=progress,
+                )
                 limits = absolute_limits(
                     experiment, setup.teacher.record, setup.costs, scores=setup.teacher_scores
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from search.experiment.experiment import Experiment
 from search.experiment.sections import Resources, StorageConfig
 from search.run_dir.folder import Folder, at, working_folder
 from search.stages.library import get_library
+from search.stages.method_stages import Settings, with_stages
 from search.stages.prepare import Prepared, prepare
 from search.stages.progress import Progress
 from trainables.blocks.blocks import Block
@@ -32,6 +33,7 @@ from trainables.costs.table import CostTable
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
 from trainables.library.library import Library
+from trainables.methods.base import Stages
 from trainables.runtime.runtime import Runtime
 from trainables.student.build import build_student
 from trainables.teacher.teacher import Teacher
@@ -53,6 +55,7 @@ def prepared(
     *,
     test: bool = False,
     library: bool = False,
+    settings: Sequence[Settings] = (),
     progress: Progress | None = None,
 ) -> tuple[Prepared, Library | None]:
     """Run `prepare` and optionally make the module library. Ray must be connected.
@@ -62,6 +65,7 @@ def prepared(
         folder: its run directory.
         test: also read the test data.
         library: also make or read the library.
+        settings: methods whose stages to run too, each with its settings.
         progress: progress callback.
 
     Raises:
@@ -70,12 +74,14 @@ def prepared(
     """
     if not is_driver_short(experiment.resources):
         setup = prepare(at(experiment, folder), test=test, progress=progress)
-        return setup, get_library(setup, progress) if library else None
+        modules = get_library(setup, progress) if library else None
+        return with_stages(setup, folder, settings, progress), modules
     # Without the database URL: its password must not be sent with a task.
     bare = experiment.model_copy(update={"storage": StorageConfig()})
     place = folder.place if folder.remote else str(folder.path.absolute())
     folder.push()
-    made: _Made = _on_worker(_prepare, experiment.resources, progress, bare, place, test, library)
+    task = (bare, place, test, library, settings)
+    made: _Made = _on_worker(_prepare, experiment.resources, progress, *task)
     setup = Prepared(
         at(experiment, folder),
         folder.path,
@@ -85,6 +91,7 @@ def prepared(
         made.blocks,
         made.costs,
         made.teacher_scores,
+        made.stages,
     )
     return setup, made.library
 
@@ -114,12 +121,21 @@ class _Made:
     costs: CostTable
     library: Library | None
     teacher_scores: Mapping[str, float]
+    stages: Stages
 
 
-def _prepare(progress: Progress, experiment: Experiment, place: str, test: bool, library: bool) -> _Made:
+def _prepare(
+    progress: Progress,
+    experiment: Experiment,
+    place: str,
+    test: bool,
+    library: bool,
+    settings: Sequence[Settings],
+) -> _Made:
     with working_folder(place) as folder:
         setup = prepare(at(experiment, folder), test=test, progress=progress)
         modules = get_library(setup, progress) if library else None
+        setup = with_stages(setup, folder, settings, progress)
     teacher = Teacher(setup.teacher.model.cpu(), setup.teacher.record)
     return _Made(
         setup.runtime,
@@ -129,6 +145,7 @@ def _prepare(progress: Progress, experiment: Experiment, place: str, test: bool,
         setup.costs,
         modules,
         setup.teacher_scores,
+        setup.stages,
     )
 
 

@@ -16,6 +16,7 @@ from trainables.blocks.blocks import Block
 from trainables.costs.table import CostTable
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
+from trainables.methods.base import Stages
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.teacher.record import TeacherRecord
 from trainables.teacher.teacher import Teacher
@@ -35,6 +36,7 @@ class Prepared:
     blocks: tuple[Block, ...]
     costs: CostTable
     teacher_scores: Mapping[str, float] = field(default_factory=dict)  # the user's own metrics
+    stages: Stages = field(default_factory=dict)  # results of the methods' stages
 
 
 def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> Prepared:

@@ -48,6 +48,7 @@ def make_tuner(
         blocks=setup.blocks,
         runtime=tuned_runtime(setup),
         modules=library.modules if library else None,
+        stages=setup.stages,
         profile=str(profile) if profile else None,
     )
     trainable = tune.with_resources(

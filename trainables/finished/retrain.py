@@ -34,7 +34,7 @@ from trainables.finished.model_files import (
     WEIGHTS,
     _read_manifest,
 )
-from trainables.methods.base import Method, Setup
+from trainables.methods.base import Method, Setup, Stages
 from trainables.network.evaluate import evaluate
 from trainables.network.flops import count_flops, count_params
 from trainables.network.weights import save_weights
@@ -76,6 +76,7 @@ def retrain_one(
     runtime: Runtime,
     out_dir: str | os.PathLike[str],
     modules: Modules | None = None,
+    stages: Stages | None = None,
     report: Report | None = None,
     *,
     kind: str = "student",
@@ -94,6 +95,7 @@ def retrain_one(
         runtime: device, precision and layout of the training; the model is tested in fp32.
         out_dir: folder for the model; made if missing.
         modules: pre-distilled weights by span key, for `warm_start: library`.
+        stages: results of the method's stages, as `make_stages` gave them.
         report: called after every epoch; training stops if it returns True.
         kind: the result's name in the table: student, or the name of a baseline.
         data_config: the config of `data`, for the manifest.
@@ -128,7 +130,7 @@ def retrain_one(
         return _read_back(manifest_file, origin)
     checkpoint = out_dir / CHECKPOINT
     unseen = replace(data, test=None)  # no epoch can read test images
-    setup = Setup.of(teacher.model, blocks, unseen, runtime, modules)
+    setup = Setup.of(teacher.model, blocks, unseen, runtime, modules, stages)
     trained = distill(config, setup, report, checkpoint)
     student = trained.student
     # Score in fp32, so that the result does not depend on the precision of the training.

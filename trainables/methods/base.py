@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig
-from trainables.config_base import MethodConfig
+from trainables.config_base import MethodConfig, hash_json
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
 from trainables.methods.teacher_signals import Supervisor
@@ -39,6 +39,8 @@ from trainables.student.start import Modules
 TEACHER = "teacher"  # key in `Setup.teachers` of the network whose blocks are replaced
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
+StageProgress = Callable[[str, int, int], None]  # what, done, total
+Stages = Mapping[str, Mapping[str, Any]]  # results of stages by `Stage.key`
 
 
 @dataclass(frozen=True)
@@ -139,15 +141,34 @@ class Phase:
 
 @dataclass(frozen=True)
 class Stage:
-    """Work that a method needs done once a run, before the first trial.
+    """Work that a method needs done once a run, before the first trial, e.g. an adapted teacher.
+
+    A search runs a stage once for every combination of the values that `keys` can take, stores the results in
+    the run directory, and gives them to trials and retraining as `Method.stage(name)`.
 
     Attributes:
-        name: of the folder in the run directory that the stage fills.
-        make: called with the setup, the experiment's seed and the empty folder.
+        name: of the stage, in progress messages and file names.
+        keys: settings of the method that the result depends on. In a search each of them is fixed or has a
+            list of choices.
+        make: called with the setup, the method's settings, the run's seed, a folder and a progress callback
+            (text, done, total). It returns tensors and plain values. The folder survives an interruption:
+            keep checkpoints there.
+
+    Example:
+        def mean_image(setup, settings, seed, folder, progress):
+            return {"mean": setup.data.train.images.float().mean(0)}
+
+        print(Stage("mean", (), mean_image).key(MethodConfig()))
     """
 
     name: str
-    make: Callable[[Setup, int, Path], None]
+    keys: tuple[str, ...]
+    make: Callable[[Setup, Any, int, Path, StageProgress], Mapping[str, Any]]
+
+    def key(self, settings: MethodConfig) -> str:
+        """Return the name of the result for these settings."""
+        values = settings.model_dump(mode="json", include=set(self.keys))
+        return f"{self.name}-{hash_json(values)}" if values else self.name
 
 
 @dataclass(frozen=True)
@@ -163,7 +184,7 @@ class Setup:
         data: training and validation images.
         runtime: device, precision, layout.
         modules: pre-distilled AMA modules by span key, or None; used with `warm_start: library` alone.
-        stages: folders that the method's stages filled, by the stage's name.
+        stages: results of the methods' stages by `Stage.key`, as `make_stages` gave them.
 
     Example:
         setup = Setup.of(teacher.model, blocks, data, resolve(RuntimeConfig(device="cpu")))
@@ -175,7 +196,7 @@ class Setup:
     data: ImageData
     runtime: Runtime
     modules: Modules | None = None
-    stages: Mapping[str, Path] = field(default_factory=dict)
+    stages: Stages = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -185,9 +206,10 @@ class Setup:
         data: ImageData,
         runtime: Runtime | None = None,
         modules: Modules | None = None,
+        stages: Stages | None = None,
     ) -> Setup:
         """Make the setup of a single teacher; without `runtime`, use this machine's default."""
-        return cls({TEACHER: teacher}, blocks, data, runtime or resolve(), modules)
+        return cls({TEACHER: teacher}, blocks, data, runtime or resolve(), modules, stages or {})
 
     @property
     def teacher(self) -> nn.Module:
@@ -221,6 +243,7 @@ class Method(nn.Module, ABC):
         streams: names of further data it reads, below `data.targets`.
         stages: work done once a run, before the first trial.
         teaching: keys of `Config` that weigh the teacher's signals; zero for the baseline.
+        needs_teacher: whether it learns from the teacher's weights; if not, an untrained one is enough.
         student: the model that is scored, measured, saved and exported.
 
     Example:
@@ -238,6 +261,7 @@ class Method(nn.Module, ABC):
     streams: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[Stage, ...]] = ()
     teaching: ClassVar[tuple[str, ...]] = ()
+    needs_teacher: ClassVar[bool] = True
     student: nn.Module
 
     def __init__(self, setup: Setup, config: DistillConfig) -> None:
@@ -247,12 +271,17 @@ class Method(nn.Module, ABC):
             InputError: the setup lacks what the method or the config needs.
         """
         super().__init__()
-        missing = [f"stage {stage.name}" for stage in self.stages if stage.name not in setup.stages]
+        missing = [f"stage {s.name}" for s in self.stages if s.key(config.loss) not in setup.stages]
         missing += [f"stream {name}" for name in self.streams]  # no data section provides one yet
         if missing:
             raise InputError(f"method {self.name}: needs {', '.join(missing)}; this run does not provide it")
         self.setup, self.config, self.runtime = setup, config, setup.runtime
         self._compiled: list[Any] = []  # in a list: as a submodule it would be in the state dict twice
+
+    def stage(self, name: str) -> Mapping[str, Any]:
+        """Return the result of the method's stage `name` for the trial's settings."""
+        stage = next(each for each in self.stages if each.name == name)
+        return self.setup.stages[stage.key(self.config.loss)]
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the student's logits (B, classes) under autocast, compiled if the runtime says so."""

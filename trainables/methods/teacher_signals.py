@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from trainables.blocks.blocks import Block
 from trainables.data.augment import Augment
 from trainables.data.dataset import ImageData
+from trainables.network.classifier import classifier_path
 from trainables.network.fold_batchnorm import folded
 from trainables.network.taps import Taps, overwritten_outputs
 from trainables.network.trace import trace
@@ -40,10 +41,17 @@ TRIED = 16  # images on which a shortcut is checked
 
 @dataclass(frozen=True)
 class Signals:
-    """The teacher's outputs for one batch: logits (B, classes), and maps by their path in the teacher."""
+    """The teacher's outputs for one batch.
+
+    Attributes:
+        logits: (B, classes), or None.
+        maps: by their path in the teacher.
+        embedding: (B, D), the input of the teacher's classifier, or None.
+    """
 
     logits: Tensor | None
     maps: Mapping[str, Tensor]
+    embedding: Tensor | None = None
 
 
 NOTHING = Signals(None, {})
@@ -73,25 +81,46 @@ class Supervisor:
         with self.runtime.autocast():
             return overwritten_outputs(self.teacher, list(self._ends), self._few)
 
+    @cached_property
+    def classifier(self) -> str:
+        """Path of the teacher's classifier, whose input is the embedding.
+
+        Raises:
+            InputError: the teacher does not end with a linear layer on one vector per image.
+        """
+        return classifier_path(self.teacher, self._few)
+
     @contextmanager
-    def teaching(self, paths: Sequence[str], logits: bool) -> Iterator[Teach]:
-        """Yield a function that computes the signals of a batch: maps at `paths`, and logits if `logits`."""
-        kept = self._keep(paths, logits) if paths or logits else NOTHING
+    def teaching(self, paths: Sequence[str], logits: bool, embedding: bool = False) -> Iterator[Teach]:
+        """Yield a function that computes the signals of a batch.
+
+        Args:
+            paths: of the maps to read.
+            logits: whether to read the logits.
+            embedding: whether to read the input of the classifier.
+        """
+        kept = self._keep() if paths or logits else NOTHING
         missing = [path for path in paths if path not in kept.maps]
-        if missing or (logits and kept.logits is None):
-            with self._reader(self._quick, missing, logits and kept.logits is None) as read:
+        rest = logits and kept.logits is None, embedding
+        if missing or any(rest):
+            with self._reader(self._quick, missing, *rest) as read:
                 yield partial(self._teach, kept, paths, read)
         else:
             yield partial(self._teach, kept, paths, None)
 
     @contextmanager
     def leading(
-        self, student: nn.Module, prefix: Sequence[str], paths: Sequence[str], logits: bool
+        self,
+        student: nn.Module,
+        prefix: Sequence[str],
+        paths: Sequence[str],
+        logits: bool,
+        embedding: bool = False,
     ) -> Iterator[Teach]:
         """As `teaching`; the student's next pass reuses the teacher's outputs of the `prefix` modules."""
         everything = sorted({*prefix, *paths})
         # Not in inference mode: the student is trained on the outputs of the prefix.
-        with self._reader(self.teacher, everything, logits, torch.no_grad) as read:
+        with self._reader(self.teacher, everything, logits, embedding, torch.no_grad) as read:
             outputs: dict[str, Tensor] = {}
 
             def teach(images: Tensor, order: Tensor) -> Signals:
@@ -139,10 +168,14 @@ class Supervisor:
         model: nn.Module,
         paths: Sequence[str],
         logits: bool,
-        mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+        embedding: bool = False,
+        mode: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> _Reader:
+        # Autograd cannot save inference tensors, and methods train layers on the embedding.
+        mode = mode or (torch.no_grad if embedding else torch.inference_mode)
         copied = self.overwritten.intersection(paths) if paths else frozenset()
-        return _Reader(model, paths, logits, self.runtime, mode, copied)
+        classifier = self.classifier if embedding else None
+        return _Reader(model, paths, logits, classifier, self.runtime, mode, copied)
 
     def _teach(
         self, kept: Signals, paths: Sequence[str], read: _Reader | None, images: Tensor, order: Tensor
@@ -150,9 +183,9 @@ class Supervisor:
         fresh = read(images) if read is not None else NOTHING
         logits = kept.logits.index_select(0, order) if kept.logits is not None else fresh.logits
         maps = {path: kept.maps[path].index_select(0, order) for path in paths if path in kept.maps}
-        return Signals(logits, {**maps, **fresh.maps})
+        return Signals(logits, {**maps, **fresh.maps}, fresh.embedding)
 
-    def _keep(self, paths: Sequence[str], logits: bool) -> Signals:
+    def _keep(self) -> Signals:
         """Cache the outputs for all training images: of blocks and logits, logits alone, or none."""
         if self.data.augment != Augment():
             return NOTHING
@@ -188,12 +221,14 @@ class _Reader:
         model: nn.Module,
         paths: Sequence[str],
         logits: bool,
+        classifier: str | None,
         runtime: Runtime,
         mode: Callable[[], AbstractContextManager[Any]],
         copied: frozenset[str],
     ) -> None:
         self.model, self.paths, self.logits, self.runtime, self.mode = model, paths, logits, runtime, mode
-        self.copied = copied
+        self.classifier, self.copied = classifier, copied
+        self._embedding: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Signals:
         logits = None
@@ -202,12 +237,19 @@ class _Reader:
                 logits = self.model(images)
         except _Reached:
             pass
-        maps = dict(self._taps.outputs)
+        maps, embedding = dict(self._taps.outputs), self._embedding
         self._taps.clear()  # the caller then holds the only references and frees them before backward
-        return Signals(logits, maps)
+        self._embedding = None
+        return Signals(logits, maps, embedding)
+
+    def _embed(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._embedding = args[0]
+        if not self.logits:
+            self._stop()
 
     def _stop(self, *_: Any) -> None:
-        if len(self._taps.outputs) == len(self.paths):
+        embedded = self.classifier is None or self._embedding is not None
+        if embedded and len(self._taps.outputs) == len(self.paths):
             raise _Reached
 
     def __enter__(self) -> _Reader:
@@ -216,6 +258,9 @@ class _Reader:
         if not self.logits:  # registered after the taps, so called last
             modules = (self.model.get_submodule(path) for path in self.paths)
             self._handles = [module.register_forward_hook(self._stop) for module in modules]
+        if self.classifier is not None:
+            module = self.model.get_submodule(self.classifier)
+            self._handles.append(module.register_forward_pre_hook(self._embed))
         return self
 
     def __exit__(self, *_: object) -> None:

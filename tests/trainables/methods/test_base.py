@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
 from trainables.training.loop import Distiller
+from trainables.training.stages import make_stages
 from trainables.training.step import Stepper, TooLarge
 
 
@@ -36,17 +36,25 @@ def data() -> ImageData:
     return load_data(DataConfig(name="digits", train_limit=100))
 
 
+# Settings of a method, by its name, that make its test short.
+SETTINGS: dict[str, dict[str, Any]] = {}
+
+
 @pytest.fixture(scope="module")
-def setup(data: ImageData, runtime: Runtime) -> Setup:
+def setup(data: ImageData, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """Everything that any registered method needs."""
     with seeded(0):
         teacher = build_model("cifar_resnet8", 10, data.image_shape).eval()
     blocks: tuple[Block, ...] = find_blocks(teacher, torch.zeros(1, *data.image_shape))
-    return Setup.of(teacher, blocks, data, runtime)
+    bare = Setup.of(teacher, blocks, data, runtime)
+    settings = [(name, config_of(name, bare).loss) for name in METHODS.names()]
+    return dataclasses.replace(bare, stages=make_stages(bare, settings, tmp_path_factory.mktemp("stages")))
 
 
 def config_of(method: str, setup: Setup, **fields: Any) -> DistillConfig:
     student = StudentSpec(widths={block.name: 0.5 for block in setup.blocks[1:]})
     given = {"method": method, "student": student, "epochs": 2, "optim": OptimConfig(batch_size=25), **fields}
+    given = {"loss": SETTINGS.get(method, {}), **given}
     return DistillConfig.model_validate(given)
 
 
@@ -237,7 +245,7 @@ def test_batches_are_split_alike_in_every_stream() -> None:
 
 def test_a_method_whose_stage_or_stream_is_missing_is_refused(setup: Setup) -> None:
     class Staged(Two):
-        name, stages = "staged", (Stage("bank", lambda setup, seed, folder: None),)
+        name, stages = "staged", (Stage("bank", (), lambda setup, settings, seed, folder, progress: {}),)
 
     class Streamed(Two):
         name, streams = "streamed", ("photos",)
@@ -246,4 +254,5 @@ def test_a_method_whose_stage_or_stream_is_missing_is_refused(setup: Setup) -> N
         Staged(setup, DistillConfig())
     with pytest.raises(InputError, match="method streamed: needs stream photos"):
         Streamed(setup, DistillConfig())
-    Staged(dataclasses.replace(setup, stages={"bank": Path()}), DistillConfig())
+    made = Staged(dataclasses.replace(setup, stages={"bank": {"rows": 3}}), DistillConfig())
+    assert made.stage("bank") == {"rows": 3}

@@ -110,6 +110,25 @@ def test_the_teacher_stops_after_the_last_map_that_is_read(
     assert counts["fc"] == 1
 
 
+def test_the_embedding_is_the_input_of_the_classifier(
+    teacher: nn.Module, blocks: tuple[Block, ...], fixed: ImageData, changing: ImageData, runtime: Runtime
+) -> None:
+    for data in (fixed, changing):
+        supervisor = Supervisor(teacher, blocks, data, runtime)
+        images, order = batch(data, runtime)
+        ran: list[int] = []
+        supervisor._quick.get_submodule("fc").register_forward_hook(lambda *_, ran=ran: ran.append(1))
+        with supervisor.teaching([], False, embedding=True) as teach:
+            found = teach(images, order)
+        assert found.logits is None and found.embedding is not None and not ran
+        logits = teacher.get_submodule("fc")(found.embedding)
+        assert logits.requires_grad, "layers can be trained on the embedding"
+        torch.testing.assert_close(logits, teacher(images), rtol=1e-4, atol=1e-5)
+        with supervisor.teaching(["layer1.0"], True, embedding=True) as teach:
+            found = teach(images, order)
+        assert found.embedding is not None and found.logits is not None and set(found.maps) == {"layer1.0"}
+
+
 def test_outputs_for_images_that_never_change_are_computed_once(
     teacher: nn.Module, blocks: tuple[Block, ...], fixed: ImageData, runtime: Runtime
 ) -> None:
