@@ -31,9 +31,10 @@ class Banked(Ama):
 
 @pytest.fixture
 def banked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "banked_method.py").write_text(FILE)
+    module = f"banked_{tmp_path.name}"  # a module of one name is imported once in a process
+    (tmp_path / f"{module}.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
-    return "import:banked_method.py:Banked"
+    return f"import:{module}.py:Banked"
 
 
 def test_every_combination_that_trials_can_have_is_made(banked: str) -> None:
