@@ -27,7 +27,8 @@ from trainables.data.dataset import ImageData
 from trainables.data.split import Batch
 from trainables.library.library import Library, library_key
 from trainables.methods.base import TEACHER, Setup
-from trainables.methods.loss_terms import logit_loss, relative_error
+from trainables.methods.terms.logits import logit_loss
+from trainables.methods.terms.maps import relative_error
 from trainables.network.evaluate import evaluate
 from trainables.network.surgery import Skip, exchanged
 from trainables.network.taps import Inputs, Taps, frozen, overwritten_inputs, overwritten_outputs

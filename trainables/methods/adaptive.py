@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainables.methods.loss_terms import squared_norm
+from trainables.methods.terms.maps import squared_norm
 
 OWN_SHARE = (
     0.9  # prior share of the replaced block's own map in a learned mix; the other maps divide the rest

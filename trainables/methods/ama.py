@@ -21,8 +21,9 @@ from trainables.config import DistillConfig
 from trainables.loss_config import LossConfig
 from trainables.methods.adaptive import log_prior, mixed_map
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
-from trainables.methods.loss_terms import logit_loss, relative_error
 from trainables.methods.teacher_signals import NOTHING, Teach
+from trainables.methods.terms.logits import logit_loss
+from trainables.methods.terms.maps import relative_error
 from trainables.network.taps import Taps
 from trainables.student.spans import Span, spans_of
 from trainables.student.start import start_student
