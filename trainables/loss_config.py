@@ -9,13 +9,8 @@ from pydantic import Field, PositiveFloat
 from trainables.config_base import Fraction, MethodConfig, searched
 
 
-class LossConfig(MethodConfig):
-    """Settings of the method `ama`: weights of the named parts of its loss.
-
-    Example:
-        loss = LossConfig(alpha=0.3, tau=2.0, beta=2.0, supervision="adaptive")
-        print(DistillConfig(loss=loss).content())
-    """
+class LogitTerm(MethodConfig):
+    """The slot of a term on logits: the loss has (1 - alpha) cross-entropy + alpha term."""
 
     alpha: Fraction = searched(
         0.5, 0.1, 0.9, description="weight of the logit term; 1 - alpha weighs cross-entropy"
@@ -23,7 +18,47 @@ class LossConfig(MethodConfig):
     tau: PositiveFloat = searched(
         4.0, 1.0, 8.0, log=True, description="softmax temperature of the logit term"
     )
+    logits: Literal["kl", "dkd", "standardised", "dist"] = Field(
+        "kl",
+        description="logit term: kl (Hinton et al. 2015), dkd (decoupled, Zhao et al. 2022), standardised "
+        "(Sun et al. 2024) or dist (correlations, Huang et al. 2022)",
+    )
+
+
+class MapTerm(MethodConfig):
+    """The slot of a term on activation maps, summed over the spans, with the weight beta."""
+
     beta: float = searched(1.0, 0.1, 10.0, log=True, ge=0.0, description="weight of the feature term")
+    maps: Literal["relative", "attention", "statistics"] = Field(
+        "relative",
+        description="feature term: relative squared error, attention (Zagoruyko & Komodakis 2017) or channel "
+        "statistics (Yang et al. 2020)",
+    )
+
+
+class EmbeddingTerm(MethodConfig):
+    """The slot of a term on embeddings, the inputs of the classifiers, with the weight gamma."""
+
+    embeddings: Literal["none", "rkd", "pkt"] = Field(
+        "none",
+        description="embedding term with the weight gamma: none, rkd (relations, Park et al. 2019) or pkt "
+        "(similarities, Passalis & Tefas 2018)",
+    )
+    gamma: float = searched(1.0, log=True, ge=0.0, description="weight of the embedding term")
+
+    def unused(self) -> set[str]:
+        """`gamma` has an effect with an embedding term alone."""
+        return super().unused() | ({"gamma"} if self.embeddings == "none" else set())
+
+
+class LossConfig(EmbeddingTerm, MapTerm, LogitTerm):
+    """Settings of the method `ama`: terms and weights of the named parts of its loss.
+
+    Example:
+        loss = LossConfig(alpha=0.3, tau=2.0, beta=2.0, supervision="adaptive")
+        print(DistillConfig(loss=loss).content())
+    """
+
     supervision: Literal["uniform", "adaptive"] = searched(
         "uniform",
         choices=("uniform", "adaptive"),
@@ -35,4 +70,4 @@ class LossConfig(MethodConfig):
 
     def unused(self) -> set[str]:
         """`entropy_weight` has an effect with adaptive supervision alone."""
-        return {"entropy_weight"} if self.supervision == "uniform" else set()
+        return super().unused() | ({"entropy_weight"} if self.supervision == "uniform" else set())

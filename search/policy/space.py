@@ -203,12 +203,13 @@ def student_key(config: DistillConfig) -> str:
     widths = config.student.widths
     # Without two modules of equal width, `fuse` has no effect.
     fuse = config.student.fuse and len(set(widths.values())) < len(widths)
+    used = {name: value for name, value in config.loss.content().items() if name not in config.loss.unused()}
     return hash_json(
         {
             "student": {"widths": widths, "fuse": fuse},
             "method": config.method,
-            "loss": config.loss.model_dump(mode="json", exclude=config.loss.unused()),
-            "optim": config.optim.model_dump(mode="json"),
+            "loss": used,
+            "optim": config.optim.content(),
         }
     )
 

@@ -18,13 +18,15 @@ from torch.nn import functional as F
 
 from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig
+from trainables.config_base import MethodConfig
 from trainables.loss_config import LossConfig
 from trainables.methods.adaptive import log_prior, mixed_map
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
-from trainables.methods.teacher_signals import NOTHING, Teach
-from trainables.methods.terms.logits import logit_loss
-from trainables.methods.terms.maps import relative_error
-from trainables.network.taps import Taps
+from trainables.methods.teacher_signals import NOTHING, Signals, Teach
+from trainables.methods.terms.embeddings import EMBEDDING_TERMS
+from trainables.methods.terms.logits import LOGIT_TERMS, check_logit_term, ramp
+from trainables.methods.terms.maps import MAP_TERMS
+from trainables.network.taps import Inputs, Taps
 from trainables.student.spans import Span, spans_of
 from trainables.student.start import start_student
 
@@ -35,6 +37,9 @@ MAX_CANDIDATES = 4
 
 class DistillationLoss(nn.Module):
     """(1-α) CE(y, s) + α τ² KL(softmax(t/τ) || softmax(s/τ)) + β Σᵢ wᵢ |fˢᵢ - fᵗᵢ|² / |fᵗᵢ|².
+
+    The settings `logits`, `maps` and `embeddings` choose other terms (`trainables.methods.terms`). An
+    embedding term is added with the weight γ.
 
     Uniform supervision has wᵢ = 1 and the replaced block's own map as the target fᵗᵢ. Adaptive supervision
     learns w = n softmax(a) and, for a span with several candidate maps, the target as a convex mix p of them.
@@ -49,15 +54,21 @@ class DistillationLoss(nn.Module):
     """
 
     def __init__(
-        self, config: LossConfig, candidates: Sequence[int] = (), label_smoothing: float = 0.0
+        self,
+        config: LossConfig,
+        candidates: Sequence[int] = (),
+        label_smoothing: float = 0.0,
+        layouts: Sequence[str] = (),
     ) -> None:
-        """Make the loss; the i-th span has candidates[i] >= 1 teacher maps, its own first."""
+        """Make the loss; the i-th span has candidates[i] >= 1 teacher maps, its own first, of layouts[i]."""
         super().__init__()
         self.config = config
         self.label_smoothing = label_smoothing
         self.candidates = tuple(candidates)
+        self.layouts = tuple(layouts) or (None,) * len(self.candidates)
         self.reads_logits = config.alpha > 0
         self.reads_maps = config.beta > 0 and len(self.candidates) > 0
+        self.reads_embeddings = config.embeddings != "none" and config.gamma > 0
         self.adaptive = self.reads_maps and config.supervision == "adaptive"
         self.register_buffer("equal", torch.ones(len(self.candidates)), persistent=False)
         if self.adaptive:
@@ -97,6 +108,8 @@ class DistillationLoss(nn.Module):
         labels: Tensor,
         student_maps: Sequence[Tensor] = (),
         teacher_maps: Sequence[Sequence[Tensor]] = (),
+        embeddings: tuple[Tensor, Tensor] | None = None,
+        done: float = 1.0,
     ) -> dict[str, Tensor]:
         """Compute the parts of the loss of one batch, in fp32 for any input type; call it outside autocast.
 
@@ -106,11 +119,14 @@ class DistillationLoss(nn.Module):
             labels: (B,) int64.
             student_maps: one map a span; not read when beta is 0.
             teacher_maps: candidate maps of every span, shaped as the student's map, the span's own map first.
+            embeddings: the student's and the teacher's, (B, D) and (B, D'); read with an embedding term only.
+            done: share of the training that is done; the weight of some terms rises at the start.
 
         Returns:
             0-d tensors that add up to the loss, in this order; a part whose weight is zero is left out.
-            ce: (1-α) cross-entropy; kl: α τ² KL; feature: β Σ weight x relative error; regulariser, adaptive
-            only: β times the regularisers of weights and mixes (see the class).
+            ce: (1-α) cross-entropy; kl (or the name of another logit term): α τ² KL; feature: β Σ weight x
+            map term; regulariser, adaptive only: β times the regularisers of weights and mixes (see the
+            class); the name of the embedding term: γ times its value.
         """
         alpha, beta = self.config.alpha, self.config.beta
         student_logits = student_logits.float()
@@ -120,15 +136,24 @@ class DistillationLoss(nn.Module):
             parts["ce"] = (1 - alpha) * ce
         if self.reads_logits:
             assert teacher_logits is not None
-            parts["kl"] = alpha * logit_loss(student_logits, teacher_logits, self.config.tau)
+            name, tau = self.config.logits, self.config.tau
+            term = LOGIT_TERMS[name](student_logits, teacher_logits, labels, tau)
+            parts[name] = alpha * ramp(name, done) * term
         if self.reads_maps and not self.adaptive:
-            pairs = zip(student_maps, teacher_maps, strict=True)
-            errors = torch.stack([relative_error(student, own) for student, (own, *_) in pairs])
+            pairs = zip(student_maps, teacher_maps, self.layouts, strict=True)
+            errors = torch.stack([self._error(student, own, layout) for student, (own, *_), layout in pairs])
             parts["feature"] = beta * errors.sum()
         elif self.reads_maps:
             feature, regulariser = self._adaptive(student_maps, teacher_maps)
             parts |= {"feature": beta * feature, "regulariser": beta * regulariser}
+        if self.reads_embeddings:
+            assert embeddings is not None
+            term = EMBEDDING_TERMS[self.config.embeddings](*embeddings)
+            parts[self.config.embeddings] = self.config.gamma * term
         return parts
+
+    def _error(self, student: Tensor, teacher: Tensor, layout: str | None) -> Tensor:
+        return MAP_TERMS[self.config.maps](student, teacher, layout)
 
     def _adaptive(
         self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Sequence[Tensor]]
@@ -140,7 +165,7 @@ class DistillationLoss(nn.Module):
         for index, (student, maps) in enumerate(zip(student_maps, teacher_maps, strict=True)):
             log_mix = self.log_mix(index)
             target = maps[0] if len(maps) == 1 else mixed_map(maps, log_mix.exp())
-            errors_.append(relative_error(student, target))
+            errors_.append(self._error(student, target, self.layouts[index]))
             mixes.append((log_mix.exp() * (log_mix - self.get_buffer(f"log_prior_{index}"))).sum())
         # The error of a mix is multiplied by the span's weight. So is its KL term: the bound above holds.
         regulariser = self.config.entropy_weight * (kept + (weights.detach() * torch.stack(mixes)).sum())
@@ -169,13 +194,18 @@ class Ama(Method):
         )
         self._targets = [candidate_maps(span, setup.blocks, config.loss) for span in self.spans]
         counts = [len(paths) for paths in self._targets]
-        self.loss = DistillationLoss(config.loss, counts, config.optim.label_smoothing)
+        if config.loss.alpha > 0:
+            check_logit_term(config.loss.logits, setup.data.num_classes, config.optim.batch_size)
+        layouts = [span.layout for span in self.spans]
+        self.loss = DistillationLoss(config.loss, counts, config.optim.label_smoothing, layouts)
         self.loss.to(setup.runtime.device)
         if not self.loss.reads_maps:
             self._targets = []
         self._shown = [span.first for span in self.spans] if self.loss.reads_maps else []
+        self._classifiers = [setup.supervisor.classifier] if self.loss.reads_embeddings else []
         self._teach: Teach = lambda images, index: NOTHING
         self._maps: dict[str, Tensor] = {}
+        self._embeddings: dict[str, Tensor] = {}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -187,12 +217,14 @@ class Ama(Method):
         read = sorted({path for paths in self._targets for path in paths})
         overwritten = supervisor.overwritten if read else frozenset()
         copied = [span.first for span in self.spans if span.last in overwritten]
-        if self._prefix and (read or self.loss.reads_logits):
-            teaching = supervisor.leading(self.student, self._prefix, read, self.loss.reads_logits)
+        logits, embedding = self.loss.reads_logits, self.loss.reads_embeddings
+        if self._prefix and (read or logits or embedding):
+            teaching = supervisor.leading(self.student, self._prefix, read, logits, embedding)
         else:
-            teaching = supervisor.teaching(read, self.loss.reads_logits)
-        with teaching as self._teach, Taps(self.student, self._shown, copied) as taps:
-            self._maps = taps.outputs
+            teaching = supervisor.teaching(read, logits, embedding)
+        taps, inputs = Taps(self.student, self._shown, copied), Inputs(self.student, self._classifiers)
+        with teaching as self._teach, taps, inputs:
+            self._maps, self._embeddings = taps.outputs, inputs.inputs
             yield
 
     @cached_property
@@ -201,6 +233,11 @@ class Ama(Method):
         shared = self.config.train == "modules" and self.spans and not self.runtime.compiled
         return self.setup.supervisor.shared_prefix(self.student, self.spans) if shared else ()
 
+    @classmethod
+    def baseline(cls, config: MethodConfig) -> MethodConfig:
+        """Return `config` with cross-entropy alone: no term on logits, maps or embeddings."""
+        return super().baseline(config).model_copy(update={"embeddings": "none"})
+
     def phases(self) -> list[Phase]:
         """Return one phase: the student's parameters, and the learned weights, which are not decayed."""
         student = Group(list(self.student.named_parameters()))
@@ -208,7 +245,7 @@ class Ama(Method):
         return [Phase("student", [student, learned])]
 
     def losses(self, batch: Batch, progress: Progress, phase: str) -> dict[str, Tensor]:
-        """Return ce, kl, feature and regulariser; a part with weight zero is left out."""
+        """Return the parts of `DistillationLoss`; a part with weight zero is left out."""
         assert batch.labels is not None
         try:
             signals = self._teach(batch.images, batch.index)
@@ -218,10 +255,19 @@ class Ama(Method):
                 batch.labels,
                 [self._maps[path] for path in self._shown],
                 [[signals.maps[path] for path in paths] for paths in self._targets],
+                self._embedded(signals),
+                progress.done,
             )
         finally:
             self._maps.clear()  # free the maps of a pass that ran out of memory
+            self._embeddings.clear()
         return parts
+
+    def _embedded(self, signals: Signals) -> tuple[Tensor, Tensor] | None:
+        """Return the embeddings of student and teacher if the loss reads them."""
+        if signals.embedding is None:
+            return None
+        return self._embeddings[self._classifiers[0]], signals.embedding
 
     def metrics(self) -> dict[str, float]:
         """Return the entropy, the learned weight of every span and the shares of the maps in its target."""
