@@ -9,7 +9,7 @@ SEED := $(shell date +%s)
 SMALL := --sampled 24 --student-epochs 4 --work runs/warmstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test coverage test-random test-faults check format bench-prices bench-engine bench-search bench-warmstart bench-proxy bench-paper bench-fastnas bench-report clean
+.PHONY: help install quickstart test coverage test-random test-faults check format bench-prices bench-engine bench-search bench-warmstart bench-proxy bench-paper bench-methods bench-fastnas bench-report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ bench-proxy: $(STAMP) ## how well proxies known before training rank the tables'
 bench-paper: $(STAMP) ## the paper's table; PAPER="--root IMAGES --teacher FILE --train-limit 5000 --epochs 12"
 	$(BIN)/python -m benchmarks.paper $(PAPER) --tune
 	$(BIN)/python -m benchmarks.paper $(PAPER)
+
+bench-methods: $(STAMP) ## the table of terms and methods; METHODS="--root IMAGES --teacher FILE --train-limit 5000 --epochs 12"
+	$(BIN)/python -m benchmarks.paper $(METHODS) --table methods --sizes third --tune
+	$(BIN)/python -m benchmarks.paper $(METHODS) --table methods --sizes third
 
 bench-fastnas: $(STAMP) ## our search at the limits of ModelOpt's FastNAS example; FASTNAS="--root IMAGES --teacher FILE"
 	$(BIN)/python -m benchmarks.fastnas $(FASTNAS)

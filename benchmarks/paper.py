@@ -3,10 +3,11 @@
     python -m benchmarks.paper --root IMAGES --teacher FILE --tune        # learning rates, no test data
     python -m benchmarks.paper --root IMAGES --teacher FILE               # the table
     python -m benchmarks.paper --root IMAGES --teacher FILE --shard 0/2   # and 1/2, at the same time
+    python -m benchmarks.paper --root IMAGES --teacher FILE --table methods   # every term and method
 
 IMAGES has train/<class>/ and test/<class>/; FILE holds the weights of the preset's teacher (a cifar_resnet20;
 `-o teacher.arch=...` for another). Each finished training is a line in a file of the work folder; run again,
-the command continues. The last shard to finish writes paper-<name>.json, .md and .png into --out.
+the command continues. The last shard to finish writes <table>-<name>.json, .md and .png into --out.
 `--teacher-saw 4500` says that the teacher was trained on the first 4,500 files of each class: the others are
 then the validation images. Trainings use one thread, bf16 and channels_last on a CPU, and the fastest
 settings on a GPU.
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks import RESULTS
+from benchmarks.method_arms import ALL_ARMS, METHOD_ARMS
 from benchmarks.paper_arms import ARMS, SIZES, TUNING_SEED, Job, jobs
 from benchmarks.paper_data import table_data
 from benchmarks.paper_report import write_table
@@ -49,6 +51,7 @@ from trainables.training.loop import distill
 ON_CPU = ("device=cpu", "precision=bf16", "layout=channels_last", "threads=1")
 LEARNING_RATES = (0.02, 0.05, 0.1, 0.2)
 VAL_IMAGES = 2_000
+TABLES = {"paper": tuple(ARMS), "methods": ("scratch", "finetune", "logits", *METHOD_ARMS, "library")}
 
 Say = Callable[[str], None]
 
@@ -128,7 +131,7 @@ def tune(bench: Bench, part: int, parts: int, say: Say) -> None:
     for arm in bench.plan.arms[part::parts]:
         job = Job(size, arm, TUNING_SEED)
         while lr := untried(_scores(bench, arm)):
-            config = job.config(bench.specs[size], bench.plan.optim, bench.plan.epochs, lr)
+            config = job.config(ALL_ARMS[arm], bench.specs[size], bench.plan.optim, bench.plan.epochs, lr)
             trained = distill(
                 config, Setup.of(setup.teacher.model, setup.blocks, setup.data, setup.runtime, modules)
             )
@@ -160,14 +163,14 @@ def learning_rates(bench: Bench) -> dict[str, tuple[float, bool]]:
     for arm in bench.plan.arms:
         scores = _scores(bench, arm)
         tuned = untried(scores) is None
-        found[arm] = (max(scores, key=lambda lr: scores[lr]), True) if tuned else (ARMS[arm].lr, False)
+        found[arm] = (max(scores, key=lambda lr: scores[lr]), True) if tuned else (ALL_ARMS[arm].lr, False)
     return found
 
 
 def train(bench: Bench, job: Job, lr: float) -> dict[str, Any]:
     """Train and test one model; return its row of the record."""
     setup, plan = bench.setup, bench.plan
-    config = job.config(bench.specs[job.size], plan.optim, plan.epochs, lr)
+    config = job.config(ALL_ARMS[job.arm], bench.specs[job.size], plan.optim, plan.epochs, lr)
     place = bench.folder / "models" / job.key / f"lr-{lr:g}"
     result = retrain_one(
         config,
@@ -299,7 +302,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
     return Plan(
         experiment=experiment,
         sizes=tuple(args.sizes),
-        arms=tuple(args.arms),
+        arms=tuple(args.arms or TABLES[args.table]),
         seeds=args.seeds,
         epochs=args.epochs or experiment.budget.epochs,
         saw=args.teacher_saw,
@@ -317,10 +320,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--epochs", type=int, help="epochs of every training; default: the preset's")
     found.add_argument("--seeds", type=int, default=5)
     found.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    found.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    found.add_argument("--arms", nargs="+", choices=ALL_ARMS, help="default: all of the table")
+    found.add_argument("--table", choices=TABLES, default="paper")
     found.add_argument("--tune", action="store_true", help="find the arms' learning rates, and stop")
     found.add_argument("--shard", default="0/1", help="this process's part of the work, e.g. 0/2")
-    found.add_argument("--name", default="cpu", help="name in the result files, paper-<name>")
+    found.add_argument("--name", default="cpu", help="name in the result files, <table>-<name>")
     found.add_argument("--work", type=Path, default=Path("runs") / "paper", help="folder of finished rows")
     found.add_argument("--out", type=Path, default=RESULTS)
     found.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE")
@@ -346,7 +350,7 @@ def main() -> None:
     if len(found) < total:
         say(f"{len(found)} of {total} trainings are done; the last shard to finish writes the table")
         return
-    text, figures = write_table(found, conditions(bench), args.out, f"paper-{args.name}")
+    text, figures = write_table(found, conditions(bench), args.out, f"{args.table}-{args.name}")
     print(text)
     for name, value in figures.items():
         print(name, value)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from typing import Any
 
 from trainables.blocks.blocks import Block
-from trainables.config import DistillConfig, OptimConfig, StudentSpec
+from trainables.config import DEFAULT_METHOD, DistillConfig, OptimConfig, StudentSpec
+from trainables.config_base import MethodConfig
 from trainables.errors import InputError
 from trainables.loss_config import LossConfig
 
@@ -50,8 +52,11 @@ class Arm:
 
     title: str
     start: str  # as `warm_start`
-    loss: LossConfig
+    loss: MethodConfig
     lr: float
+    method: str = DEFAULT_METHOD
+    optim: Mapping[str, Any] = field(default_factory=dict)  # settings that differ from the other arms'
+    share: float = 1.0  # of the epochs, for a method whose epoch costs several
 
 
 PLAIN = LossConfig(alpha=0.0, beta=0.0)
@@ -92,15 +97,17 @@ class Job:
         """The training's name in files."""
         return f"{self.size}/{self.arm}/seed-{self.seed}"
 
-    def config(self, spec: StudentSpec, optim: OptimConfig, epochs: int, lr: float) -> DistillConfig:
+    def config(
+        self, arm: Arm, spec: StudentSpec, optim: OptimConfig, epochs: int, lr: float
+    ) -> DistillConfig:
         """Return the config of the training; `lr` replaces the rate of `optim`."""
-        arm = ARMS[self.arm]
         return DistillConfig.model_validate(
             {
                 "student": spec,
+                "method": arm.method,
                 "loss": arm.loss,
-                "optim": optim.model_copy(update={"lr": lr}),
-                "epochs": epochs,
+                "optim": optim.model_copy(update={**arm.optim, "lr": lr}),
+                "epochs": max(1, round(arm.share * epochs)),
                 "seed": self.seed,
                 "warm_start": arm.start,
             }

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from analysis.intervals import paired, summarise
 from analysis.metrics import show
 from analysis.report.style import BLUE, DPI, GREEN, GREY, INK, RC, RED, new_figure
-from benchmarks.paper_arms import ARMS, STEPS
+from benchmarks.method_arms import ALL_ARMS, METHOD_STEPS
+from benchmarks.paper_arms import STEPS
 
 Row = Mapping[str, Any]
-METRICS = ("test_accuracy", "test_loss", "epochs", "seconds")
+METRICS = ("test_accuracy", "test_loss", "epochs", "seconds", "epoch_seconds")
 LOOKS = {
     "scratch": (GREY, "-"),
     "hinton": (GREY, "--"),
@@ -31,8 +33,8 @@ LOOKS = {
 }
 HEAD = (
     "| trained | n | test accuracy | against scratch | p | test loss | against scratch | p "
-    "| epochs to scratch's accuracy | seconds to it |",
-    "|---|---|---|---|---|---|---|---|---|---|",
+    "| epochs to scratch's accuracy | seconds to it | seconds an epoch |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -63,6 +65,7 @@ def measured(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
             "test_loss": {seed: float(row["test_loss"]) for seed, row in seeds.items()},
             "epochs": {seed: float((u or whole[seed])[0]) for seed, u in until.items()},
             "seconds": {seed: float((u or whole[seed])[1]) for seed, u in until.items()},
+            "epoch_seconds": {seed: median(row["seconds"]) for seed, row in seeds.items()},
         }
         missed = sum(u is None for u in until.values())
         found[arm] = {"values": values, "reached": len(until) - missed, "compared": len(until)}
@@ -76,7 +79,7 @@ def statistics_of(rows: Sequence[Row]) -> dict[str, Any]:
         arms = measured([row for row in rows if row["size"] == size])
         base = arms.get("scratch", {}).get("values")
         entry: dict[str, Any] = {"arms": {}, "steps": []}
-        for arm in (name for name in ARMS if name in arms):
+        for arm in (name for name in ALL_ARMS if name in arms):
             values = arms[arm]["values"]
             entry["arms"][arm] = {
                 "reached": arms[arm]["reached"],
@@ -84,7 +87,7 @@ def statistics_of(rows: Sequence[Row]) -> dict[str, Any]:
                 **{m: asdict(summarise(list(values[m].values()))) for m in METRICS if values[m]},
                 "against_scratch": {m: _difference(values[m], base[m]) for m in METRICS} if base else {},
             }
-        for arm, other, what in STEPS:
+        for arm, other, what in (*STEPS, *METHOD_STEPS):
             if arm in arms and other in arms:
                 pairs = {
                     m: _difference(arms[arm]["values"][m], arms[other]["values"][m]) for m in METRICS[:2]
@@ -189,7 +192,7 @@ def _caveats(conditions: Mapping[str, Any]) -> list[str]:
 
 
 def _line(arm: str, row: Mapping[str, Any]) -> str:
-    cells = [ARMS[arm].title, str(row["test_accuracy"]["n"])]
+    cells = [ALL_ARMS[arm].title, str(row["test_accuracy"]["n"])]
     for metric, scale, digits in (("test_accuracy", 100, 2), ("test_loss", 1, 4)):
         cells.append(_mean(row[metric], scale, digits) + (" %" if metric == "test_accuracy" else ""))
         against = row["against_scratch"].get(metric) if arm != "scratch" else None
@@ -200,6 +203,7 @@ def _line(arm: str, row: Mapping[str, Any]) -> str:
     cells += [
         _mean(row[m], 1, digits) + tail if m in row else "–" for m, digits in (("epochs", 1), ("seconds", 0))
     ]
+    cells.append(_mean(row["epoch_seconds"], 1, 1) if "epoch_seconds" in row else "–")
     return f"| {' | '.join(cells)} |"
 
 
@@ -233,7 +237,7 @@ def _shown_p(pair: Mapping[str, Any] | None) -> str:
 def curves(rows: Sequence[Row], size: str) -> dict[str, dict[str, np.ndarray]]:
     """Return by arm the mean and standard deviation over seeds of the validation accuracy of each epoch."""
     found = {}
-    for arm in (name for name in ARMS if any(r["arm"] == name and r["size"] == size for r in rows)):
+    for arm in (name for name in LOOKS if any(r["arm"] == name and r["size"] == size for r in rows)):
         values = np.array([r["val_accuracy"] for r in rows if r["arm"] == arm and r["size"] == size])
         spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         found[arm] = {"mean": values.mean(axis=0), "std": spread}

@@ -88,7 +88,9 @@ def test_every_step_changes_one_thing() -> None:
 def test_jobs_pair_all_arms_seed_by_seed_and_never_use_the_tuning_seed() -> None:
     found = list(jobs(["half", "quarter"], ["scratch", "logits"], 2))
     assert [job.seed for job in found] == [1] * 4 + [2] * 4
-    config = Job("half", "logits", 2).config(StudentSpec(), OptimConfig(batch_size=50), 7, 0.3)
+    config = Job("half", "logits", 2).config(
+        ARMS["logits"], StudentSpec(), OptimConfig(batch_size=50), 7, 0.3
+    )
     assert (config.loss, config.optim.lr, config.optim.batch_size) == (LOGITS, 0.3, 50)
     assert (config.epochs, config.seed, config.warm_start) == (7, 2, "teacher")
 
