@@ -61,8 +61,8 @@ class DataConfig(Config):
     )
     memory_limit: PositiveFloat | None = Field(
         default=None,
-        description="GiB of decoded images that may stay in memory; null: half of this machine's memory, and "
-        "a quarter of its GPU's",
+        description="GiB of decoded images, or of a method's memory banks, that may stay in memory; null: half "
+        "of this machine's memory, and a quarter of its GPU's",
     )
     workers: int = Field(
         default=2, ge=0, description="processes of a trial that prepare streamed images; 0: none"
