@@ -61,8 +61,8 @@ class DataConfig(Config):
     )
     memory_limit: PositiveFloat | None = Field(
         default=None,
-        description="GiB of decoded images that may stay in memory; null: half of this machine's memory, and "
-        "a quarter of its GPU's",
+        description="GiB of decoded images, or of a method's memory banks, that may stay in memory; null: "
+        "half of this machine's memory, and a quarter of its GPU's",
     )
     workers: int = Field(
         default=2, ge=0, description="processes of a trial that prepare streamed images; 0: none"
@@ -119,7 +119,13 @@ class StudentSpec(Config):
 
 DEFAULT_METHOD = "ama"
 METHODS: Registry[Any] = Registry(
-    "method", "ama_search.method", {DEFAULT_METHOD: "trainables.methods.ama:Ama"}
+    "method",
+    "ama_search.method",
+    {
+        DEFAULT_METHOD: "trainables.methods.ama:Ama",
+        "crd": "trainables.methods.crd:Crd",
+        "mcl": "trainables.methods.mcl:Mcl",
+    },
 )
 
 

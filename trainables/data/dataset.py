@@ -42,6 +42,7 @@ class ImageData:
             process, with and without the test images.
         skipped: number of files that could not be decoded and were left out.
         workers: processes that prepare streamed images.
+        memory_limit: as `data.memory_limit`: GiB, or None for the machine's default (`limit_bytes`).
 
     Example:
         images, labels = next(data.eval_batches("val", resolve(), batch_size=8))
@@ -59,6 +60,7 @@ class ImageData:
     hash: str
     skipped: int = 0
     workers: int = 2
+    memory_limit: float | None = None
     _on_device: dict[tuple[str, torch.device], Split] = field(default_factory=dict, init=False, repr=False)
     _streams: dict[tuple[str, Augment], Stream] = field(default_factory=dict, init=False, repr=False)
 
@@ -149,7 +151,7 @@ class ImageData:
                 continue
             arrays[f"{name}.images"] = split.images.numpy()
             arrays[f"{name}.labels"] = split.labels.numpy()
-        kept = ("name", "classes", "mean", "std", "hash", "skipped", "workers")
+        kept = ("name", "classes", "mean", "std", "hash", "skipped", "workers", "memory_limit")
         meta = {key: getattr(self, key) for key in kept}
         return arrays | {"meta": meta | {"augment": asdict(self.augment)}}
 

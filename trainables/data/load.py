@@ -82,6 +82,7 @@ def load_data(config: DataConfig | str, *, test: bool = False, progress: Progres
         hash=hash_json(shaping | {"source": source.hash, "size": size}),
         skipped=source.skipped,
         workers=config.workers,
+        memory_limit=config.memory_limit,
     )
 
 
@@ -139,8 +140,12 @@ def streams(config: DataConfig, size: int) -> bool:
     """Return whether `size` bytes of decoded images are streamed."""
     if config.storage != "auto":
         return config.storage == "stream"
-    limit = default_limit() if config.memory_limit is None else config.memory_limit * GIB
-    return size > limit
+    return size > limit_bytes(config.memory_limit)
+
+
+def limit_bytes(memory_limit: float | None) -> float:
+    """Return `data.memory_limit` (GiB, or None for this machine's default) in bytes."""
+    return default_limit() if memory_limit is None else memory_limit * GIB
 
 
 def default_limit() -> float:

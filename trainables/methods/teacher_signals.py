@@ -28,9 +28,9 @@ from trainables.data.dataset import ImageData
 from trainables.network.classifier import classifier_path
 from trainables.network.fold_batchnorm import folded
 from trainables.network.taps import Taps, overwritten_outputs
-from trainables.network.trace import trace
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime
+from trainables.student.prefix import same_before
 from trainables.student.spans import Span
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Supervisor:
         the same logits, bit for bit. If it does not, return no modules.
         """
         images = self._few
-        paths = _same_before(self.teacher, student, spans, images[:1])
+        paths = same_before(self.teacher, student, spans, images[:1])
         flags = {module: module.training for module in student.modules()}
         student.eval()
         try:
@@ -267,31 +267,6 @@ class _Reader:
         for handle in self._handles:
             handle.remove()
         self._taps.close()
-
-
-def _same_before(
-    teacher: nn.Module, student: nn.Module, spans: Sequence[Span], image: Tensor
-) -> tuple[str, ...]:
-    """Return the largest submodules that end before the first span begins and are equal in both networks."""
-    record = trace(teacher, image)
-    begins = [call.begin for span in spans if (call := record.single(span.first))]
-    found: list[str] = []
-    covered = 0
-    for call in record.order[1:] if len(begins) == len(spans) else ():
-        if call.begin < covered or call.end > min(begins) or len(record.calls[call.path]) != 1:
-            continue
-        if isinstance(call.output, Tensor) and _same(call.module, student.get_submodule(call.path)):
-            found.append(call.path)
-            covered = call.end
-        elif call.end == call.begin + 1:  # inputs of all later layers differ, too
-            break
-    return tuple(found)
-
-
-def _same(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    same_names = type(a) is type(b) and ours.keys() == theirs.keys()
-    return same_names and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 @contextmanager

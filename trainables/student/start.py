@@ -59,3 +59,10 @@ def start_student(
     for span in spans:
         student.get_submodule(span.first).requires_grad_(True)
     return student
+
+
+def training_mode(student: nn.Module, train: str, spans: Sequence[Span]) -> None:
+    """Set the training mode for `train` of the config: frozen parts keep their batch-norm statistics."""
+    student.train(train == "all")
+    for span in spans:
+        student.get_submodule(span.first).train()

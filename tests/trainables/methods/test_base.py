@@ -44,6 +44,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"ama-{term}": ("ama", {"maps": term}) for term in ("attention", "statistics")},
     **{f"ama-{term}": ("ama", {"embeddings": term}) for term in ("rkd", "pkt")},
     "ama-adaptive-statistics": ("ama", {"maps": "statistics", "supervision": "adaptive"}),
+    "crd-dkd": ("crd", {"logits": "dkd", "negatives": 32}),
+    "mcl-view-prefix-all": ("mcl", {"peers": 3, "teacher": "view", "share": "prefix", "soft": "all"}),
 }
 
 
