@@ -210,23 +210,56 @@ def metric_name(text: str, known: Mapping[str, Metric] = METRICS) -> str:
 
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": 1e-2, "ms": 1.0}
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z%]*)")
+_DIFFERENCE = re.compile(r"teacher\s*(?:([+-])\s*(\S.*))?", re.IGNORECASE)
 
 
-def parse_value(text: str) -> tuple[float, bool]:
-    """Parse a number as typed: "40M", "100k", "1.2G", "92%", "3.5ms", "0.5x".
+@dataclass(frozen=True)
+class Amount:
+    """An amount of a limit: a number, or one relative to the teacher's value.
 
-    Returns:
-        (value, relative): relative is True for "0.5x", a multiple of the teacher's value.
+    Attributes:
+        value: the number, the factor, or the difference.
+        form: number, factor ("0.5x") or difference ("teacher - 0.02").
+    """
+
+    value: float
+    form: Literal["number", "factor", "difference"] = "number"
+
+    @property
+    def of_teacher(self) -> bool:
+        """True if the amount is relative to the teacher's value."""
+        return self.form != "number"
+
+    def absolute(self, teacher: float) -> float:
+        """Return the amount in the metric's unit, for a teacher with this value."""
+        if self.form == "factor":
+            return self.value * teacher
+        return self.value + teacher if self.form == "difference" else self.value
+
+
+def parse_amount(text: str) -> Amount:
+    """Parse an amount as typed: "40M", "100k", "92%", "3.5ms", "0.5x", "teacher - 0.02", "teacher - 2%".
+
+    "0.5x" is 0.5 times the teacher's value, "teacher - 0.02" the teacher's value minus 0.02.
 
     Raises:
-        InputError: the text is not such a number.
+        InputError: the text is not such an amount, or not finite.
     """
-    match = _NUMBER.fullmatch(text.strip())
-    suffix = match.group(2).lower() if match else ""
-    if match is None or (suffix not in _SUFFIXES and suffix != "x"):
-        raise InputError(f"{text!r} is not a number: expected e.g. 0.92, 92%, 3.5, 100k, 40M, 1.2G or 0.5x")
-    value = float(match.group(1))
-    return (value, True) if suffix == "x" else (value * _SUFFIXES[suffix], False)
+    relative = _DIFFERENCE.fullmatch(text.strip())
+    number, form = (relative[2] or "0", "difference") if relative else (text.strip(), "number")
+    match = _NUMBER.fullmatch(number)
+    suffix = match[2].lower() if match else ""
+    if match and suffix == "x" and not relative:
+        value, form = float(match[1]), "factor"
+    elif match and suffix in _SUFFIXES:
+        value = float(match[1]) * _SUFFIXES[suffix] * (-1.0 if relative and relative[1] == "-" else 1.0)
+    else:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(
+            f"{text!r} is not a number: expected e.g. 0.92, 92%, 3.5, 100k, 40M, 1.2G, 0.5x or teacher - 0.02"
+        )
+    return Amount(value, "factor" if form == "factor" else "difference" if relative else "number")
 
 
 def show(metric: str, value: float | None) -> str:

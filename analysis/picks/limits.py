@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-
 from analysis.errors import InputError
-from analysis.metrics import METRICS, Metric, metric_name, parse_value, show
+from analysis.metrics import METRICS, Metric, metric_name, parse_amount
+from analysis.runs.limits import Limit
 
 Limits = Mapping[str, float | str] | Sequence[str]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A limit: `metric` must be at most ("<=") or at least (">=") `value`, in the metric's unit."""
-
-    metric: str
-    op: Literal["<=", ">="]
-    value: float
-    text: str
-
-    def __str__(self) -> str:
-        shown = show(self.metric, self.value)
-        return f"{self.metric} {self.op} {shown}" + (f" ({self.text})" if self.text.endswith("x") else "")
-
-    def excess(self, values: pd.Series) -> np.ndarray:
-        """Return how far `values` (n,) exceed the limit, relative to it: <= 0 if satisfied, inf for NaN."""
-        sign = 1.0 if self.op == "<=" else -1.0
-        beyond = sign * (values.to_numpy(dtype=np.float64) - self.value) / max(abs(self.value), 1e-12)
-        return np.where(np.isnan(beyond), np.inf, beyond)
 
 
 def parse_limits(
@@ -44,11 +21,12 @@ def parse_limits(
     """Parse limits: upper ones (`most`), then lower ones (`least`).
 
     Each is a sequence of "metric=value", or a mapping metric -> value. A value may have a suffix (k, M, G,
-    %). "0.5x" means 0.5 times the teacher's value. `known` are the metrics by name.
+    %). "0.5x" means 0.5 times the teacher's value, "teacher - 0.02" that value minus 0.02. `known` are the
+    metrics by name.
 
     Raises:
         InputError: the "=" is missing, the metric is unknown, the value is not a number, a limit is given
-            twice, or "x" is used for a metric without a teacher's value.
+            twice, or relative to the teacher for a metric without a teacher's value.
     """
     found: dict[tuple[str, str], Limit] = {}
     ops: tuple[tuple[Limits | None, Literal["<=", ">="], str], ...] = (
@@ -58,9 +36,9 @@ def parse_limits(
     for items, op, option in ops:
         for key, text in _pairs(items, option):
             metric = metric_name(key, known)
-            value, relative = parse_value(text)
-            if relative:
-                value *= _of_teacher(teacher, metric, f"{option} {key}={text}")
+            amount = parse_amount(text)
+            where = f"{option} {key}={text}"
+            value = amount.absolute(_of_teacher(teacher, metric, where) if amount.of_teacher else 0.0)
             if (metric, op) in found:
                 raise InputError(f"{option} {key}={text}: there is already the limit {found[metric, op]}")
             found[metric, op] = Limit(metric, op, value, text)
@@ -88,5 +66,5 @@ def _pairs(items: Limits | None, option: str) -> list[tuple[str, str]]:
 def _of_teacher(teacher: Mapping[str, Any], metric: str, where: str) -> float:
     value = teacher.get("latency_ms" if metric == "measured_latency_ms" else metric)
     if not isinstance(value, int | float):
-        raise InputError(f"{where}: the teacher has no {metric}, and x means times its value")
+        raise InputError(f"{where}: the teacher has no {metric}, and the limit is relative to it")
     return float(value)

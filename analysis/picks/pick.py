@@ -12,8 +12,9 @@ import pandas as pd
 
 from analysis.errors import InputError
 from analysis.metrics import describe, show
-from analysis.pareto import Floats, front_mask, knee, scale_to_front, spread
-from analysis.picks.limits import Limit, Limits, parse_limits
+from analysis.pareto import front_mask, knee, scale_to_front, spread
+from analysis.picks.limits import Limits, parse_limits
+from analysis.runs.limits import Limit, breaks, excesses, nearest_miss
 from analysis.runs.load import load
 from analysis.runs.run import Run, describe_unfinished
 
@@ -45,6 +46,8 @@ def pick(
 ) -> list[Pick]:
     """Pick from the non-dominated trials among the fully trained ones within the limits.
 
+    The experiment's own limits on trained metrics hold as well as those given here.
+
     Args:
         run: run directory, storage URL, Optuna study, or an open Run.
         max, min: limits, in the form of `limits.parse_limits`.
@@ -70,7 +73,8 @@ def pick(
     if top is not None and top < 1:
         raise InputError(f"top must be at least 1, got {top}")
     opened = load(run)
-    limits = parse_limits(max, min, opened.teacher, opened.known)
+    asked = parse_limits(max, min, opened.teacher, opened.known)
+    limits = (*opened.limits, *(limit for limit in asked if limit not in opened.limits))
     table = opened.trials
     complete = table[table["state"] == "COMPLETE"]
     if complete.empty:
@@ -80,12 +84,12 @@ def pick(
     if top is not None:
         chosen = spread(points, top)
     else:
-        chosen = [_knee(points)] if knee or not limits else [0]
+        chosen = [_knee(points)] if knee or not asked else [0]
     how = (
         f"one of {len(chosen)} well-spread"
         if top is not None
         else "the knee"
-        if knee or not limits
+        if knee or not asked
         else "best"
     )
     return [_explain(opened, complete, candidates, limits, row, how) for row in chosen]
@@ -98,45 +102,13 @@ _knee = knee  # `pick` has a parameter with this name
 
 def _candidates(run: Run, complete: pd.DataFrame, limits: tuple[Limit, ...]) -> pd.DataFrame:
     """Return the non-dominated of the rows within the limits, best first objective first."""
-    excess = _excess(complete, limits)
-    within: pd.DataFrame = complete.iloc[np.flatnonzero((excess <= 0).all(axis=1))]
+    within: pd.DataFrame = complete.iloc[np.flatnonzero((excesses(complete, limits) <= 0).all(axis=1))]
     if within.empty:
-        raise InputError(f"{run.label}: {_nearest_miss(complete, excess, limits)}")
+        raise InputError(f"{run.label}: {nearest_miss(complete, limits)}")
     points = run.points(within)
     order = np.lexsort((within["number"].to_numpy(), points[:, 0]))
     best: pd.DataFrame = within.iloc[order[front_mask(points)[order]]]
     return best.reset_index(drop=True)
-
-
-def _excess(rows: pd.DataFrame, limits: tuple[Limit, ...]) -> Floats:
-    """Return how far each row exceeds each limit, (rows, limits)."""
-    columns = [limit.excess(rows[limit.metric]) for limit in limits]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0))
-
-
-def _nearest_miss(complete: pd.DataFrame, excess: Floats, limits: tuple[Limit, ...]) -> str:
-    """Describe the trial nearest to the limits, the limits it violates, and by how much."""
-    asked = " and ".join(map(str, limits))
-    nearest = int(excess.max(axis=1).argmin())
-    row = complete.iloc[nearest]
-    if not np.isfinite(excess[nearest].max()):
-        missing = limits[int(excess[nearest].argmax())].metric
-        return f"none of {len(complete)} fully trained trials has {missing}"
-    return (
-        f"none of {len(complete)} fully trained trials is within {asked}. "
-        f"The nearest is trial {row['number']}: {_breaks(row, excess[nearest], limits)}"
-    )
-
-
-def _breaks(row: pd.Series, excess: Floats, limits: tuple[Limit, ...]) -> str:
-    """Format every violated limit of `row`: "flops 44.1 M breaks flops <= 40 M by 10.2 %"."""
-    parts = []
-    for limit, beyond in zip(limits, excess, strict=True):
-        if beyond > 0:
-            metric = describe(limit.metric)
-            far = metric.show_difference(beyond * limit.value) if metric.share else f"{100 * beyond:.1f} %"
-            parts.append(f"{limit.metric} {show(limit.metric, row[limit.metric])} breaks {limit} by {far}")
-    return ", ".join(parts)
 
 
 def _explain(
@@ -168,12 +140,12 @@ def _what_bound(run: Run, complete: pd.DataFrame, chosen: pd.Series, limits: tup
     better = complete[sign * complete[first.metric] < sign * chosen[first.metric]]
     if better.empty:
         return "no limit bound: nothing finished is better"
-    excess = _excess(better, limits)
+    excess = excesses(better, limits)
     nearest = int(excess.max(axis=1).argmin())
     row = better.iloc[nearest]
     return (
         f"trial {row['number']} is better with {show(first.metric, row[first.metric])}, "
-        f"but its {_breaks(row, excess[nearest], limits)}"
+        f"but its {breaks(row, excess[nearest], limits)}"
     )
 
 

@@ -50,6 +50,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans 
 @media (max-width: 600px) { main { padding: .8rem .5rem 3rem; } figure { padding: .6rem .3rem; }
   figure > * { margin-left: .3rem; } figure svg { margin-left: 0; } }
 figure small { display: block; }
+.notice { color: var(--red); }
 .badge { display: inline-block; border: 1px solid currentColor; border-radius: 999px; padding: 0 .6rem;
   font-size: .8rem; vertical-align: middle; color: var(--green); } .badge.open { color: var(--red); }
 """

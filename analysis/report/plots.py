@@ -35,6 +35,14 @@ _CLOUD = 400  # minimum number of points to draw dots as a bitmap inside the SVG
 _ROLES: dict[str, dict[str, Any]] = {
     "stopped early": {"marker": "x", "s": 12, "color": GREY, "alpha": 0.6, "linewidths": 0.8, "zorder": 1},
     "dominated": {"marker": "o", "s": 14, "color": GREY, "alpha": 0.7, "linewidths": 0, "zorder": 2},
+    "outside the limits": {
+        "marker": "o",
+        "s": 14,
+        "facecolors": "none",
+        "edgecolors": GREY,
+        "linewidths": 0.8,
+        "zorder": 2,
+    },
     "front": {"marker": "o", "s": 34, "color": BLUE, "edgecolors": PAPER, "linewidths": 0.8, "zorder": 4},
     "baseline finetune": {"marker": "v", "s": 34, "color": RED, "linewidths": 0, "zorder": 5},
     "baseline scratch": {"marker": "s", "s": 26, "color": RED, "linewidths": 0, "zorder": 5},
@@ -115,7 +123,7 @@ def _staircase(axes: Axes, front: pd.DataFrame, pair: list[Objective]) -> None:
 def _note_outside(axes: Axes, shown: pd.DataFrame, x: str, y: str) -> None:
     """Zoom to what matters: front, teacher and the bulk of the finished; say how many are out of view."""
     main = shown[shown["role"].isin(["front", "teacher", "retrained"])]
-    done = shown[shown["role"] == "dominated"]
+    done = shown[shown["role"].isin(["dominated", "outside the limits"])]
     limits = {}
     for which, metric in (("x", x), ("y", y)):
         values = pd.concat([main[metric], done[metric].quantile([0.05, 0.95]) if len(done) else None])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import pandas as pd
 from analysis.pareto import Box, Floats, hypervolume_history
 from analysis.report.importance import importances
 from analysis.report.retrained import GAINS, RESULTS, STUDENT, TABLE, read_results, summary_rows
+from analysis.runs.failures import failures as failures
 from analysis.runs.parameters import METHOD
 from analysis.runs.run import Run
 
@@ -28,14 +28,16 @@ def points(run: Run, picks: Sequence[int] = ()) -> pd.DataFrame:
 
     Returns:
         number (-1 for the teacher), role, picked, the metrics, val_accuracy_low and _high. Roles: teacher,
-        front, dominated, "stopped early" (with its last metrics), "retrained" and "baseline <kind>" (means
-        over seeds with the full budget). The interval is that of `accuracy_interval` for trials, and the 95 %
+        front, dominated, "outside the limits" (on trained metrics), "stopped early" (with its last metrics),
+        "retrained" and "baseline <kind>" (means over seeds with the full budget).
+        The interval is that of `accuracy_interval` for trials, and the 95 %
         interval over seeds for retrained models. Running, failed and refused trials are left out.
     """
     metrics = list(run.known)
     table = ran(run.trials)
     table = table[table["state"].isin(["COMPLETE", "PRUNED"]) & table["val_accuracy"].notna()]
-    roles = np.where(table["state"] == "PRUNED", "stopped early", "dominated")
+    roles = np.where(run.within_limits(table), "dominated", "outside the limits")
+    roles = np.where(table["state"] == "PRUNED", "stopped early", roles)
     roles = np.where(table["on_front"], "front", roles)
     shown = table[["number", *metrics]].copy()
     shown.insert(1, "role", roles)
@@ -82,6 +84,8 @@ def _retrained_points(run: Run) -> pd.DataFrame:
 def history(run: Run, within: Box | None = None) -> pd.DataFrame:
     """Return the hypervolume after each trial that ended, in order of their end.
 
+    Trials beyond the limits on trained metrics do not count.
+
     Args:
         within: the box to measure in; None: that of the run.
 
@@ -93,7 +97,8 @@ def history(run: Run, within: Box | None = None) -> pd.DataFrame:
     start = table["started"].min()
     table = table[table["ended"].notna()].sort_values(["ended", "number"], kind="stable")
     values = run.points(table)
-    values[(table["state"] != "COMPLETE").to_numpy()] = np.nan
+    counts = (table["state"] == "COMPLETE").to_numpy() & run.within_limits(table)
+    values[~counts] = np.nan
     volumes, sizes = hypervolume_history(values, within or run.box)
     return pd.DataFrame(
         {
@@ -214,22 +219,6 @@ def states(run: Run) -> pd.DataFrame:
     out = grouped.agg(trials=("number", "size"), epochs=("epochs", "sum"), train_hours=("seconds", "sum"))
     order = ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING", "refused"]
     out = out.reindex([name for name in order if name in out.index]).reset_index()
-    return out.assign(train_hours=out["train_hours"] / 3600)
-
-
-def failures(run: Run) -> pd.DataFrame:
-    """Group failed trials by reason, ignoring numbers in it: reason, trials, numbers, train_hours."""
-    table = run.trials
-    table = table[table["state"] == "FAIL"].copy()
-    table["reason"] = table["reason"].replace("", "no reason recorded").str.split("\n").str[0]
-    table["kind"] = [re.sub(r"\d+(\.\d+)?", "#", text) for text in table["reason"]]
-    out = table.groupby("kind", sort=False).agg(
-        reason=("reason", "first"),
-        trials=("number", "size"),
-        numbers=("number", lambda column: ", ".join(map(str, column))),
-        train_hours=("seconds", "sum"),
-    )
-    out = out.sort_values("trials", ascending=False, kind="stable").reset_index(drop=True)
     return out.assign(train_hours=out["train_hours"] / 3600)
 
 

@@ -16,8 +16,9 @@ from analysis.picks.pick import Pick, pick
 from analysis.report import tables
 from analysis.report.catalogue import Plot
 from analysis.report.retrained import HEAD, cells, teacher_row
+from analysis.runs.failures import notices
 from analysis.runs.object_store import join
-from analysis.runs.run import Run, describe_unfinished
+from analysis.runs.run import Run
 
 MAX_ROWS = 100
 BUSY = 0.25  # relative excess of measured over predicted latency that suggests a busy device
@@ -212,6 +213,8 @@ def losses_line(losses: pd.DataFrame) -> str:
     by = {row["what"]: int(row["trials"]) for _, row in losses.iterrows()}
     if not any(by.values()):
         return "No training was lost to failures."
+    if not hours:
+        return f"{by['failed']} trials failed before their first epoch was done."
     return (
         f"Lost to failures: at most {show_time(hours)} of training, {100 * share:.1f} % of the total. "
         f"{by['failed']} trials failed, {by['epochs trained again']} repeated epochs after a damaged "
@@ -234,8 +237,9 @@ def markdown(
 ) -> str:
     """Write the Markdown summary."""
     lines = [f"# {_cell(run.name)}", ""]
+    lines += [line for notice in notices(run) for line in (f"**{_cell(capital(notice))}.**", "")]
     if not facts["front"]:
-        lines += [f"**{describe_unfinished(frames['trials']).capitalize()}.**", ""]
+        lines += [f"**{capital(run.why_no_front())}.**", ""]
     lines += [f"- {name}: {value}" for name, value in headline(run, facts)]
     lines += ["", "## Front", "", *pipe_table(*front_rows(run)), ""]
     lines += [f"![{p.title}]({p.slug}.png)" for p in plots if p.svg and p.section == "front"]
@@ -265,6 +269,11 @@ def pipe_table(headers: list[str], rows: list[list[str]]) -> list[str]:
     """Format a table as lines of Markdown, numbers right-aligned."""
     lines = [headers, ["---"] + ["---:"] * (len(headers) - 1), *rows]
     return ["| " + " | ".join(_cell(value) for value in line) + " |" for line in lines]
+
+
+def capital(text: str) -> str:
+    """Return `text` with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
 
 
 def _cell(text: str) -> str:

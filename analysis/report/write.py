@@ -23,8 +23,9 @@ from analysis.report import html, loss_parts, tables, texts
 from analysis.report.catalogue import Plot, save_plots
 from analysis.report.retrained import NOTE
 from analysis.report.style import themed_svg
+from analysis.runs.failures import leading_reason, notices
 from analysis.runs.load import load
-from analysis.runs.run import Run, describe_unfinished
+from analysis.runs.run import Run
 from analysis.runs.status import status
 
 
@@ -98,6 +99,12 @@ def write_report(
     return Report(out, index, summary, tuple(drawn), tuple(numbers))
 
 
+def _notices(run: Run) -> str:
+    """Build the lines that come before everything else: why all trials failed, and the rows left out."""
+    lines = [html.paragraph(f"{texts.capital(line)}.", "notice") for line in notices(run)]
+    return "".join(lines)
+
+
 def _sections(
     run: Run,
     facts: dict[str, Any],
@@ -116,9 +123,18 @@ def _sections(
         ]
         return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
 
-    unfinished = "" if facts["front"] else f"{describe_unfinished(frames['trials']).capitalize()}."
+    unfinished = "" if facts["front"] else f"{texts.capital(run.why_no_front())}."
+    if leading_reason(run):  # nothing to draw: the reason, the counts and the settings
+        return [
+            _header(run, facts, frames),
+            _notices(run),
+            _failures(frames["failures"]),
+            html.section("progress", "Progress", _states(frames["states"])),
+            _experiment(run),
+        ]
     return [
         _header(run, facts, frames),
+        _notices(run),
         html.tiles(texts.headline(run, facts)),
         html.section(
             "front",
@@ -141,23 +157,25 @@ def _sections(
         html.section("matters", "Importance", figures("matters")),
         html.section("costs", "Accuracy against the other costs", figures("costs")),
         _failures(frames["failures"]),
-        html.section(
-            "searched",
-            "Experiment",
-            html.facts(texts.describe(run)),
-            html.noted("These, and the numbers at the top: ", "facts.csv", "trials.csv"),
-        ),
+        _experiment(run),
     ]
 
 
+def _experiment(run: Run) -> str:
+    note = html.noted("These, and the numbers at the top: ", "facts.csv", "trials.csv")
+    return html.section("searched", "Experiment", html.facts(texts.describe(run)), note)
+
+
 def _header(run: Run, facts: dict[str, Any], frames: dict[str, pd.DataFrame]) -> str:
-    going = not facts["ended"]
-    badge = '<span class="badge open">not ended</span>' if going else '<span class="badge">ended</span>'
+    failed = bool(leading_reason(run))
+    word = "failed" if failed else "ended" if facts["ended"] else "not ended"
+    badge = f'<span class="badge{"" if word == "ended" else " open"}">{word}</span>'
     names = {"front": "Front", "next": "What next", "retrained": "Retrained", "methods": "Methods"}
     names |= {"progress": "Progress", "loss": "Loss"}
     names |= {"matters": "Importance", "costs": "Costs", "failures": "Failures"}
     names |= {"searched": "Experiment"}
     absent = {name for name in ("retrained", "methods", "failures") if frames[name].empty}
+    absent |= {"front", "next", "retrained", "methods", "loss", "matters", "costs"} if failed else set()
     links = " ".join(f'<a href="#{key}">{name}</a>' for key, name in names.items() if key not in absent)
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     teacher = f"Students of {run.teacher.get('arch', 'the teacher')} on {run.data.get('name', 'its data')}"
@@ -183,7 +201,7 @@ def _front_table(run: Run, front: pd.DataFrame, picks: Sequence[Pick]) -> str:
 
 def _next_steps(run: Run, suggestions: Sequence[texts.Suggestion]) -> list[str]:
     if not suggestions:
-        return [html.paragraph("Nothing to pick yet: no trial is fully trained.")]
+        return [html.paragraph(f"Nothing to pick: {run.why_no_front()}.")]
     parts = []
     for s in suggestions:
         values = ", ".join(show(m, s.pick.values.get(m)) for m in run.metrics)

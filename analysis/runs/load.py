@@ -8,6 +8,7 @@ import optuna
 import pandas as pd
 
 from analysis.errors import InputError
+from analysis.runs.rows import describe_left_out
 from analysis.runs.run import Run
 
 
@@ -32,7 +33,8 @@ def load(run: str | Path | optuna.Study | Run, study: str | None = None) -> Run:
     """
     opened = Run.open(run, study)
     if not opened.rows:
-        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet")
+        others = "".join(f"; {line}" for line in describe_left_out(opened.left_out))
+        raise InputError(f"{opened.label}: study {opened.name!r} has no trials yet{others}")
     return opened
 
 

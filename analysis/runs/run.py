@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.errors import InputError
 from analysis.metrics import COST_METRICS, CURVE_METRICS, METRICS, Metric, objective_names, own_metrics
 from analysis.pareto import Box, Floats, Objective, box, front_mask, minimised
 from analysis.runs import study_source as source
+from analysis.runs.limits import Limit, excesses, nearest_miss
 from analysis.runs.parameters import method_labels, parameter_labels
+from analysis.runs.rows import sound_rows, warn_of
 
 FORMAT = 1
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
@@ -41,6 +44,7 @@ class Run:
         place: the run directory as given, a path or a URI; None likewise.
         attrs: the study's attributes, which the properties read.
         rows: the trials as Optuna objects; `trials` is the table.
+        left_out: why rows that a search did not write, or that were damaged, are left out; by number.
 
     Example:
         run = Run.open("runs/digits")
@@ -54,6 +58,7 @@ class Run:
     place: str | None
     attrs: Mapping[str, Any] = field(repr=False)
     rows: tuple[FrozenTrial, ...] = field(repr=False)
+    left_out: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(
@@ -77,7 +82,10 @@ class Run:
             found = source.locate(run, study, place)
             record = source.read(found)
         _check(record.attrs, f"{found.label}: study {record.name!r}")
-        return cls(record.name, found.label, found.path, found.place, record.attrs, record.trials)
+        metrics = [objective["metric"] for objective in record.attrs["objectives"]]
+        rows, left_out = sound_rows(record.trials, metrics, record.unread)
+        warn_of(left_out, found.label)
+        return cls(record.name, found.label, found.path, found.place, record.attrs, rows, left_out)
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
@@ -158,8 +166,31 @@ class Run:
 
     @property
     def constraints(self) -> list[dict[str, Any]]:
-        """Limits of the search on its proposals."""
+        """All limits of the experiment."""
         return list(self.attrs.get("constraints") or [])
+
+    @cached_property
+    def limits(self) -> tuple[Limit, ...]:
+        """The experiment's limits on trained metrics, which a trial must satisfy to be on the front.
+
+        A search refuses proposals that break a limit on a cost, so all trials satisfy those.
+        """
+        return tuple(
+            Limit(c["metric"], c["op"], float(c["limit"]), str(c["text"]).rpartition(c["op"])[2].strip())
+            for c in self.constraints
+            if c["metric"] in self.qualities and math.isfinite(c["limit"])
+        )
+
+    def within_limits(self, rows: pd.DataFrame) -> NDArray[np.bool_]:
+        """Return a mask of these rows of `trials`: whether each satisfies all of `limits`."""
+        within: NDArray[np.bool_] = np.all(excesses(rows, self.limits) <= 0, axis=1)
+        return within
+
+    def why_no_front(self) -> str:
+        """Explain an empty front: no trial is fully trained, or none of those is within the limits."""
+        table = self.trials
+        complete = table[table["state"] == "COMPLETE"]
+        return describe_unfinished(table) if complete.empty else nearest_miss(complete, self.limits)
 
     @property
     def experiment(self) -> dict[str, Any]:
@@ -177,7 +208,8 @@ class Run:
 
         Columns (NaN, NA or "" where a trial does not have the value yet):
         - number, state (COMPLETE, PRUNED, FAIL, RUNNING or WAITING), refused ("infeasible" or "duplicate" for
-          proposals that were never trained, else ""), on_front (fully trained and non-dominated)
+          proposals that were never trained, else ""), on_front (fully trained, within the limits
+          on trained metrics, and non-dominated)
         - val_accuracy (0..1), val_loss: of the last epoch trained, which for COMPLETE is the result
         - params, flops (per image, multiply-accumulate = 2), latency_ms (predicted from the cost table),
           measured_latency_ms (whole model, end to end; front trials after the search)
@@ -211,9 +243,9 @@ class Run:
             table[name] = pd.to_datetime(table[name])
         for name in ("refused", *_TEXTS):
             table[name] = table[name].fillna("").astype(str)
-        complete = (table["state"] == "COMPLETE").to_numpy()
+        able = (table["state"] == "COMPLETE").to_numpy() & self.within_limits(table)
         on_front = np.zeros(len(table), dtype=bool)
-        on_front[complete] = front_mask(self.points(table[complete]))
+        on_front[able] = front_mask(self.points(table[able]))
         table["on_front"] = on_front
         return table
 
@@ -252,12 +284,13 @@ class Run:
         """Return the rows of the fully trained non-dominated trials, best first objective first.
 
         Raises:
-            InputError: no trial has finished yet.
+            InputError: no trial has finished yet, or none is within the limits (the message names the
+                nearest).
         """
         table = self.trials
         rows = table[table["on_front"]]
         if rows.empty:
-            raise InputError(f"{self.label}: {describe_unfinished(table)}")
+            raise InputError(f"{self.label}: {self.why_no_front()}")
         order = np.lexsort((rows["number"].to_numpy(), self.points(rows)[:, 0]))
         return rows.iloc[order].reset_index(drop=True)
 
@@ -288,7 +321,9 @@ class Run:
         """Return the trial with this number. Raises InputError if it does not exist."""
         found = self._by_number.get(number)
         if found is None:
-            raise InputError(f"{self.label}: no trial {number}; there are {len(self.rows)}")
+            why = self.left_out.get(number)
+            what = f"trial {number} is left out: {why}" if why else f"no trial {number}"
+            raise InputError(f"{self.label}: {what}; there are {len(self.rows)}")
         return found
 
     @cached_property

@@ -9,6 +9,7 @@ import optuna
 import pandas as pd
 
 from analysis.pareto import hypervolume
+from analysis.runs.failures import failures
 from analysis.runs.run import STATES, Run
 
 
@@ -17,7 +18,9 @@ def status(run: str | Path | optuna.Study | Run, study: str | None = None) -> di
 
     Returns:
         JSON-compatible values: name, run (its place, without password), trials (number by state; proposals
-        refused before training as "refused"), front (number, values by metric, number of blocks replaced;
+        refused before training as "refused"), left_out (why rows that the search did not write, or that were
+        damaged, are left out, by number), failures (reason, number of trials and their numbers; the most
+        frequent reason first), front (number, values by metric, number of blocks replaced;
         best first objective first), hypervolume (0..1), objectives, teacher, epochs and seconds (trained, all
         trials), budget, started and ended (ISO time; ended is None while the run continues).
     """
@@ -33,6 +36,11 @@ def status(run: str | Path | optuna.Study | Run, study: str | None = None) -> di
             **{state: int(counts.get(state, 0)) for state in STATES},
             "refused": len(table) - len(ran),
         },
+        "left_out": {str(number): why for number, why in opened.left_out.items()},
+        "failures": [
+            {"reason": row["reason"], "trials": int(row["trials"]), "numbers": row["numbers"]}
+            for _, row in failures(opened).iterrows()
+        ],
         "front": [_front_row(opened, row) for _, row in front.iterrows()],
         "hypervolume": hypervolume(opened.points(front), opened.box),
         "objectives": [{"metric": o.metric, "direction": o.direction} for o in opened.objectives],

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # keep `ama --help` fast: it loads neither torch nor Ray
 @app.command(epilog=example("ama status runs/digits --json"))
 def status(run: RunArg, as_json: Json = False) -> None:
     """Count a run's trials by state and show its front; works while the search runs."""
+    from analysis.runs.failures import notices
     from analysis.runs.run import Run
     from analysis.runs.status import status as read_status
 
@@ -31,12 +32,16 @@ def status(run: RunArg, as_json: Json = False) -> None:
     if as_json:
         emit(answer)
         return
+    for notice in notices(opened):
+        console.print(f"[bold red]{escape(notice)}[/]", soft_wrap=True)
     trials = answer["trials"]
     answers.print(f"trials: {count_words(trials, trials['refused'])}", soft_wrap=True)
     if answer["front"]:
         objectives = [(o.metric, o.direction) for o in opened.objectives]
         values = {row["number"]: [row["values"][m] for m, _ in objectives] for row in answer["front"]}
         answers.print(front_table(values, objectives))
+    elif trials["COMPLETE"]:
+        answers.print(f"front: empty: {escape(opened.why_no_front())}", soft_wrap=True)
     answers.print(f"hypervolume: {answer['hypervolume']:.4f}")
 
 

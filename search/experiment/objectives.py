@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, field_serializer, model_validator
 
 from analysis.errors import InputError as AnalysisInputError
-from analysis.metrics import COST_METRICS, METRICS, Metric, define, objective_names, parse_value
+from analysis.metrics import COST_METRICS, METRICS, Amount, Metric, define, objective_names, parse_amount
 from search.experiment.validation_messages import Fault, raise_faults
 from search.experiment.yaml12 import describe_value
 from trainables.config_base import Config
@@ -28,7 +28,7 @@ from trainables.registry import FORM, IMPORT
 COSTS = COST_METRICS  # known before a trial trains, in every experiment
 _DIRECTIONS = {"max": "maximize", "min": "minimize"}
 _LIMIT = re.compile(r"(<=|>=)\s*(\S.*)")
-_FORM = "expected a limit such as '<= 0.6x', '<= 100k' or '>= 0.9'"
+_FORM = "expected a limit such as '<= 0.6x', '<= 100k', '>= 0.9' or '>= teacher - 0.02'"
 # Extra costs of the experiment being validated, by metric name and by their text in the file.
 _extra: ContextVar[Mapping[str, Metric]] = ContextVar("extra costs", default={})  # noqa: B039 - never changed
 
@@ -135,7 +135,7 @@ class Constraint(Config):
 
     metric: str
     op: Literal["<=", ">="]
-    amount: str  # as written: 2.5, 100k, 0.6x
+    amount: str  # as written: 2.5, 100k, 0.6x, teacher - 0.02
     source: str = Field("", exclude=True)
 
     @property
@@ -144,22 +144,19 @@ class Constraint(Config):
         return f"{self.metric} {self.op} {self.amount}"
 
     @property
-    def relative(self) -> bool:
-        """True if the amount is a factor of the teacher's value."""
-        return parse_value(self.amount)[1]
-
-    @property
-    def value(self) -> float:
-        """The amount as a number; for a relative limit, the factor of the teacher's value."""
-        return parse_value(self.amount)[0]
+    def parsed(self) -> Amount:
+        """The amount as a number, or relative to the teacher's value."""
+        return parse_amount(self.amount)
 
     def limit(self, teacher_value: float) -> float:
         """Return the limit in the metric's unit, for a teacher with `teacher_value`."""
-        return self.value * teacher_value if self.relative else self.value
+        return self.parsed.absolute(teacher_value)
 
 
 def parse_constraints(value: Any) -> tuple[Constraint, ...]:
     """Parse limits from a mapping `metric: "<= 0.6x"` or a list of texts `latency_ms <= 0.6x`.
+
+    `0.6x` means 0.6 times the teacher's value, `teacher - 0.02` that value minus 0.02.
 
     Raises:
         PydanticCustomError: some limits are wrong; it holds all faults, for the calling validator.
@@ -193,16 +190,21 @@ def _parse(place: str, name: str, text: Any, faults: list[Fault]) -> Constraint 
         return None
     match = _LIMIT.fullmatch(text.strip()) if isinstance(text, str) else None
     try:
-        value, relative = parse_value(match[2] if match else "")
+        amount = parse_amount(match[2] if match else "")
     except AnalysisInputError:
         faults.append(((place,), f"{_FORM}, got {describe_value(text)}"))
         return None
     assert match is not None, "the number was parsed before"
-    if value <= 0 and (relative or not source):
+    at_zero = metric.kind == "quality" and match[1] == "<=" and amount.value == 0  # no churn at all
+    if amount.form == "factor" and amount.value <= 0:
+        faults.append(((place,), f"expected a factor above 0, got {text!r}"))
+    elif amount.form == "number" and amount.value <= 0 and not source and not at_zero:
         faults.append(((place,), f"expected a limit above 0, got {text!r}"))
-    elif metric.name == "val_accuracy" and not relative and value > 1:
-        faults.append(((place,), f"expected an accuracy between 0 and 1, got {text!r}"))
-    amount = match[2].replace(" ", "")
+    elif metric.share and not source and amount.form == "number" and amount.value > 1:
+        faults.append(((place,), f"expected a share between 0 and 1, got {text!r}"))
+    elif metric.share and amount.form == "difference" and abs(amount.value) > 1:
+        faults.append(((place,), f"expected a difference between -1 and 1, got {text!r}"))
+    written = " ".join(match[2].split()) if amount.form == "difference" else match[2].replace(" ", "")
     return Constraint.model_validate(
-        {"metric": metric.name, "op": match[1], "amount": amount, "source": source}
+        {"metric": metric.name, "op": match[1], "amount": written, "source": source}
     )

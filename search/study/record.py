@@ -29,13 +29,17 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from analysis.metrics import CURVE_METRICS, Direction
+from analysis.pareto import front_mask
 from analysis.runs.optuna_adapter import close, new_token, storage_of, study_id, trial_id
+from analysis.runs.rows import sound_rows, warn_of
 from analysis.runs.study_url import redact
 from search.study.database import Waiting, open_storage
 from trainables.errors import InputError
@@ -99,9 +103,12 @@ class StudyRecord:
             MissingStudyError: it does not contain the study.
         """
         try:
-            return cls(optuna.load_study(storage=open_storage(url), study_name=name), Waiting(url))
+            record = cls(optuna.load_study(storage=open_storage(url), study_name=name), Waiting(url))
         except KeyError:
             raise MissingStudyError(f"storage.study: {redact(url)} holds no study {name!r}") from None
+        rows = record._study.get_trials(deepcopy=False)
+        warn_of(sound_rows(rows, record._metrics)[1], f"storage.study: {redact(url)}")
+        return record
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -120,12 +127,24 @@ class StudyRecord:
             self.waiting(partial(self._study.set_metric_names, list(metrics)))
 
     def trials(self) -> list[FrozenTrial]:
-        """Return all rows in order of their numbers."""
-        return self.waiting(lambda: self._study.get_trials(deepcopy=False))
+        """Return the rows of searches in order of their numbers, without others (see `sound_rows`)."""
+        rows = self.waiting(lambda: self._study.get_trials(deepcopy=False))
+        return list(sound_rows(rows, self._metrics)[0])
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Return the row with this number."""
+        return self.waiting(lambda: self._storage.get_trial(self._ids[number]))
 
     def front(self) -> list[FrozenTrial]:
         """Return the non-dominated fully trained rows that satisfy all limits."""
-        return self.waiting(lambda: self._study.best_trials)
+        able = [row for row in self.trials() if row.state is TrialState.COMPLETE and is_within(row)]
+        signs = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in self._study.directions]
+        points = np.array([row.values for row in able], dtype=np.float64).reshape(-1, len(signs))
+        return [able[i] for i in np.flatnonzero(front_mask(points * signs))]
+
+    @property
+    def _metrics(self) -> list[str]:
+        return [f"objective {i}" for i in range(len(self._study.directions))]
 
     def add(
         self,
@@ -270,6 +289,11 @@ def _taken(url: str, name: str) -> InputError:
 def now() -> str:
     """Return the current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def is_within(trial: FrozenTrial) -> bool:
+    """Return True if a fully trained row satisfies all limits."""
+    return all(violation <= 0 for violation in trial.constraints.values())
 
 
 def ran(trial: FrozenTrial) -> bool:

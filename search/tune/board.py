@@ -87,10 +87,17 @@ class Board:
         if self.states.get(number) in ENDED:
             self.epochs_of_ended += more
 
-    def complete(self, number: int, values: Sequence[float]) -> None:
-        """Set the objective values of trial `number`, which was fully trained."""
+    def complete(self, number: int, values: Sequence[float], within: bool = True) -> None:
+        """Set the objective values of trial `number`, which was fully trained.
+
+        Args:
+            number: of the trial.
+            values: of the objectives, in their order.
+            within: whether it satisfies the limits on trained metrics; others are on no front.
+        """
         self.values[number] = tuple(values)
-        self._front.add(number, values)
+        if within:
+            self._front.add(number, values)
 
     def counts(self) -> Counter[str]:
         """Count the trials by state."""

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from analysis.runs.study_url import redact
 from search.experiment.experiment import Experiment
 from search.policy.proposer import Proposal, Proposer, SpaceExhaustedError
-from search.study.record import StudyRecord, ran
+from search.study.record import StudyRecord, is_within, ran
 from search.tune.board import Board
 from search.tune.verdicts import Verdicts
 from trainables.blocks.blocks import Block
@@ -105,7 +105,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self.board.reached(row.number, row.user_attrs.get("epochs", 0))
             self.board.change(row.number, row.state.name)
             if row.state == TrialState.COMPLETE:
-                self.board.complete(row.number, row.values)
+                self.board.complete(row.number, row.values, is_within(row))
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles the searcher into the run directory. Store nothing: the study has all rows, and its URL
@@ -134,7 +134,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _take_up(self, trial_id: str) -> dict[str, Any]:
         number = min(self._resumable)
         checkpoints = self._resumable.pop(number)
-        row = self._record.trials()[number]
+        row = self._record.trial(number)
         self._retries[number] = row.user_attrs.get("retries", 0)
         self._lost[number] = row.user_attrs.get("epochs_lost", 0)
         self._reached[number] = row.user_attrs.get("epochs", 0)
@@ -237,7 +237,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         elif metrics["epoch"] >= self._experiment.budget.epochs:
             self._record.complete(number, values, violations)
             self._proposer.completed(number, values, violations)
-            self.board.complete(number, values)
+            self.board.complete(number, values, all(v <= 0 for v in violations.values()))
             self._count(number, "COMPLETE")
         elif number in self._verdicts.stopped:
             reason = f"early stopping: behind at the rung of epoch {metrics['epoch']}"

@@ -1,31 +1,59 @@
 import pytest
 
 from analysis.errors import InputError
-from analysis.metrics import describe, metric_name, parse_value, show, show_time
+from analysis.metrics import describe, metric_name, parse_amount, show, show_time
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("40M", (40e6, False)),
-        ("1.5g", (1.5e9, False)),
-        ("100k", (1e5, False)),
-        ("92%", (0.92, False)),
-        ("3.5 ms", (3.5, False)),
-        ("1e-3", (1e-3, False)),
-        (".5x", (0.5, True)),
-        ("0.5X", (0.5, True)),
+        ("40M", (40e6, "number")),
+        ("1.5g", (1.5e9, "number")),
+        ("100k", (1e5, "number")),
+        ("92%", (0.92, "number")),
+        ("3.5 ms", (3.5, "number")),
+        ("1e-3", (1e-3, "number")),
+        (".5x", (0.5, "factor")),
+        ("0.5X", (0.5, "factor")),
+        ("teacher - 0.02", (-0.02, "difference")),
+        ("teacher-2%", (-0.02, "difference")),
+        ("Teacher + 1k", (1000.0, "difference")),
+        ("teacher", (0.0, "difference")),
     ],
 )
-def test_numbers_are_read_as_people_type_them(text: str, expected: tuple[float, bool]) -> None:
-    value, relative = parse_value(text)
-    assert (pytest.approx(value), relative) == expected
+def test_amounts_are_read_as_people_type_them(text: str, expected: tuple[float, str]) -> None:
+    amount = parse_amount(text)
+    assert (pytest.approx(amount.value), amount.form) == expected
 
 
-@pytest.mark.parametrize("text", ["", "abc", "4Q", "1.2.3", "x", "nan"])
-def test_what_is_no_number_is_refused(text: str) -> None:
+def test_amounts_relative_to_the_teacher() -> None:
+    assert parse_amount("0.5x").absolute(0.8) == pytest.approx(0.4)
+    assert parse_amount("teacher - 2%").absolute(0.8) == pytest.approx(0.78)
+    assert parse_amount("teacher").absolute(0.8) == 0.8
+    assert parse_amount("3").absolute(0.8) == 3.0
+    assert [parse_amount(text).of_teacher for text in ("1", "1x", "teacher")] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "abc",
+        "4Q",
+        "1.2.3",
+        "x",
+        "nan",
+        "inf",
+        "1e999",
+        "1e999x",
+        "teacher 2",
+        "teacher - 0.5x",
+        "teachers",
+    ],
+)
+def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="is not a number"):
-        parse_value(text)
+        parse_amount(text)
 
 
 def test_metric_names_aliases_and_the_nearest() -> None:

@@ -20,7 +20,12 @@ def add(study: optuna.Study, n: int, value: Callable[[float, float], list[float]
     for _ in range(n):
         a, b = rng.random(2)
         study.add_trial(
-            create_trial(params={"lr": a, "alpha": b}, distributions=space, values=value(float(a), float(b)))
+            create_trial(
+                params={"lr": a, "alpha": b},
+                distributions=space,
+                values=value(float(a), float(b)),
+                user_attrs={"config": {}},
+            )
         )
     return Run.open(study)
 
@@ -69,7 +74,7 @@ def test_too_little_to_say_is_a_reason_not_a_crash(make_study: Make) -> None:
 def test_nothing_varied(make_study: Make) -> None:
     study = make_study(**NOTHING)
     for i in range(12):
-        study.add_trial(create_trial(values=[0.5 + i / 100, 1.0 + i]))
+        study.add_trial(create_trial(values=[0.5 + i / 100, 1.0 + i], user_attrs={"config": {}}))
     assert importances(Run.open(study))[0].note == "no parameter varied"
 
 
@@ -135,5 +140,8 @@ def test_trials_that_share_no_parameter_that_varies(make_study: Make) -> None:
     for i in range(12):
         name = f"m{i % 2}/k"
         params, space = {name: i / 12}, {name: FloatDistribution(0, 1)}
-        study.add_trial(create_trial(params=params, distributions=space, values=[0.5 + i / 100, 1.0 + i]))
+        values = [0.5 + i / 100, 1.0 + i]
+        study.add_trial(
+            create_trial(params=params, distributions=space, values=values, user_attrs={"config": {}})
+        )
     assert importances(Run.open(study))[0].note == "no parameter varied"

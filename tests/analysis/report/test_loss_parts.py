@@ -62,7 +62,10 @@ def test_weights_of_the_fronts_adaptive_students_by_block(make_study: Make) -> N
         last = {name: column[-1] for name, column in curve.items()} | learned
         kept = curve | {name: [value] for name, value in learned.items()}
         study.add_trial(
-            create_trial(values=values, user_attrs={"replaced": spans, "metrics": last, "curve": kept})
+            create_trial(
+                values=values,
+                user_attrs={"config": {}, "replaced": spans, "metrics": last, "curve": kept},
+            )
         )
     run = Run.open(study)
     cells = loss_parts.span_weights(run)

@@ -53,7 +53,7 @@ def test_history_ends_at_the_hypervolume_of_the_front(make_study: Make) -> None:
 def test_block_map_says_width_and_span_of_every_block(make_study: Make) -> None:
     study = make_study(complete=0, pruned=0, failed=0, running=0, waiting=0, refused=0)
     replaced = [{"span": ["layer1.1", "layer1.2"], "width": 0.25}, {"span": ["layer3.0"], "width": 0.5}]
-    study.add_trial(create_trial(values=[0.9, 3.0], user_attrs={"replaced": replaced}))
+    study.add_trial(create_trial(values=[0.9, 3.0], user_attrs={"config": {}, "replaced": replaced}))
     cells = tables.block_map(Run.open(study)).set_index("block")
     assert len(cells) == 9
     assert cells.loc["layer1.1", "span"] == cells.loc["layer1.2", "span"] == 0
@@ -136,9 +136,12 @@ def test_states_count_refused_apart_and_failures_group_by_reason(make_study: Mak
     study = make_study()
     for epoch in (1, 7):
         study.add_trial(
-            create_trial(state=TrialState.FAIL, user_attrs={"reason": f"no memory at {epoch}.5 s\ntrace"})
+            create_trial(
+                state=TrialState.FAIL,
+                user_attrs={"config": {}, "reason": f"no memory at {epoch}.5 s\ntrace"},
+            )
         )
-    study.add_trial(create_trial(state=TrialState.FAIL))
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"config": {}}))
     run = Run.open(study)
     states = tables.states(run).set_index("state")["trials"].to_dict()
     assert states == {"COMPLETE": 30, "PRUNED": 8, "FAIL": 6, "RUNNING": 2, "WAITING": 1, "refused": 4}

@@ -21,6 +21,7 @@ from analysis.runs.run import Run
 from analysis.runs.status import status
 
 Make = Callable[..., optuna.Study]
+WHY = "<script>alert(1)</script> | x"
 NOTHING = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "refused": 0}
 VOID = {"meta", "link", "br", "img"}
 
@@ -63,7 +64,9 @@ def full(make_run: Callable[..., Path]) -> Path:
     run = make_run()
     study = optuna.load_study(study_name="demo", storage=f"sqlite:///{run / 'study.db'}")
     study.add_trial(
-        create_trial(state=TrialState.FAIL, user_attrs={"reason": "<script>alert(1)</script> | x"})
+        create_trial(
+            state=TrialState.FAIL, user_attrs={"config": {}, "reason": "<script>alert(1)</script> | x"}
+        )
     )
     study.set_user_attr("command", "ama search 'a&b' <i>")
     write_pick(run / "pick.yaml", pick(run, top=2), run)
@@ -178,7 +181,7 @@ def test_a_run_with_nothing_finished_says_so(make_study: Make, tmp_path: Path) -
     report = write_report(make_study(**{**NOTHING, "running": 2, "pruned": 3, "failed": 1}), tmp_path)
     text, _ = parse(report.index)
     assert "No trial has finished yet: 2 running, 3 stopped early, 1 failed." in text
-    assert "Nothing to pick yet" in text
+    assert "Nothing to pick: no trial has finished yet" in text
     assert "needs 10 fully trained trials, there are 0" in text
     assert "No trial has finished yet" in report.summary.read_text()
     assert not (tmp_path / "block-map.png").exists()
@@ -186,7 +189,7 @@ def test_a_run_with_nothing_finished_says_so(make_study: Make, tmp_path: Path) -
 
 def test_a_run_whose_first_trials_run(make_study: Make, tmp_path: Path) -> None:
     study = make_study(**NOTHING)
-    study.add_trial(create_trial(state=TrialState.RUNNING))
+    study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"config": {}}))
     text, _ = parse(write_report(study, tmp_path).index)
     assert "no trial has ended yet" in text
     assert "no epoch has ended yet" in text

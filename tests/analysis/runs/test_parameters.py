@@ -117,7 +117,7 @@ def test_a_recorded_name_that_is_a_column_already_is_left_out(make_study: Make) 
             params={"alpha": 0.25},
             distributions={"alpha": FloatDistribution(0, 1)},
             values=[0.5, 1.0],
-            user_attrs={"curve": curve, "metrics": last},
+            user_attrs={"config": {}, "curve": curve, "metrics": last},
         )
     )
     row = Run.open(study).trials.iloc[-1]

@@ -68,15 +68,12 @@ def test_a_cheap_half_trained_trial_is_never_on_the_front(make_study: Make) -> N
     study = make_study(complete=3)
     trial = optuna.trial.create_trial(
         state=TrialState.PRUNED,
-        user_attrs={"metrics": {"val_accuracy": 0.99, "val_loss": 0.01}, "costs": {"latency_ms": 0.1}},
+        user_attrs={
+            "config": {},
+            "metrics": {"val_accuracy": 0.99, "val_loss": 0.01},
+            "costs": {"latency_ms": 0.1},
+        },
     )
-    study.add_trial(trial)
-    assert not load(study).trials.iloc[-1]["on_front"]
-
-
-def test_an_infinite_objective_is_not_on_the_front(make_study: Make) -> None:
-    study = make_study(complete=2)
-    trial = optuna.trial.create_trial(values=[float("inf"), 0.1])
     study.add_trial(trial)
     assert not load(study).trials.iloc[-1]["on_front"]
 
@@ -95,7 +92,8 @@ def test_curves_with_a_missing_column_are_padded(make_study: Make) -> None:
     study = make_study(complete=0, pruned=0, failed=0, running=0, waiting=0, refused=0)
     study.add_trial(
         optuna.trial.create_trial(
-            state=TrialState.FAIL, user_attrs={"curve": {"epoch": [1, 2], "val_accuracy": [0.5]}}
+            state=TrialState.FAIL,
+            user_attrs={"config": {}, "curve": {"epoch": [1, 2], "val_accuracy": [0.5]}},
         )
     )
     curves = Run.open(study).curves()

@@ -205,9 +205,10 @@ run: 3
     assert faults_of(text, "budget.trials=0", "teacher.arc=vgg") == {
         "seeds": "unknown key; the nearest valid key is seed",
         "objectives.0.metric": f"expected one of {METRIC_FORMS}, got 'acuracy'; the nearest is val_accuracy",
-        "constraints.flops": "expected a limit such as '<= 0.6x', '<= 100k' or '>= 0.9', got '0.5x'",
+        "constraints.flops": "expected a limit such as '<= 0.6x', '<= 100k', '>= 0.9' or "
+        "'>= teacher - 0.02', got '0.5x'",
         "constraints.parms": f"expected one of {METRIC_FORMS}, got 'parms'; the nearest is params",
-        "constraints.val_accuracy": "expected an accuracy between 0 and 1, got '>= 97'",
+        "constraints.val_accuracy": "expected a share between 0 and 1, got '>= 97'",
         "constraints.latency_ms": "expected a limit above 0, got '<= 0'",
         "budget.reduction_factor": "expected greater than or equal to 2, got 1.5",
         "budget.trials": "expected greater than 0, got 0",
@@ -445,7 +446,7 @@ def test_what_is_written_loads_as_the_same_experiment(load, tmp_path):
     path = tmp_path / "deep" / "experiment.yaml"
     dump_yaml(experiment, path)
     assert load_experiment(path) == experiment
-    assert load_experiment(path, ["constraints.flops=<= 0.4x"]).constraints[0].value == 0.4
+    assert load_experiment(path, ["constraints.flops=<= 0.4x"]).constraints[0].limit(10.0) == 4.0
     assert [file.name for file in path.parent.iterdir()] == ["experiment.yaml"]
     # A reader of YAML 1.1 sees the same values.
     assert yaml.safe_load(path.read_text()) == resolved(experiment)
@@ -525,3 +526,19 @@ def test_the_documentation_is_what_the_models_say():
     assert written == page(), (
         "docs/experiment.md is out of date: python -m search.experiment.reference > docs/experiment.md"
     )
+
+
+def test_limits_relative_to_the_teacher_by_difference(load, tmp_path):
+    texts = "{val_accuracy: '>=  teacher -  2%', latency_ms: '<= teacher - 1ms', val_loss: '<= teacher'}"
+    experiment = load(f"name: no\nconstraints: {texts}")
+    assert [limit.limit(5.0) for limit in experiment.constraints] == [4.98, 4.0, 5.0]
+    assert experiment.constraints[0].text == "val_accuracy >= teacher - 2%"
+    path = tmp_path / "experiment.yaml"
+    dump_yaml(experiment, path)
+    assert load_experiment(path) == experiment
+
+
+@pytest.mark.parametrize("amount", ["teacher - 97", "teacher * 2", "inf", "1e999x", "nan", "teacher - nan"])
+def test_relative_limits_that_are_none(load, amount):
+    with pytest.raises(InputError, match=r"constraints\.val_accuracy: expected"):
+        load(f"name: no\nconstraints: {{val_accuracy: '>= {amount}'}}")

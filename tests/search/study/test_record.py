@@ -30,7 +30,7 @@ def record(url: str) -> StudyRecord:
 
 
 def add(record: StudyRecord, **options: object) -> int:
-    return record.add(PARAMS, SPACE, {"costs": {"flops": 5.0}, "seed": 0}, **options)  # type: ignore[arg-type]
+    return record.add(PARAMS, SPACE, {"config": {}, "costs": {"flops": 5.0}, "seed": 0}, **options)  # type: ignore[arg-type]
 
 
 def metrics(epoch: int, accuracy: float = 0.5, seconds: float = 2.0) -> dict[str, float]:
@@ -53,7 +53,7 @@ def test_a_new_row_runs_with_its_params_and_attributes(record: StudyRecord, url:
     number = add(record)
     stored = row(url, number)
     assert (stored.state, stored.params, stored.distributions) == (TrialState.RUNNING, PARAMS, SPACE)
-    assert stored.user_attrs == {"costs": {"flops": 5.0}, "seed": 0}
+    assert stored.user_attrs == {"config": {}, "costs": {"flops": 5.0}, "seed": 0}
     assert stored.datetime_start is not None and stored.datetime_complete is None
     assert add(record) == number + 1
 
@@ -194,3 +194,21 @@ def test_optunas_own_tools_name_the_objectives(record: StudyRecord, url: str) ->
     for _ in range(2):  # a write may be repeated
         record.name_objectives(["val_accuracy", "flops"])
     assert optuna.load_study(study_name="toy", storage=url).metric_names == ["val_accuracy", "flops"]
+
+
+def test_rows_of_others_are_left_out_of_a_resumed_search(
+    record: StudyRecord, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = add(record)
+    record.complete(mine, [0.9, 5.0])
+    study = optuna.load_study(storage=url, study_name="toy")
+    study.add_trial(optuna.trial.create_trial(values=[1.0, 0.0]))
+    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
+    study.add_trial(
+        optuna.trial.create_trial(values=[float("inf"), 0.0], user_attrs={"config": {}, "costs": {}})
+    )
+    resumed = StudyRecord.load(url, "toy")
+    assert "trial 1 is left out" in caplog.text and "trial 3 is left out" in caplog.text
+    assert [row.number for row in resumed.trials()] == [row.number for row in resumed.front()] == [mine]
+    assert resumed.interrupt() == []
+    assert resumed.trial(mine).values == [0.9, 5.0]

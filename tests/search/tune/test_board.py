@@ -110,3 +110,12 @@ def test_a_trial_costs_the_same_however_many_have_ended(
         assert len(board.front()) == 5 and len(board.ended) == trials + 1
     # Longer numbers take a few calls more to format.
     assert max(costs.values()) - min(costs.values()) < 20 and max(costs.values()) < 5_000
+
+
+def test_a_trial_beyond_a_limit_is_on_no_live_front() -> None:
+    board = Board(2, 1, ["maximize", "minimize"])
+    for number, (values, within) in enumerate([((0.9, 1.0), False), ((0.5, 2.0), True)]):
+        board.change(number, "COMPLETE")
+        board.complete(number, values, within)
+    assert board.front() == {1: (0.5, 2.0)}
+    assert board.values == {0: (0.9, 1.0), 1: (0.5, 2.0)}
