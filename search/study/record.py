@@ -103,12 +103,16 @@ class StudyRecord:
             MissingStudyError: it does not contain the study.
         """
         try:
-            record = cls(optuna.load_study(storage=open_storage(url), study_name=name), Waiting(url))
+            study = optuna.load_study(storage=open_storage(url), study_name=name)
+            record = cls(study, Waiting(url))
         except KeyError:
             raise MissingStudyError(f"storage.study: {redact(url)} holds no study {name!r}") from None
-        rows = record._study.get_trials(deepcopy=False)
-        warn_of(sound_rows(rows, record._metrics)[1], f"storage.study: {redact(url)}")
+        record.warn(f"storage.study: {redact(url)}")
         return record
+
+    def warn(self, where: str) -> None:
+        """Warn of the rows that are left out, once; `where` names the study."""
+        warn_of(sound_rows(self._study.get_trials(deepcopy=False), self._metrics)[1], where)
 
     @property
     def attrs(self) -> dict[str, Any]:
