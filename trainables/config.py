@@ -101,20 +101,41 @@ class TeacherConfig(Config):
     )
 
 
+REPLACED = "teacher"  # in `space.student`: the teacher with replaced blocks
+
+
 class StudentSpec(Config):
-    """The student's architecture, given the teacher: for every block, kept or replaced at which width.
+    """The student's architecture: the teacher with replaced blocks, or a separate network.
 
     Example:
         narrow = StudentSpec(widths={block.name: 0.25 for block in blocks}, fuse=False)
         print(costs.price(narrow).flops < costs.teacher.flops)
+        other = StudentSpec(arch="wrn10_1")
+        print(build_student(teacher.model, blocks, other, image_shape=data.image_shape))
     """
 
+    arch: str | None = Field(
+        default=None,
+        description="a separate student: any architecture of `teacher.arch`, with random weights; null: the "
+        "teacher with replaced blocks. With the method `separate`, `widths` are then those of the modules "
+        "that it puts into the teacher",
+    )
     widths: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="block name to AMA module width; a block not named is kept"
     )
     fuse: bool = Field(
         default=True, description="replace adjacent blocks of equal width by one module (a span)"
     )
+
+    @property
+    def name(self) -> str:
+        """The student as in `space.student`: its architecture, or `teacher`."""
+        return self.arch or REPLACED
+
+    @property
+    def kind(self) -> str:
+        """`replaced` for the teacher with replaced blocks, `separate` for another architecture."""
+        return "replaced" if self.arch is None else "separate"
 
 
 DEFAULT_METHOD = "ama"
@@ -124,7 +145,9 @@ METHODS: Registry[Any] = Registry(
     {
         DEFAULT_METHOD: "trainables.methods.ama:Ama",
         "crd": "trainables.methods.crd:Crd",
+        "fitnet": "trainables.methods.fitnet:Fitnet",
         "mcl": "trainables.methods.mcl:Mcl",
+        "separate": "trainables.methods.separate:Separate",
     },
 )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
-from typing import Annotated, Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -86,6 +86,9 @@ class MethodConfig(Config):
 
         print(HintonConfig(tau=2.0).content())
     """
+
+    # Values of the keys that read maps of replaced blocks, for a separate student, which has none.
+    for_separate: ClassVar[Mapping[str, Any]] = {}
 
     def unused(self) -> set[str]:
         """Return the keys that have no effect given the other values.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
@@ -27,6 +28,8 @@ class LogitTerm(MethodConfig):
 
 class MapTerm(MethodConfig):
     """The slot of a term on activation maps, summed over the spans, with the weight beta."""
+
+    for_separate: ClassVar[Mapping[str, Any]] = {"beta": 0.0, "maps": "relative"}
 
     beta: float = searched(1.0, 0.1, 10.0, log=True, ge=0.0, description="weight of the feature term")
     maps: Literal["relative", "attention", "statistics"] = Field(
@@ -58,6 +61,8 @@ class LossConfig(EmbeddingTerm, MapTerm, LogitTerm):
         loss = LossConfig(alpha=0.3, tau=2.0, beta=2.0, supervision="adaptive")
         print(DistillConfig(loss=loss).content())
     """
+
+    for_separate: ClassVar[Mapping[str, Any]] = {**MapTerm.for_separate, "supervision": "uniform"}
 
     supervision: Literal["uniform", "adaptive"] = searched(
         "uniform",

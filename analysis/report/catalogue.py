@@ -17,7 +17,7 @@ from analysis.metrics import describe
 from analysis.report import importance, loss_parts, plots, tables
 from analysis.report import loss_plots as loss_draw
 from analysis.report.style import DPI, RC, standalone_svg, svg_text
-from analysis.runs.parameters import METHOD, method_of
+from analysis.runs.parameters import METHOD, REPLACED, method_of, student_of
 from analysis.runs.run import Run
 
 MAX_STUDENTS = 24
@@ -139,6 +139,7 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
         plot = Plot(slug, "matters", title, note, part)
         yield _unless_empty(plot, partial(plots.draw_importance, rows), note, rows)
     complete = int((run.trials["state"] == "COMPLETE").sum())
+    replaced = [trial for trial in run.rows if student_of(trial) == REPLACED]
     effects = importance.block_effects(run)
     effects = effects if complete >= importance.MIN_TRIALS else effects.iloc[:0]
     cost = next((m for m in run.metrics if m in run.costs), run.costs[0])
@@ -147,6 +148,8 @@ def _what_matters(run: Run) -> Iterator[Drawn]:
     if complete < 2 * len(effects):
         note += f" Effects on accuracy are rough: {complete} fully trained trials for {len(effects)} effects."
     few = f"needs {importance.MIN_TRIALS} fully trained trials, there are {complete}"
+    if run.rows and not replaced:
+        few = "all students are separate networks, without blocks of the teacher"
     plot = Plot("block-effects", "matters", "Effect of replacing each block", note, effects)
     yield _unless_empty(plot, lambda: plots.draw_effects(effects, costs), few)
     settings = tables.settings(run)

@@ -19,7 +19,7 @@ import pandas as pd
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from analysis.runs.parameters import METHOD, method_of
+from analysis.runs.parameters import METHOD, REPLACED, STUDENT, method_of, student_of
 from analysis.runs.run import Run
 
 MIN_TRIALS = 10
@@ -80,7 +80,7 @@ def _of(
     chosen = [known[place] for place in sorted(places)]
     shared = set.intersection(*(set(trial.params) for trial, _ in chosen)) if chosen else set()
     if student:
-        shared = {name for name in shared if name.startswith("level/") or name == "fuse"}
+        shared = {name for name in shared if name.startswith("level/") or name in ("fuse", STUDENT)}
     if method:
         shared.discard(METHOD)  # the same in all of them
     bare = [_bare(trial, value, shared) for trial, value in chosen]
@@ -136,6 +136,8 @@ def _fanova(trials: list[FrozenTrial]) -> dict[str, float]:
 def block_effects(run: Run) -> pd.DataFrame:
     """Compute the effect of each block's level on accuracy (fully trained trials) and costs (all proposals).
 
+    Separate students have no blocks of the teacher: their trials are left out.
+
     Returns:
         One row per block and level, in the order of the blocks, levels ascending: block, level, width (NaN
         for kept), trials (number of fully trained ones). Then, for val_accuracy and each cost, `<metric>`
@@ -145,8 +147,10 @@ def block_effects(run: Run) -> pd.DataFrame:
         additive. NaN if no trial has the level.
     """
     table = run.trials
+    table = table[table["number"].isin([t.number for t in run.rows if student_of(t) == REPLACED])]
     complete = (table["state"] == "COMPLETE").to_numpy()
-    blocks = [b["name"] for b in run.blocks if f"level/{b['name']}" in table]
+    searched = [b["name"] for b in run.blocks if f"level/{b['name']}" in table]
+    blocks = searched if len(table) or not run.rows else []
     keep = len(run.widths)
     names = [f"level/{block}" for block in blocks]
     # A trial without the parameter kept the block, as a spec without the block does.

@@ -12,7 +12,7 @@ from analysis.pareto import Box, Floats, hypervolume_history
 from analysis.report.importance import importances
 from analysis.report.retrained import GAINS, RESULTS, STUDENT, TABLE, read_results, summary_rows
 from analysis.runs.failures import failures as failures
-from analysis.runs.parameters import METHOD
+from analysis.runs.parameters import METHOD, REPLACED, student_of
 from analysis.runs.run import Run
 
 MAX_CURVES = 300
@@ -137,6 +137,8 @@ def front_numbers(run: Run) -> list[int]:
 def block_map(run: Run, limit: int | None = None, numbers: Sequence[int] | None = None) -> pd.DataFrame:
     """Return the blocks that students replace: one row per student and block, in order of the students.
 
+    Separate students replace none, and are left out.
+
     Args:
         limit: maximum number of students, evenly spaced among them.
         numbers: numbers of the students; None: those of the front, in its order.
@@ -146,6 +148,7 @@ def block_map(run: Run, limit: int | None = None, numbers: Sequence[int] | None 
         replaces all blocks of a student with the same span; span is -1 for kept blocks.
     """
     chosen = front_numbers(run) if numbers is None else list(numbers)
+    chosen = [number for number in chosen if student_of(run.trial(number)) == REPLACED]
     rows = []
     for rank, number in enumerate(chosen if limit is None else thin(chosen, limit)):
         spans = run.trial(number).user_attrs.get("replaced") or []

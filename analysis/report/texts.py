@@ -18,6 +18,7 @@ from analysis.report.catalogue import Plot
 from analysis.report.retrained import HEAD, cells, teacher_row
 from analysis.runs.failures import notices
 from analysis.runs.object_store import join
+from analysis.runs.parameters import REPLACED, student_of
 from analysis.runs.run import Run
 
 MAX_ROWS = 100
@@ -109,6 +110,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
             f"{data.get('name')}: {images}, {data.get('classes')} classes, {shape} (hash {data.get('hash')})",
         ),
         ("Space", f"{len(run.blocks)} blocks, each kept or replaced at width {widths}"),
+        ("Students", ", ".join(dict.fromkeys(map(student_of, run.rows)))),
         ("Method" if len(run.methods) == 1 else "Methods", ", ".join(run.methods.values())),
         ("Also searched", ", ".join(other)),
         ("Budget", ", ".join(f"{key} {value}" for key, value in budget.items())),
@@ -144,11 +146,19 @@ def front_rows(run: Run, limit: int = MAX_ROWS) -> tuple[list[str], list[list[st
                 _with_interval(row),
                 *(show(m, row[m]) for m in columns),
                 f"{100 * part:.1f} %" if part == part else "–",
-                f"{row['replaced']:.0f} of {len(run.blocks)}" if pd.notna(row["replaced"]) else "–",
+                _replaced(run, row),
                 _retested(row),
             ]
         )
     return headers, rows
+
+
+def _replaced(run: Run, row: pd.Series) -> str:
+    """Format the number of replaced blocks, or the architecture of a separate student."""
+    student = student_of(run.trial(int(row["number"])))
+    if student != REPLACED:
+        return student
+    return f"{row['replaced']:.0f} of {len(run.blocks)}" if pd.notna(row["replaced"]) else "–"
 
 
 def _with_interval(row: pd.Series) -> str:

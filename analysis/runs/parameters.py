@@ -1,7 +1,7 @@
 """Display names of searched parameters and methods.
 
-A study's parameter is named `level/<block>`, `<method>/<key>`, `optim/<key>`, `fuse` or `method`. Version 0.1
-had one method and no prefixes: `alpha`, `lr`.
+A study's parameter is named `level/<block>`, `<method>/<key>`, `optim/<key>`, `fuse`, `student` or `method`.
+Version 0.1 had one method and no prefixes: `alpha`, `lr`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-LEVEL, OPTIM, METHOD = "level/", "optim/", "method"
+LEVEL, OPTIM, METHOD, STUDENT = "level/", "optim/", "method", "student"
+REPLACED = "teacher"  # the student that is the teacher with replaced blocks
 DEFAULT_METHOD = "ama"
 IMPORT = "import:"
 
@@ -63,6 +64,12 @@ def method_of(trial: FrozenTrial) -> str:
     """Return the method of a trial as named in the experiment."""
     chosen = trial.params.get(METHOD) or (trial.user_attrs.get("config") or {}).get("method")
     return str(chosen or DEFAULT_METHOD)
+
+
+def student_of(trial: FrozenTrial) -> str:
+    """Return the student of a trial as named in the experiment: `teacher`, or a separate architecture."""
+    config = trial.user_attrs.get("config") or {}
+    return str((config.get("student") or {}).get("arch") or REPLACED)
 
 
 def _of_method(name: str) -> bool:

@@ -207,9 +207,9 @@ class Run:
         """The trials, one row each, in order of number. A new frame at each access; empty without trials.
 
         Columns (NaN, NA or "" where a trial does not have the value yet):
-        - number, state (COMPLETE, PRUNED, FAIL, RUNNING or WAITING), refused ("infeasible" or "duplicate" for
-          proposals that were never trained, else ""), on_front (fully trained, within the limits
-          on trained metrics, and non-dominated)
+        - number, state (COMPLETE, PRUNED, FAIL, RUNNING or WAITING), refused (why a proposal never ran:
+          "infeasible", "duplicate", or "unfit" if the method cannot train the student; else ""), on_front
+          (fully trained, within the limits on trained metrics, and non-dominated)
         - val_accuracy (0..1), val_loss: of the last epoch trained, which for COMPLETE is the result
         - params, flops (per image, multiply-accumulate = 2), latency_ms (predicted from the cost table),
           measured_latency_ms (whole model, end to end; front trials after the search)

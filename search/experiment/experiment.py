@@ -30,7 +30,7 @@ from search.experiment.sections import (
 )
 from search.experiment.validation_messages import raise_faults
 from search.experiment.yaml12 import describe_value
-from trainables.config import DataConfig, LibraryConfig, RuntimeConfig, TeacherConfig
+from trainables.config import REPLACED, DataConfig, LibraryConfig, RuntimeConfig, TeacherConfig
 from trainables.config_base import Config
 from trainables.data.sets.data_set import DATA_SETS
 from trainables.errors import InputError
@@ -85,6 +85,11 @@ class Experiment(Config):
     costs: CostsConfig = Field(CostsConfig(), description="measurement of the cost table")
     library: LibraryConfig = Field(LibraryConfig(), description="distillation of the module library")
     storage: StorageConfig = Field(StorageConfig(), description="database of the study")
+
+    @property
+    def uses_library(self) -> bool:
+        """Whether trials start from the module library; separate students cannot."""
+        return self.warm_start == "library" and REPLACED in self.space.student
 
     @property
     def scores(self) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from search.experiment.method import MethodSpace
 from search.experiment.objectives import extra_cost
 from search.experiment.ranges import RangesOf, ranges_of
 from search.experiment.samplers import SAMPLERS
+from search.experiment.student import StudentSpace, student_fault
 from search.experiment.validation_messages import Fault, nearest, raise_faults
 from search.experiment.yaml12 import describe_value
-from trainables.config import DEFAULT_METHOD, OptimConfig
+from trainables.config import DEFAULT_METHOD, REPLACED, OptimConfig
 from trainables.config_base import Config
 from trainables.loss_config import LossConfig
 
@@ -64,6 +65,14 @@ class SpaceConfig(Config):
     train: Literal["all", "modules"] = Field(
         "all", description="all: train the kept parts of the teacher too; modules: keep them frozen"
     )
+    student: StudentSpace = Field(
+        (REPLACED,),
+        description="the student's architecture: `teacher` (the teacher with replaced blocks), any other one "
+        "that `teacher.arch` accepts (a separate student, with random weights), or a list (searched). For a "
+        "separate student, levels of blocks are searched with the method `separate` alone, and `ama` has no "
+        "feature term",
+        json_schema_extra={"form": "teacher, architecture or list of them", "default": f"`{REPLACED}`"},
+    )
     method: MethodSpace = Field(
         {DEFAULT_METHOD: None},
         description="distillation method: a name, a list of names (searched), or a mapping of names to "
@@ -77,6 +86,22 @@ class SpaceConfig(Config):
     def methods(self) -> dict[str, RangesOf]:
         """Return every method that trials may use, with its keys fixed or searched."""
         return {name: self.loss if ranges is None else ranges for name, ranges in self.method.items()}
+
+    @property
+    def separate(self) -> tuple[str, ...]:
+        """Return the architectures of separate students."""
+        return tuple(name for name in self.student if name != REPLACED)
+
+    @model_validator(mode="after")
+    def _fitting_students(self) -> SpaceConfig:
+        if self.separate and self.train == "modules":
+            expected = (
+                "expected all: space.train: modules would freeze all of a separate student, got modules"
+            )
+            raise_faults([(("train",), expected)])
+        if fault := student_fault(self.student, self.method):
+            raise_faults([fault])
+        return self
 
     @field_validator("blocks", mode="before")
     @classmethod

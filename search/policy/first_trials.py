@@ -9,8 +9,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search.policy.best_by_proxy import Candidate, best_by_proxy, price_of, spread
-from search.policy.space import LEVEL, SearchSpace
+from search.policy.space import LEVEL, STUDENT, SearchSpace
 from trainables.blocks.blocks import Block
+from trainables.config import REPLACED
 from trainables.costs.table import CostTable
 from trainables.library.library import Library
 
@@ -19,6 +20,8 @@ def first_proposals(
     space: SearchSpace, blocks: Sequence[Block], costs: CostTable, library: Library
 ) -> list[dict[str, Any]]:
     """Return the parameters to try first: the best students by proxy, spread along the price axis.
+
+    Separate students have no proxy: none is among them.
 
     Their number follows from the share in the budget. Loss weights and optimiser settings are the middle of
     each range, because the proxy does not depend on them.
@@ -33,7 +36,10 @@ def first_proposals(
         library.solo_loss,
         price_of(costs.price, cost),
     )
+    if REPLACED not in experiment.space.student:
+        return []
     middle = {name: _middle(dist) for name, dist in space.distributions.items()}
+    middle |= {STUDENT: REPLACED} if STUDENT in middle else {}
     middle = {name: middle[name] for name in space.active(middle)}
     return [{**middle, **_levels(space, candidate)} for candidate in spread(found, count)]
 

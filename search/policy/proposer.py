@@ -23,7 +23,7 @@ from search.policy.extrapolation import Curves
 from search.policy.limits import Limit
 from search.policy.sampler import make_sampler
 from search.policy.space import LEVEL, SearchSpace
-from trainables.config import DistillConfig, StudentSpec
+from trainables.config import METHODS, DistillConfig, StudentSpec
 from trainables.costs.table import Costs
 
 # Random proposals refused in a row before random points are repaired.
@@ -239,7 +239,11 @@ class Proposer:
         refused = None
         if any(violation > 0 for violation in violations.values()):
             refused = "infeasible"
-        elif not config.student.widths or self._space.student_key(config) in self._seen:
+        elif METHODS.get(config.method).unfit(config) is not None:
+            refused = "unfit"  # the method cannot train this student
+        elif (config.student.arch is None and not config.student.widths) or self._space.student_key(
+            config
+        ) in self._seen:
             refused = "duplicate"  # a student without replaced blocks is the teacher
         distributions = {name: self._space.distributions[name] for name in params}
         return Proposal(params, distributions, config, costs, violations, refused)

@@ -2,8 +2,9 @@
 
 A block's level is an integer, so that samplers can use the order: `level/<block>` is 0 for the narrowest
 module, K-1 for the widest, K for keep. Settings of a method are named `<method>/<key>`, those of the
-optimiser `optim/<key>`. With several methods, `method` selects one, and only its settings are sampled. Values
-that the experiment fixes are not parameters.
+optimiser `optim/<key>`. With several methods, `method` selects one, and only its settings are sampled. With
+several students, `student` selects one: the teacher with replaced blocks, or a separate student, for which
+only parameters that have an effect are sampled. Values that the experiment fixes are not parameters.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from search.experiment.experiment import Experiment
 from search.experiment.ranges import Choices, Range, RangesOf
 from search.experiment.sections import SpaceConfig
 from trainables.blocks.blocks import Block
-from trainables.config import METHODS, DistillConfig, OptimConfig, StudentSpec
+from trainables.config import METHODS, REPLACED, DistillConfig, OptimConfig, StudentSpec, method_config
 from trainables.config_base import hash_json
 from trainables.errors import InputError
 from trainables.loss_config import LossConfig
 from trainables.registry import IMPORT
 from trainables.student.spans import merged_widths
 
-LEVEL, OPTIM, METHOD = "level/", "optim/", "method"
+LEVEL, OPTIM, METHOD, STUDENT = "level/", "optim/", "method", "student"
 
 
 @dataclass(frozen=True)
@@ -75,27 +76,42 @@ class SearchSpace:
         }
         if space.fuse == "search":
             found["fuse"] = CategoricalDistribution((True, False))
+        if len(space.student) > 1:
+            found[STUDENT] = CategoricalDistribution(space.student)
         if len(space.methods) > 1:
             found[METHOD] = CategoricalDistribution(tuple(space.methods))
         for prefix, ranges in _sections(space):
             for name in type(ranges).model_fields:
                 if distribution := _distribution(getattr(ranges, name)):
                     found[name if self.flat else prefix + name] = distribution
-        return found
+        if not space.separate:
+            return found
+        chosen = [{STUDENT: s, METHOD: m} for s in space.student for m in space.methods]
+        used = {name for choice in chosen for name in self._active(choice, found)}
+        return {name: distribution for name, distribution in found.items() if name in used}
 
     def active(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the names of all parameters except those of other methods than that in `params`."""
-        methods = self.experiment.space.methods
+        """Return the names of the parameters that have an effect, given student and method in `params`."""
+        return self._active(params, self.distributions)
+
+    def _active(self, params: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+        methods, student = self.experiment.space.methods, self._student(params)
+        method = params.get(METHOD) or next(iter(methods))
         others = [_prefix(name) for name in methods if len(methods) > 1 and name != params.get(METHOD)]
-        return tuple(name for name in self.distributions if not name.startswith(tuple(others)))
+        unused = _without_effect(method) if student != REPLACED else ()
+        return tuple(name for name in names if not name.startswith((*others, *unused)))
+
+    def _student(self, params: Mapping[str, Any]) -> str:
+        return _student(params, self.experiment)
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
-        """Sample every parameter from `trial` in order; with several methods, only the chosen one's."""
+        """Sample every parameter from `trial` in order; only those that have an effect (see `active`)."""
         dists, params = self.distributions, {}
-        if METHOD in dists:
-            params[METHOD] = _suggest(trial, METHOD, dists[METHOD])
+        for name in (STUDENT, METHOD):
+            if name in dists:
+                params[name] = _suggest(trial, name, dists[name])
         for name in self.active(params):
-            if name != METHOD:
+            if name not in params:
                 params[name] = _suggest(trial, name, dists[name])
         return params
 
@@ -107,7 +123,7 @@ class SearchSpace:
         }
         if least == config.student.widths:
             return config
-        return config.model_copy(update={"student": StudentSpec(widths=least, fuse=config.student.fuse)})
+        return config.model_copy(update={"student": config.student.model_copy(update={"widths": least})})
 
     def student_key(self, config: DistillConfig) -> str:
         """Return `student_key(config)`."""
@@ -119,7 +135,13 @@ class SearchSpace:
         Raises:
             InputError: `config` is outside this space; the message names the first such setting.
         """
-        widths, values = self.experiment.space.widths, _settings(config, self.flat)
+        space = self.experiment.space
+        widths, values = space.widths, _settings(config, self.flat)
+        if config.student.name not in space.student:
+            raise InputError(
+                f"student: expected one of {', '.join(space.student)}, got {config.student.name!r}"
+            )
+        chosen = {STUDENT: config.student.name, METHOD: config.method}
         for name, width in config.student.widths.items():
             if name not in self.blocks or width not in widths:
                 raise InputError(
@@ -127,7 +149,7 @@ class SearchSpace:
                     f"at one of the widths {', '.join(format(w, 'g') for w in widths)}"
                 )
         params: dict[str, Any] = {}
-        for name in self.active({METHOD: config.method}):
+        for name in self.active(chosen):
             distribution = self.distributions[name]
             if name.startswith(LEVEL):
                 width = config.student.widths.get(name.removeprefix(LEVEL), 0.0)
@@ -140,8 +162,9 @@ class SearchSpace:
             raise InputError(
                 f"method: expected one of {', '.join(self.experiment.space.methods)}, got {config.method!r}"
             )
-        for name, value in _fixed(self.experiment, config.method, self.flat).items():
-            if values[name] != value:
+        fixed = _fixed(self.experiment, config.method, self.flat)
+        for name in self._active(chosen, fixed):
+            if values[name] != (value := fixed[name]):
                 raise InputError(f"{name}: the experiment fixes it at {value!r}, got {values[name]!r}")
         return params
 
@@ -150,10 +173,16 @@ class SearchSpace:
         widths = self.experiment.space.widths
         levels = [len(set(self.merged.get(name, {}).values()) or widths) + 1 for name in self.blocks]
         powers = [f"{count}^{levels.count(count)}" for count in sorted(set(levels))]
-        parts = [f"{'·'.join(powers)} = {_count(math.prod(levels))} students"]
+        students = self.experiment.space.student
+        what = "students" if REPLACED in students else "sets of modules in the teacher"
+        searched = any(name.startswith(LEVEL) for name in self.distributions)
+        parts = [f"{'·'.join(powers)} = {_count(math.prod(levels))} {what}"] if searched else []
+        if separate := self.experiment.space.separate:
+            several = "" if len(separate) == 1 else "s"
+            parts = [" + ".join([*parts, f"{len(separate)} separate student{several}"])]
         continuous = 0
         for name, dist in self.distributions.items():
-            if name.startswith(LEVEL):
+            if name.startswith(LEVEL) or name == STUDENT:
                 continue
             if isinstance(dist, CategoricalDistribution):
                 parts.append(f"{len(dist.choices)} ({name})")
@@ -182,14 +211,18 @@ def to_config(params: Mapping[str, Any], experiment: Experiment, seed: int) -> D
     values = _fixed(experiment, method) | {
         _spaced(name, method): value for name, value in params.items() if not name.startswith(LEVEL)
     }
-    prefix = _prefix(method)
+    prefix, student = _prefix(method), _student(params, experiment)
+    loss = {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
+    if student != REPLACED:
+        loss |= method_config(method).for_separate
     return DistillConfig(
         student=StudentSpec(
+            arch=None if student == REPLACED else student,
             widths={name: widths[level] for name, level in levels.items() if level < len(widths)},
-            fuse=values["fuse"],
+            fuse=values["fuse"] if levels or student == REPLACED else True,
         ),
         method=method,
-        loss={name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)},  # type: ignore[arg-type]
+        loss=loss,  # type: ignore[arg-type]
         optim=OptimConfig(**{name: values[OPTIM + name] for name in OptimConfig.model_fields}),
         epochs=experiment.budget.epochs,
         seed=seed,
@@ -200,13 +233,13 @@ def to_config(params: Mapping[str, Any], experiment: Experiment, seed: int) -> D
 
 def student_key(config: DistillConfig) -> str:
     """Return a canonical text of a trial's config without the seed; equal keys mean duplicates."""
-    widths = config.student.widths
+    widths, arch = config.student.widths, config.student.arch
     # Without two modules of equal width, `fuse` has no effect.
     fuse = config.student.fuse and len(set(widths.values())) < len(widths)
     used = {name: value for name, value in config.loss.content().items() if name not in config.loss.unused()}
     return hash_json(
         {
-            "student": {"widths": widths, "fuse": fuse},
+            "student": {"widths": widths, "fuse": fuse, **({"arch": arch} if arch else {})},
             "method": config.method,
             "loss": used,
             "optim": config.optim.content(),
@@ -221,9 +254,20 @@ def _is_flat(row: FrozenTrial) -> bool:
     )
 
 
+def _student(params: Mapping[str, Any], experiment: Experiment) -> str:
+    """Return the student that `params` choose, as in `space.student`."""
+    return str(params.get(STUDENT) or experiment.space.student[0])
+
+
+def _without_effect(method: str) -> list[str]:
+    """Return the parameters, or their prefixes, that have no effect with a separate student."""
+    unused = [_prefix(method) + key for key in method_config(method).for_separate]
+    return unused if METHODS.get(method).modules_in_teacher else [LEVEL, "fuse", *unused]
+
+
 def _spaced(name: str, method: str) -> str:
     """Add the prefix to a setting's name of version 0.1."""
-    if "/" in name or name in ("fuse", METHOD):
+    if "/" in name or name in ("fuse", METHOD, STUDENT):
         return name
     return (OPTIM if name in OptimConfig.model_fields else _prefix(method)) + name
 
@@ -253,7 +297,11 @@ def _fixed(experiment: Experiment, method: str, flat: bool = False) -> dict[str,
 def _settings(config: DistillConfig, flat: bool = False) -> dict[str, Any]:
     """Return all settings of a trial by parameter name."""
     prefix = "" if flat else _prefix(config.method)
-    values: dict[str, Any] = {"fuse": config.student.fuse, METHOD: config.method}
+    values: dict[str, Any] = {
+        "fuse": config.student.fuse,
+        METHOD: config.method,
+        STUDENT: config.student.name,
+    }
     values |= {prefix + name: value for name, value in config.loss.model_dump().items()}
     return values | {("" if flat else OPTIM) + n: v for n, v in config.optim.model_dump().items()}
 

@@ -68,9 +68,8 @@ def plan(experiment: Experiment, *, address: str | None = None, progress: Progre
 
 
 def _budget_lines(experiment: Experiment, table: CostTable, images: int, at_once: int) -> list[str]:
-    quickest, slowest = (
-        _trial_seconds(table, latency, images, experiment) for latency in table.price_bounds("latency_ms")
-    )
+    latencies = table.price_bounds("latency_ms", students=experiment.space.student)
+    quickest, slowest = (_trial_seconds(table, latency, images, experiment) for latency in latencies)
     budget, resources = experiment.budget, experiment.resources
     total = duration(math.ceil(budget.trials / at_once) * slowest)
     return [
@@ -83,7 +82,7 @@ def _budget_lines(experiment: Experiment, table: CostTable, images: int, at_once
 
 def _cheapest(experiment: Experiment, table: CostTable) -> Costs:
     metric = next((o.metric for o in experiment.objectives if o.metric in experiment.cost_metrics), "flops")
-    return table.cheapest(metric)[1]
+    return table.cheapest(metric, students=experiment.space.student)[1]
 
 
 def _trial_seconds(table: CostTable, latency_ms: float, images: int, experiment: Experiment) -> float:

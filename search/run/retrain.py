@@ -111,7 +111,7 @@ def retrain_picks(
         slots(experiment.resources)
         if address is not None:
             preflight(experiment, folder)
-        library = bool(missing) and experiment.warm_start == "library"
+        library = bool(missing) and experiment.uses_library
         # Use the library of the search, even if the students are now trained on other data.
         settings = [(job.config.method, job.config.loss) for job in missing]
         setup, modules = _setup(

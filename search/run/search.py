@@ -122,7 +122,7 @@ def search(
                 concurrent = slots(experiment.resources)
                 if address is not None or sum(node["Alive"] for node in ray.nodes()) > 1:
                     preflight(experiment, folder, url)
-                library = experiment.warm_start == "library"
+                library = experiment.uses_library
                 setup, modules = prepared(
                     experiment,
                     folder,

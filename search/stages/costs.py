@@ -52,6 +52,7 @@ def get_costs(
             fuse=fuse,
             batch_size=experiment.costs.batch_size,
             extra=tuple(load_extra_costs(experiment.costs.extra)),
+            students=experiment.space.separate,
             device=device_name(runtime.device),
             allow_other_device=any_device,
         )
@@ -89,4 +90,5 @@ def fresh_costs(
         seconds=experiment.costs.seconds if seconds is None else seconds,
         progress=report,
         extra=load_extra_costs(experiment.costs.extra),
+        students=experiment.space.separate,
     )

@@ -42,21 +42,23 @@ def absolute_limits(
     limits = [Limit(c.metric, c.op, c.limit(reference[c.metric]), c.text) for c in experiment.constraints]
     for limit in limits:
         if limit.metric in (costs.metrics if known is None else known):
-            _check_reachable(limit, costs, experiment.space.fuse)
+            _check_reachable(limit, costs, experiment.space.fuse, experiment.space.student)
     return limits
 
 
-def _check_reachable(limit: Limit, costs: CostTable, fuse: bool | Literal["search"]) -> None:
+def _check_reachable(
+    limit: Limit, costs: CostTable, fuse: bool | Literal["search"], students: Sequence[str]
+) -> None:
     fused = fuse if isinstance(fuse, bool) else None
-    spec, cheapest = costs.cheapest(limit.metric, fused)
-    least, most = costs.price_bounds(limit.metric, fused)
+    spec, cheapest = costs.cheapest(limit.metric, fused, students)
+    least, most = costs.price_bounds(limit.metric, fused, students)
     if limit.violation(least if limit.op == "<=" else most) <= 0:
         return
     bound = f"{limit.text} (that is {limit.op} {show(limit.metric, limit.limit)})"
     if limit.op == "<=":
+        which = spec.arch or f"with {len(spec.widths)} of {len(costs.structure)} blocks replaced"
         raise InputError(
-            f"constraints: no student keeps {bound}: the cheapest, with {len(spec.widths)} of "
-            f"{len(costs.structure)} blocks replaced, has {figures(cheapest)}"
+            f"constraints: no student keeps {bound}: the cheapest, {which}, has {figures(cheapest)}"
         )
     raise InputError(
         f"constraints: no student keeps {bound}: the most expensive has {limit.metric} "

@@ -159,7 +159,8 @@ def _measure(
     seconds: float,
 ) -> dict[str, float]:
     progress("measuring the front", 0, len(specs))
-    students = {name: build_student(teacher, blocks, spec) for name, spec in specs.items()}
+    shape = costs.image_shape
+    students = {name: build_student(teacher, blocks, spec, image_shape=shape) for name, spec in specs.items()}
     example = torch.zeros(costs.batch_size, *costs.image_shape)
     found = measure_many(students, example, runtime, precision=costs.precision, seconds=seconds)
     return {name: latency.median_ms for name, latency in found.items()}

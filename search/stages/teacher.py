@@ -19,6 +19,7 @@ from trainables.network.architectures import build_model
 from trainables.network.evaluate import evaluate
 from trainables.network.scores import check_scores, load_scores
 from trainables.runtime.runtime import Runtime
+from trainables.student.build import build_separate
 from trainables.teacher.teacher import Teacher, load_teacher
 from trainables.teacher.training import train_teacher
 
@@ -59,6 +60,8 @@ def _check_before_training(experiment: Experiment, data: ImageData, runtime: Run
     """
     model = untrained_model(experiment, data, runtime)
     blocks = teacher_blocks(experiment, model, data.image_shape)
+    for arch in experiment.space.separate:
+        build_separate(arch, data.num_classes, data.image_shape)
     if experiment.costs.extra or any(limit.metric in EXACT for limit in experiment.constraints):
         table = fresh_costs(experiment, model, blocks, data.image_shape, runtime, None, seconds=0.0)
         own = tuple(metric.name for metric in experiment.own_metrics if metric.kind == "cost")

@@ -27,6 +27,7 @@ def load_costs(
     allow_other_device: bool = False,
     batch_size: int | None = None,
     extra: Sequence[str] = (),
+    students: Sequence[str] = (),
 ) -> CostTable:
     """Read a cost table; raise if it was not measured for this search.
 
@@ -41,6 +42,7 @@ def load_costs(
         allow_other_device: do not check the device; for a driver whose workers measured the latencies.
         batch_size: expected batch size of the latencies; None: any.
         extra: names of the costs that the table must hold beside params, flops and latency_ms.
+        students: architectures of separate students that the table must hold.
 
     Raises:
         InputError: the file cannot be read or does not match; all mismatches are listed.
@@ -60,6 +62,10 @@ def load_costs(
         faults.append(f"widths: expected {sorted(widths)}, got {sorted(table.widths)} (missing {missing})")
     if missing_costs := sorted(set(extra) - set(table.metrics)):
         faults.append(f"costs: expected {', '.join(missing_costs)} too, got {', '.join(table.metrics)}")
+    if lacking := sorted(set(students) - set(table.students)):
+        faults.append(
+            f"students: expected {', '.join(lacking)} too, got {', '.join(table.students) or 'none'}"
+        )
     faults += _block_faults(blocks, table.structure)
     if faults:
         raise InputError(f"{path}: the cost table was measured for something else: {'; '.join(faults)}")
@@ -84,7 +90,7 @@ def _read(path: Path) -> CostTable:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
-            f"{path}: not a cost table of format 1 or 2: {where}: {first['msg']}, "
+            f"{path}: not a cost table of format 1, 2 or 3: {where}: {first['msg']}, "
             f"got {str(first['input'])[:60]!r}"
         ) from None
     held = {span.key for span in table.spans}

@@ -27,7 +27,7 @@ from trainables.costs.latency import (
     summary,
 )
 from trainables.costs.load import load_costs
-from trainables.costs.table import COST_METRICS, Costs, CostTable, Spread
+from trainables.costs.table import COST_METRICS, Costs, CostTable, Spread, format_of
 from trainables.errors import InputError
 from trainables.files import code_version
 from trainables.network.flops import count_flops, count_params
@@ -65,12 +65,14 @@ def measure_costs(
     seconds: float = SECONDS,
     progress: Callable[[int, int], None] | None = None,
     extra: Mapping[str, Cost] | None = None,
+    students: Sequence[str] = (),
 ) -> CostTable:
-    """Measure the costs of a teacher, its blocks and its candidate modules.
+    """Measure the costs of a teacher, its blocks, its candidate modules and separate students.
 
     Blocks are timed inside the running teacher, modules inside running students: one student for each width
     with every block replaced, and as few more as needed to run every kind of module once. Modules of the
-    same shapes and layers do the same work at every place and share one latency.
+    same shapes and layers do the same work at every place and share one latency. Separate students are timed
+    as a whole, in turns with the others.
 
     Args:
         teacher: not changed; copies of it run.
@@ -84,9 +86,10 @@ def measure_costs(
         seconds: measuring time of the latencies; slow models take longer.
         progress: called with (tenths of a second spent, total).
         extra: further costs by metric name.
+        students: architectures of separate students.
 
     Returns:
-        A table that gives the cost of any student of this teacher: params, FLOPs of one image, ms of one
+        A table that gives the cost of any of these students: params, FLOPs of one image, ms of one
         batch.
 
     Raises:
@@ -106,14 +109,17 @@ def measure_costs(
     kinds = _kinds(candidate_spans(blocks, widths, fuse), extra, runtime)
     specs = list(_covering(blocks, widths, kinds))
     probes = _probes(teacher, blocks, specs, kinds, runtime)
+    separate = _separate_probes(teacher, blocks, students, image_shape, runtime)
+    probes += separate.values()
     samples = measure_probes(probes, images, runtime, precision=precision, seconds=seconds, progress=progress)
     whole, parts = _figures(probes, samples)
     teacher_flops = count_flops(probes[0].model, images[:1].to(runtime.device))
     image = images[:1].to(runtime.device)
     whole_others = measure_extra(extra, prepared(teacher, runtime), image, runtime)
     others = _block_others(teacher, blocks, kinds, whole_others, extra, image, runtime)
+    times = [summary(sample[:, 0]) for sample in samples[2 + len(specs) :]]
     table = CostTable(
-        format=2 if extra else 1,
+        format=format_of(extra, separate),
         version=code_version(),
         teacher_hash=weights_hash(teacher),
         device=device_name(runtime.device),
@@ -134,13 +140,18 @@ def measure_costs(
             key: Costs(kind.params, kind.flops, parts["module", kind.text].median_ms, kind.others)
             for key, kind in kinds.items()
         },
+        students={
+            arch: _costs_of(probe.model, time, extra, image, runtime)
+            for (arch, probe), time in zip(separate.items(), times, strict=True)
+        },
         spread=Spread(
             teacher=whole.spread_ms,
             blocks={b.name: parts["block", b.name].spread_ms for b in blocks},
             modules={key: parts["module", kind.text].spread_ms for key, kind in kinds.items()},
+            students={arch: time.spread_ms for arch, time in zip(separate, times, strict=True)},
         ),
     )
-    for spec, probe in zip(specs, probes[2:], strict=True):
+    for spec, probe in zip(specs, probes[2 : 2 + len(specs)], strict=True):
         _check_sum(table, spec, probe.model, image)
         _check_extra_sum(table, spec, measure_extra(extra, probe.model, image, runtime))
     return table
@@ -244,6 +255,28 @@ def _probes(
         }
         probes.append(Probe(prepared(build_student(teacher, blocks, spec), runtime), modules))
     return probes
+
+
+def _separate_probes(
+    teacher: nn.Module,
+    blocks: Sequence[Block],
+    students: Sequence[str],
+    image_shape: Sequence[int],
+    runtime: Runtime,
+) -> dict[str, Probe[tuple[str, str, str]]]:
+    """Make a probe of every separate student, by its architecture."""
+    side: Any = tuple(image_shape)
+    built = {
+        arch: build_student(teacher, blocks, StudentSpec(arch=arch), image_shape=side) for arch in students
+    }
+    return {arch: Probe(prepared(model, runtime), {}) for arch, model in built.items()}
+
+
+def _costs_of(
+    model: nn.Module, time: Latency, extra: Mapping[str, Cost], image: torch.Tensor, runtime: Runtime
+) -> Costs:
+    others = measure_extra(extra, model, image, runtime)
+    return Costs(count_params(model), count_flops(model, image), time.median_ms, others)
 
 
 def _figures(

@@ -6,7 +6,7 @@ Params and FLOPs are exact. Latency is approximate: it assumes that parts do not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, model_validator
 
 from trainables.blocks.blocks import Block
-from trainables.config import StudentSpec
+from trainables.config import REPLACED, StudentSpec
 from trainables.config_base import Config
 from trainables.errors import InputError
 from trainables.files import write_text
 from trainables.student.spans import Span, candidate_spans, joins, merged_widths
 
 COST_METRICS = ("params", "flops", "latency_ms")
+STUDENTS = (REPLACED,)  # in `cheapest`: students of the teacher alone
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,25 @@ WrittenCosts = Annotated[
 ]
 
 
+def _empty(value: Mapping[str, Any]) -> bool:
+    """Return whether to leave a mapping out of the file, which older versions then read."""
+    return not value
+
+
 class Spread(Config):
     """Interquartile range in ms of the runs behind each latency."""
 
     teacher: float
     blocks: dict[str, float]
     modules: dict[str, float]
+    students: dict[str, float] = Field(default_factory=dict, exclude_if=_empty)
+
+
+def format_of(others: Mapping[str, Any], students: Mapping[str, Any]) -> Literal[1, 2, 3]:
+    """Return the file format of a table with these extra costs and separate students."""
+    if students:
+        return 3
+    return 2 if others else 1
 
 
 class _Step(NamedTuple):
@@ -84,7 +98,7 @@ class _Step(NamedTuple):
 
 
 class CostTable(Config):
-    """Costs of a teacher, its blocks and its candidate modules, and how they were measured.
+    """Costs of a teacher, its blocks, its candidate modules and separate students, and how they were got.
 
     Example:
         spec, least = costs.cheapest("flops")
@@ -92,7 +106,9 @@ class CostTable(Config):
         costs.save(Path("costs.json"))
     """
 
-    format: Literal[1, 2] = Field(1, description="2: there are costs beside params, flops and latency_ms")
+    format: Literal[1, 2, 3] = Field(
+        1, description="2: there are costs beside params, flops and latency_ms; 3: separate students"
+    )
     version: str = Field(description="of the code that measured")
     teacher_hash: str
     device: str = Field(description="the processor's own name")
@@ -108,13 +124,16 @@ class CostTable(Config):
     teacher: WrittenCosts
     blocks: dict[str, WrittenCosts]
     modules: dict[str, WrittenCosts] = Field(description="by `Span.key`")
+    students: dict[str, WrittenCosts] = Field(
+        default_factory=dict, exclude_if=_empty, description="separate students by architecture"
+    )
     spread: Spread
 
     @model_validator(mode="after")
     def _same_costs(self) -> CostTable:
-        if (self.format == 2) != bool(self.teacher.others):
-            raise ValueError(f"expected format 1 for {', '.join(COST_METRICS)} alone, 2 for more costs")
-        for name, costs in {**self.blocks, **self.modules}.items():
+        if self.format != (expected := format_of(self.teacher.others, self.students)):
+            raise ValueError(f"expected format {expected} for these costs and students, got {self.format}")
+        for name, costs in {**self.blocks, **self.modules, **self.students}.items():
             if set(costs.others) != set(self.teacher.others):
                 raise ValueError(f"{name}: expected the costs {', '.join(self.metrics)}")
         return self
@@ -133,8 +152,10 @@ class CostTable(Config):
         """Return the cost of a student. It takes microseconds: no model is built.
 
         Raises:
-            InputError: the table does not hold a block or a width of `spec`.
+            InputError: the table does not hold a block, a width or the architecture of `spec`.
         """
+        if spec.arch is not None:
+            return self._separate(spec.arch)
         wanted, fuse = spec.widths, spec.fuse
         runs: list[tuple[int, int, float]] = []
         found = 0
@@ -165,21 +186,26 @@ class CostTable(Config):
                 others[name] += change.others[name]
         return Costs(params, flops, latency, others)
 
-    def cheapest(self, metric: str, fuse: bool | None = None) -> tuple[StudentSpec, Costs]:
+    def cheapest(
+        self, metric: str, fuse: bool | None = None, students: Sequence[str] = STUDENTS
+    ) -> tuple[StudentSpec, Costs]:
         """Find the cheapest student, exactly, by dynamic programming over the blocks.
 
         Args:
             metric: params, flops, latency_ms or the name of an extra cost.
             fuse: whether adjacent replaced blocks of one width are fused; None: whichever is cheaper.
+            students: `teacher` for the teacher with replaced blocks, and architectures of separate students.
 
         Raises:
             InputError: no such metric; or `fuse` is True but the table has no fused spans.
         """
-        return self._extreme(metric, fuse, sign=1)
+        return self._extreme(metric, fuse, 1, students)
 
-    def price_bounds(self, metric: str, fuse: bool | None = None) -> tuple[float, float]:
+    def price_bounds(
+        self, metric: str, fuse: bool | None = None, students: Sequence[str] = STUDENTS
+    ) -> tuple[float, float]:
         """Return the lowest and the highest cost of any student; see `cheapest`."""
-        prices = [self._extreme(metric, fuse, sign)[1].as_dict()[metric] for sign in (1, -1)]
+        prices = [self._extreme(metric, fuse, sign, students)[1].as_dict()[metric] for sign in (1, -1)]
         return prices[0], prices[1]
 
     def to_profile(self) -> dict[str, Any]:
@@ -207,7 +233,12 @@ class CostTable(Config):
             mode="json", include={"device", "batch_size", "threads", "precision", "image_shape", "runs"}
         )
         teacher = {**self.teacher.as_dict(), "spread_ms": self.spread.teacher}
-        return {"teacher": teacher, "blocks": blocks, "modules": modules, **conditions}
+        separate = [
+            {"arch": arch, **costs.as_dict(), "spread_ms": self.spread.students[arch]}
+            for arch, costs in self.students.items()
+        ]
+        listed = {"students": separate} if separate else {}
+        return {"teacher": teacher, "blocks": blocks, "modules": modules, **listed, **conditions}
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, atomically."""
@@ -241,17 +272,32 @@ class CostTable(Config):
             f"{', '.join(f'{w:g}' for w in self.widths)}, {'fused' if self.fuse else 'no fused'} spans"
         )
 
-    def _extreme(self, metric: str, fuse: bool | None, sign: int) -> tuple[StudentSpec, Costs]:
+    def _separate(self, arch: str) -> Costs:
+        if arch not in self.students:
+            raise InputError(
+                f"student.arch: no student {arch} in the cost table; it has "
+                f"{', '.join(self.students) or 'students of the teacher alone'}"
+            )
+        return self.students[arch]
+
+    def _extreme(
+        self, metric: str, fuse: bool | None, sign: int, students: Sequence[str]
+    ) -> tuple[StudentSpec, Costs]:
         if metric not in self.metrics:
             raise InputError(f"expected a cost metric ({', '.join(self.metrics)}), got {metric!r}")
         if fuse and not self.fuse:
             raise InputError("costs: the table holds no fused spans, but fused students are asked for")
-        choices = [fuse] if fuse is not None else [False, True] if self.fuse else [False]
-        found = []
-        for choice in choices:
-            spec = StudentSpec(widths=self._best_widths(metric, choice, sign), fuse=choice)
-            found.append((spec, self.price(spec)))
+        found = [(spec, self.price(spec)) for spec in self._extremes(metric, fuse, sign, students)]
         return min(found, key=lambda pair: sign * pair[1].as_dict()[metric])
+
+    def _extremes(
+        self, metric: str, fuse: bool | None, sign: int, students: Sequence[str]
+    ) -> Iterator[StudentSpec]:
+        """Yield the students of every kind among which the cheapest is."""
+        choices = [fuse] if fuse is not None else [False, True] if self.fuse else [False]
+        for choice in choices if REPLACED in students else ():
+            yield StudentSpec(widths=self._best_widths(metric, choice, sign), fuse=choice)
+        yield from (StudentSpec(arch=arch) for arch in students if arch != REPLACED)
 
     def _best_widths(self, metric: str, fuse: bool, sign: int) -> dict[str, float]:
         """Return the widths of the student with the lowest `sign * metric`.

@@ -25,8 +25,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     classes = data["classes"]
     shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
     sections = {
-        "": [f"A student of {teacher['arch']} (weights `{teacher['hash']}`) that classifies images of shape "
-             f"{'×'.join(map(str, teacher['image_shape']))} into {len(classes)} classes: {shown}."],
+        "": [f"{_subject(config)} of {teacher['arch']} (weights `{teacher['hash']}`) that classifies images "
+             f"of shape {'×'.join(map(str, teacher['image_shape']))} into {len(classes)} classes: {shown}."],
         "Architecture": _architecture(manifest),
         "Training": _training(config, data, manifest),
         "Results": _results(results, data),
@@ -54,7 +54,14 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _subject(config: Mapping[str, Any]) -> str:
+    arch = config["student"].get("arch")
+    return f"A student of the architecture {arch}, taught by the outputs" if arch else "A student"
+
+
 def _architecture(manifest: Mapping[str, Any]) -> list[str]:
+    if arch := manifest["config"]["student"].get("arch"):
+        return [f"{arch}, a network of its own: none of its weights are the teacher's."]
     widths = manifest["config"]["student"]["widths"]
     names = [block["name"] for block in manifest["blocks"]]
     if not widths:
@@ -73,7 +80,8 @@ def _training(config: Mapping[str, Any], data: Mapping[str, Any], manifest: Mapp
     return [
         f"- Data: {data['name']}, {images['train']:,} training and {images['val']:,} validation images "
         f"(hash `{manifest['data_hash']}`)",
-        f"- Start: {START[config['warm_start']]}; trained: {config['train']}",
+        f"- Start: {START['none' if config['student'].get('arch') else config['warm_start']]}; "
+        f"trained: {config['train']}",
         *_method(config),
         f"- SGD, peak learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, batches of "
         f"{optim['batch_size']}, {config['epochs']} epochs, seed {config['seed']}",

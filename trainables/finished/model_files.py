@@ -15,7 +15,7 @@ from trainables.config import StudentSpec
 from trainables.errors import InputError
 from trainables.network.architectures import build_model
 from trainables.network.weights import load_weights
-from trainables.student.build import build_student
+from trainables.student.build import build_separate, build_student
 
 FORMAT = 1
 WEIGHTS, MANIFEST, CARD, CHECKPOINT = "model.safetensors", "model.json", "README.md", "checkpoint.pt"
@@ -43,14 +43,15 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     manifest = _read_manifest(folder / MANIFEST)
-    teacher = manifest["teacher"]
-    model = build_model(
-        teacher["arch"], teacher["num_classes"], tuple(teacher["image_shape"]), teacher["small_stem"]
-    )
     # Not the whole config: that would import the method, which may be in a file of the user that is not here.
     spec = StudentSpec.model_validate(manifest["config"].get("student", {}))
-    blocks = [_block(fields) for fields in manifest["blocks"]]
-    student = build_student(model, blocks, spec)
+    teacher = manifest["teacher"]
+    classes, shape = teacher["num_classes"], tuple(teacher["image_shape"])
+    if spec.arch is not None:
+        student = build_separate(spec.arch, classes, shape)
+    else:
+        model = build_model(teacher["arch"], classes, shape, teacher["small_stem"])
+        student = build_student(model, [_block(fields) for fields in manifest["blocks"]], spec)
     load_weights(student, folder / WEIGHTS)
     return student.eval(), manifest
 

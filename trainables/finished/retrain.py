@@ -178,7 +178,8 @@ def retrain_one(
 def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
     """Return the configs of the baselines: the same student without distillation, by name.
 
-    scratch starts from random weights, finetune from the teacher's weights in kept blocks. Both train all
+    scratch starts from random weights, finetune from the teacher's weights in kept blocks; a separate student
+    has none, so it has the first baseline alone. Both train all
     parameters with the method's baseline settings (cross-entropy alone), everything else as in `config`.
 
     Args:
@@ -194,10 +195,10 @@ def baselines(config: DistillConfig) -> dict[str, DistillConfig]:
     """
     method: type[Method] = METHODS.get(config.method)
     plain = {"loss": method.baseline(config.loss), "train": "all"}
-    return {
-        "scratch": config.model_copy(update={**plain, "warm_start": "none"}),
-        "finetune": config.model_copy(update={**plain, "warm_start": "teacher"}),
-    }
+    found = {"scratch": config.model_copy(update={**plain, "warm_start": "none"})}
+    if config.student.arch is None:
+        found["finetune"] = config.model_copy(update={**plain, "warm_start": "teacher"})
+    return found
 
 
 def _teacher_of(record: TeacherRecord) -> dict[str, Any]:

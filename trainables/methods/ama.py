@@ -14,7 +14,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig
@@ -22,9 +21,10 @@ from trainables.config_base import MethodConfig
 from trainables.loss_config import LossConfig
 from trainables.methods.adaptive import log_prior, mixed_map
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
+from trainables.methods.label_parts import label_parts
 from trainables.methods.teacher_signals import NOTHING, Signals, Teach
 from trainables.methods.terms.embeddings import EMBEDDING_TERMS
-from trainables.methods.terms.logits import LOGIT_TERMS, check_logit_term, ramp
+from trainables.methods.terms.logits import check_logit_term
 from trainables.methods.terms.maps import MAP_TERMS
 from trainables.network.taps import Inputs, Taps
 from trainables.student.spans import Span, spans_of
@@ -128,17 +128,8 @@ class DistillationLoss(nn.Module):
             map term; regulariser, adaptive only: β times the regularisers of weights and mixes (see the
             class); the name of the embedding term: γ times its value.
         """
-        alpha, beta = self.config.alpha, self.config.beta
-        student_logits = student_logits.float()
-        parts: dict[str, Tensor] = {}
-        if alpha < 1:
-            ce = F.cross_entropy(student_logits, labels, label_smoothing=self.label_smoothing)
-            parts["ce"] = (1 - alpha) * ce
-        if self.reads_logits:
-            assert teacher_logits is not None
-            name, tau = self.config.logits, self.config.tau
-            term = LOGIT_TERMS[name](student_logits, teacher_logits, labels, tau)
-            parts[name] = alpha * ramp(name, done) * term
+        beta = self.config.beta
+        parts = label_parts(self.config, student_logits, teacher_logits, labels, self.label_smoothing, done)
         if self.reads_maps and not self.adaptive:
             pairs = zip(student_maps, teacher_maps, self.layouts, strict=True)
             errors = torch.stack([self._error(student, own, layout) for student, (own, *_), layout in pairs])

@@ -38,6 +38,13 @@ from trainables.student.start import Modules
 
 TEACHER = "teacher"  # key in `Setup.teachers` of the network whose blocks are replaced
 
+# By the kind of the student that a method does not train.
+WRONG_KIND = {
+    "replaced": "needs a separate student: set space.student (student.arch in Python), e.g. to wrn10_1",
+    "separate": "needs a student made from the teacher: leave out space.student (student.arch in Python), or "
+    "choose the method separate or fitnet",
+}
+
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 StageProgress = Callable[[str, int, int], None]  # what, done, total
 Stages = Mapping[str, Mapping[str, Any]]  # results of stages by `Stage.key`
@@ -243,6 +250,9 @@ class Method(nn.Module, ABC):
         streams: names of further data it reads, below `data.targets`.
         stages: work done once a run, before the first trial.
         teaching: keys of `Config` that weigh the teacher's signals; zero for the baseline.
+        students: kinds of students it trains: `replaced` (the teacher with replaced blocks), `separate`.
+        modules_in_teacher: whether, for a separate student, `student.widths` says which of the teacher's
+            blocks it replaces by AMA modules. Other methods do not read the widths then.
         needs_teacher: whether it learns from the teacher's weights; if not, an untrained one is enough.
         student: the model that is scored, measured, saved and exported.
 
@@ -261,6 +271,8 @@ class Method(nn.Module, ABC):
     streams: ClassVar[tuple[str, ...]] = ()
     stages: ClassVar[tuple[Stage, ...]] = ()
     teaching: ClassVar[tuple[str, ...]] = ()
+    students: ClassVar[tuple[str, ...]] = ("replaced", "separate")
+    modules_in_teacher: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
     student: nn.Module
 
@@ -275,8 +287,31 @@ class Method(nn.Module, ABC):
         missing += [f"stream {name}" for name in self.streams]  # no data section provides one yet
         if missing:
             raise InputError(f"method {self.name}: needs {', '.join(missing)}; this run does not provide it")
+        if fault := self.unfit(config):
+            raise InputError(f"method {self.name}: {fault}")
         self.setup, self.config, self.runtime = setup, config, setup.runtime
         self._compiled: list[Any] = []  # in a list: as a submodule it would be in the state dict twice
+
+    @classmethod
+    def unfit(cls, config: DistillConfig) -> str | None:
+        """Return why this method cannot train the student of `config`, and what to change; None if it can."""
+        student, settings = config.student, config.loss
+        if student.kind not in cls.students:
+            return WRONG_KIND[student.kind]
+        if student.arch is None:
+            return None
+        needed = {
+            key: value for key, value in settings.for_separate.items() if getattr(settings, key) != value
+        }
+        if needed:
+            wanted = ", ".join(f"{key} to {value}" for key, value in needed.items())
+            return (
+                f"a separate student ({student.arch}) has no replaced blocks whose maps could be compared: "
+                f"set {wanted}, or choose the method separate or fitnet"
+            )
+        if student.widths and not cls.modules_in_teacher:
+            return f"student.widths has no effect on a separate student ({student.arch}): leave it out"
+        return None
 
     def stage(self, name: str) -> Mapping[str, Any]:
         """Return the result of the method's stage `name` for the trial's settings."""

@@ -40,7 +40,16 @@ class Span:
 
 
 def spans_of(blocks: Sequence[Block], spec: StudentSpec) -> tuple[Span, ...]:
-    """Return the spans that `spec` replaces, in execution order.
+    """Return the spans of the teacher that the student replaces; a separate student replaces none.
+
+    Raises:
+        InputError: as `teacher_spans`.
+    """
+    return () if spec.arch is not None else teacher_spans(blocks, spec)
+
+
+def teacher_spans(blocks: Sequence[Block], spec: StudentSpec) -> tuple[Span, ...]:
+    """Return the spans that `spec.widths` names, in execution order, whatever the student's architecture.
 
     With `spec.fuse`, a block that takes exactly the previous block's output and keeps its shape joins the
     previous block's span if both have the same width.

@@ -13,7 +13,7 @@ from trainables.data.dataset import ImageData
 from trainables.errors import InputError
 from trainables.network.reset import recalibrate_batchnorm, reset_parameters
 from trainables.runtime.runtime import Runtime
-from trainables.student.build import build_student
+from trainables.student.build import build_separate, build_student
 from trainables.student.spans import Span
 
 RECALIBRATION = (3, 512)  # batches, images a batch
@@ -32,6 +32,8 @@ def start_student(
 ) -> nn.Module:
     """Make the untrained student of `config` on the runtime's device; trained parameters require gradients.
 
+    A separate student has random weights, whatever `warm_start` says: neither teacher nor library fit it.
+
     Args:
         spans: `spans_of(blocks, config.student)`.
         modules: used with `warm_start: library` alone. Batch-norm statistics are then re-estimated on
@@ -39,8 +41,14 @@ def start_student(
 
     Raises:
         InputError: `warm_start: library` without the modules it needs; `train: modules` with random kept
-            parts.
+            parts or a separate student.
     """
+    arch = config.student.arch
+    if arch is not None:
+        if config.train == "modules":
+            raise InputError(f"train: modules would freeze all of {arch}, a separate student: use train: all")
+        separate = build_separate(arch, data.num_classes, data.image_shape, config.seed)
+        return separate.to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload,no-any-return]
     library = config.warm_start == "library"
     if library and modules is None:
         raise InputError("warm_start: library needs a module library, and there is none; use teacher or none")

@@ -258,8 +258,9 @@ def test_fused_spans_and_another_device_have_to_be_asked_for(tmp_path: Path) -> 
     ("edit", "message"),
     [
         (lambda text: text[: len(text) // 2], "not a cost table of format 1"),
-        (lambda text: text.replace('"format": 1', '"format": 3'), "format: Input should be 1 or 2, got '3'"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "expected format 1 for params, flops"),
+        (lambda text: text.replace('"format": 1', '"format": 4'), "format: Input should be 1, 2 or 3, got"),
+        (lambda text: text.replace('"format": 1', '"format": 2'), "expected format 1 for these costs"),
+        (lambda text: text.replace('"format": 1', '"format": 3'), "expected format 1 for these costs"),
         (lambda text: text.replace('"batch_size": 4', '"batch_size": 0'), "batch_size"),
         (lambda text: text.replace('"b0@0.25": {', '"b9@0.25": {'), "entries do not match"),
         (lambda text: text.replace('"fuse": true', '"fuse": false'), "entries do not match"),

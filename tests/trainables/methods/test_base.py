@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"ama-{term}": ("ama", {"logits": term}) for term in ("dkd", "standardised", "dist")},
     **{f"ama-{term}": ("ama", {"maps": term}) for term in ("attention", "statistics")},
     **{f"ama-{term}": ("ama", {"embeddings": term}) for term in ("rkd", "pkt")},
+    "separate-no-pull": ("separate", {"eta": 0.0, "rho": 0.0}),
     "ama-adaptive-statistics": ("ama", {"maps": "statistics", "supervision": "adaptive"}),
     "crd-dkd": ("crd", {"logits": "dkd", "negatives": 32}),
     "mcl-view-prefix-all": ("mcl", {"peers": 3, "teacher": "view", "share": "prefix", "soft": "all"}),
@@ -61,8 +62,16 @@ def setup(data: ImageData, runtime: Runtime, tmp_path_factory: pytest.TempPathFa
     return dataclasses.replace(bare, stages=make_stages(bare, settings, tmp_path_factory.mktemp("stages")))
 
 
+SEPARATE = "wrn10_2"
+
+
 def config_of(method: str, setup: Setup, **fields: Any) -> DistillConfig:
-    student = StudentSpec(widths={block.name: 0.5 for block in setup.blocks[1:]})
+    widths = {block.name: 0.5 for block in setup.blocks[1:]}
+    kind = METHODS.get(VARIANTS.get(method, (method,))[0])
+    if "replaced" in kind.students:
+        student = StudentSpec(widths=widths)
+    else:
+        student = StudentSpec(arch=SEPARATE, widths=widths if kind.modules_in_teacher else {})
     name, loss = VARIANTS.get(method, (method, {}))
     given = {"method": name, "student": student, "epochs": 2, "optim": OptimConfig(batch_size=33), **fields}
     given = {"loss": {**SETTINGS.get(name, {}), **loss}, **given}
@@ -104,7 +113,8 @@ def test_a_resume_is_exact(method: str, setup: Setup) -> None:
 
 def test_only_the_student_is_kept(method: str, setup: Setup) -> None:
     config = config_of(method, setup)
-    built = build_student(setup.teacher, setup.blocks, config.student, config.seed)
+    shape = setup.data.image_shape
+    built = build_student(setup.teacher, setup.blocks, config.student, config.seed, image_shape=shape)
     assert Distiller(config, setup).student.state_dict().keys() == built.state_dict().keys()
 
 
