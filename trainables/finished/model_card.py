@@ -55,12 +55,12 @@ def model_card(manifest: Mapping[str, Any]) -> str:
 
 
 def _subject(config: Mapping[str, Any]) -> str:
-    arch = config["student"].get("arch")
+    arch = config.get("student", {}).get("arch")
     return f"A student of the architecture {arch}, taught by the outputs" if arch else "A student"
 
 
 def _architecture(manifest: Mapping[str, Any]) -> list[str]:
-    if arch := manifest["config"]["student"].get("arch"):
+    if arch := manifest["config"].get("student", {}).get("arch"):
         return [f"{arch}, a network of its own: none of its weights are the teacher's."]
     widths = manifest["config"]["student"]["widths"]
     names = [block["name"] for block in manifest["blocks"]]
@@ -77,11 +77,11 @@ def _architecture(manifest: Mapping[str, Any]) -> list[str]:
 
 def _training(config: Mapping[str, Any], data: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
     optim, images = config["optim"], data["images"]
+    start = "none" if config.get("student", {}).get("arch") else config["warm_start"]
     return [
         f"- Data: {data['name']}, {images['train']:,} training and {images['val']:,} validation images "
         f"(hash `{manifest['data_hash']}`)",
-        f"- Start: {START['none' if config['student'].get('arch') else config['warm_start']]}; "
-        f"trained: {config['train']}",
+        f"- Start: {START[start]}; trained: {config['train']}",
         *_method(config),
         f"- SGD, peak learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, batches of "
         f"{optim['batch_size']}, {config['epochs']} epochs, seed {config['seed']}",

@@ -9,7 +9,16 @@ from trainables.config import DistillConfig
 from trainables.config_base import hash_json
 
 FORMAT_0_1 = 1
-KEYS = ("student", "loss", "optim", "epochs", "seed", "train", "warm_start")  # of version 0.1's config
+# The keys of version 0.1's config, with those of its sections.
+KEYS: dict[str, tuple[str, ...]] = {
+    "student": ("widths", "fuse"),
+    "loss": ("alpha", "tau", "beta", "supervision", "entropy_weight"),
+    "optim": ("lr", "momentum", "weight_decay", "batch_size", "warmup_epochs", "label_smoothing"),
+    "epochs": (),
+    "seed": (),
+    "train": (),
+    "warm_start": (),
+}
 
 
 def from_0_1(state: Mapping[str, Any], config: DistillConfig) -> dict[str, Any]:
@@ -19,8 +28,9 @@ def from_0_1(state: Mapping[str, Any], config: DistillConfig) -> dict[str, Any]:
     with the present one.
     """
     dumped = config.model_dump(mode="json")
+    known = {key: {k: dumped[key][k] for k in inner} if inner else dumped[key] for key, inner in KEYS.items()}
     origin = dict(state["origin"])
-    if origin.get("config") == hash_json({key: dumped[key] for key in KEYS}):
+    if origin.get("config") == hash_json(known):
         origin["config"] = config.digest()
     student = {f"student.{name}": tensor for name, tensor in state["student"].items()}
     loss = {f"loss.{name}": tensor for name, tensor in state["loss"].items()}
