@@ -30,6 +30,7 @@ from trainables.methods.terms.adain import (
     statistics_error,
     with_statistics,
 )
+from trainables.methods.terms.logits import check_logit_term
 from trainables.network.taps import Taps
 from trainables.student.spans import Span
 
@@ -64,8 +65,8 @@ class AdainConfig(LogitTerm):
     )
     clamp: bool = Field(
         default=False,
-        description="set negative values to zero in maps that the teacher goes on from, after blocks that end "
-        "with a ReLU",
+        description="set negative values to zero in the maps that the teacher goes on from, after blocks "
+        "that end with a ReLU",
     )
 
     def unused(self) -> set[str]:
@@ -85,11 +86,13 @@ class Adain(SpanMethod):
         """Build the student on the runtime's device.
 
         Raises:
-            InputError: as `SpanMethod`; or a logit term that says nothing about the data (`check_logit_term`).
+            InputError: as `SpanMethod`; or a logit term that does not fit the data (`check_logit_term`).
         """
         super().__init__(setup, config)
         assert isinstance(config.loss, AdainConfig)
         self.settings = config.loss
+        if self.settings.alpha > 0:
+            check_logit_term(self.settings.logits, setup.data.num_classes, config.optim.batch_size)
         self._tails = Tails(setup.supervisor, setup.blocks)
         wanted = self.settings.beta_stat > 0 or self.settings.beta_adain > 0
         self.points = self._points() if wanted else []

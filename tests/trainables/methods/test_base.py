@@ -44,6 +44,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"ama-{term}": ("ama", {"maps": term}) for term in ("attention", "statistics")},
     **{f"ama-{term}": ("ama", {"embeddings": term}) for term in ("rkd", "pkt")},
     "ama-adaptive-statistics": ("ama", {"maps": "statistics", "supervision": "adaptive"}),
+    **{f"adain-{points}": ("adain", {"points": points, "react": "kl"}) for points in ("spans", "random")},
+    "adain-dkd-clamp": ("adain", {"logits": "dkd", "clamp": True}),
 }
 
 
