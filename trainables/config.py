@@ -144,6 +144,7 @@ METHODS: Registry[Any] = Registry(
     "ama_search.method",
     {
         DEFAULT_METHOD: "trainables.methods.ama:Ama",
+        "adain": "trainables.methods.adain:Adain",
         "crd": "trainables.methods.crd:Crd",
         "fitnet": "trainables.methods.fitnet:Fitnet",
         "mcl": "trainables.methods.mcl:Mcl",

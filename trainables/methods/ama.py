@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,14 @@ from trainables.config import DistillConfig
 from trainables.config_base import MethodConfig
 from trainables.loss_config import LossConfig
 from trainables.methods.adaptive import log_prior, mixed_map
-from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
+from trainables.methods.base import Batch, Group, Phase, Progress, Setup
 from trainables.methods.label_parts import label_parts
-from trainables.methods.teacher_signals import NOTHING, Signals, Teach
+from trainables.methods.span_method import SpanMethod
+from trainables.methods.teacher_signals import Signals
 from trainables.methods.terms.embeddings import EMBEDDING_TERMS
 from trainables.methods.terms.logits import check_logit_term
 from trainables.methods.terms.maps import MAP_TERMS
-from trainables.network.taps import Inputs, Taps
-from trainables.student.spans import Span, spans_of
-from trainables.student.start import start_student
+from trainables.student.spans import Span
 
 # Most maps in a learned mix: each is held in fp32 at every step, and a long residual stage has dozens of
 # the same shape.
@@ -163,7 +161,7 @@ class DistillationLoss(nn.Module):
         return (weights * torch.stack(errors_)).sum(), regulariser
 
 
-class Ama(Method):
+class Ama(SpanMethod):
     """Activation-map adaptation: replace spans of the teacher by AMA modules and train them on its maps."""
 
     name = "ama"
@@ -174,19 +172,14 @@ class Ama(Method):
         """Build student and loss on the runtime's device.
 
         Raises:
-            InputError: unknown block names; `warm_start: library` without the modules it needs;
-                `train: modules` with a student whose kept parts would be random.
+            InputError: as `SpanMethod`; or a logit term that does not fit the data (`check_logit_term`).
         """
         super().__init__(setup, config)
         assert isinstance(config.loss, LossConfig)
-        self.spans = spans_of(setup.blocks, config.student)
-        self.student = start_student(
-            config, setup.teacher, setup.blocks, self.spans, setup.data, setup.runtime, setup.modules
-        )
-        self._targets = [candidate_maps(span, setup.blocks, config.loss) for span in self.spans]
-        counts = [len(paths) for paths in self._targets]
         if config.loss.alpha > 0:
             check_logit_term(config.loss.logits, setup.data.num_classes, config.optim.batch_size)
+        self._targets = [candidate_maps(span, setup.blocks, config.loss) for span in self.spans]
+        counts = [len(paths) for paths in self._targets]
         layouts = [span.layout for span in self.spans]
         self.loss = DistillationLoss(config.loss, counts, config.optim.label_smoothing, layouts)
         self.loss.to(setup.runtime.device)
@@ -194,35 +187,14 @@ class Ama(Method):
             self._targets = []
         self._shown = [span.first for span in self.spans] if self.loss.reads_maps else []
         self._classifiers = [setup.supervisor.classifier] if self.loss.reads_embeddings else []
-        self._teach: Teach = lambda images, index: NOTHING
-        self._maps: dict[str, Tensor] = {}
-        self._embeddings: dict[str, Tensor] = {}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Attach the hooks on student and teacher; frozen parts keep their batch-norm statistics."""
-        self.student.train(self.config.train == "all")
-        for span in self.spans:
-            self.student.get_submodule(span.first).train()
-        supervisor = self.setup.supervisor
         read = sorted({path for paths in self._targets for path in paths})
-        overwritten = supervisor.overwritten if read else frozenset()
-        copied = [span.first for span in self.spans if span.last in overwritten]
         logits, embedding = self.loss.reads_logits, self.loss.reads_embeddings
-        if self._prefix and (read or logits or embedding):
-            teaching = supervisor.leading(self.student, self._prefix, read, logits, embedding)
-        else:
-            teaching = supervisor.teaching(read, logits, embedding)
-        taps, inputs = Taps(self.student, self._shown, copied), Inputs(self.student, self._classifiers)
-        with teaching as self._teach, taps, inputs:
-            self._maps, self._embeddings = taps.outputs, inputs.inputs
+        with self.watching(read, self._shown, logits, embedding, self._classifiers):
             yield
-
-    @cached_property
-    def _prefix(self) -> tuple[str, ...]:
-        """Modules of a frozen student that equal the teacher's and run before any trained module."""
-        shared = self.config.train == "modules" and self.spans and not self.runtime.compiled
-        return self.setup.supervisor.shared_prefix(self.student, self.spans) if shared else ()
 
     @classmethod
     def baseline(cls, config: MethodConfig) -> MethodConfig:
@@ -239,26 +211,26 @@ class Ama(Method):
         """Return the parts of `DistillationLoss`; a part with weight zero is left out."""
         assert batch.labels is not None
         try:
-            signals = self._teach(batch.images, batch.index)
+            signals = self.teach(batch.images, batch.index)
             parts: dict[str, Tensor] = self.loss(
                 self.logits(batch.images),
                 signals.logits,
                 batch.labels,
-                [self._maps[path] for path in self._shown],
+                [self.maps[path] for path in self._shown],
                 [[signals.maps[path] for path in paths] for paths in self._targets],
                 self._embedded(signals),
                 progress.done,
             )
         finally:
-            self._maps.clear()  # free the maps of a pass that ran out of memory
-            self._embeddings.clear()
+            self.maps.clear()  # free the maps of a pass that ran out of memory
+            self.inputs.clear()
         return parts
 
     def _embedded(self, signals: Signals) -> tuple[Tensor, Tensor] | None:
         """Return the embeddings of student and teacher if the loss reads them."""
         if signals.embedding is None:
             return None
-        return self._embeddings[self._classifiers[0]], signals.embedding
+        return self.inputs[self._classifiers[0]], signals.embedding
 
     def metrics(self) -> dict[str, float]:
         """Return the entropy, the learned weight of every span and the shares of the maps in its target."""

@@ -79,7 +79,7 @@ class Supervisor:
     def overwritten(self) -> frozenset[str]:
         """Last submodules of blocks whose output later code changes in place: readers must copy it."""
         with self.runtime.autocast():
-            return overwritten_outputs(self.teacher, list(self._ends), self._few)
+            return overwritten_outputs(self.teacher, list(self._ends), self.few)
 
     @cached_property
     def classifier(self) -> str:
@@ -88,7 +88,7 @@ class Supervisor:
         Raises:
             InputError: the teacher does not end with a linear layer on one vector per image.
         """
-        return classifier_path(self.teacher, self._few)
+        return classifier_path(self.teacher, self.few)
 
     @contextmanager
     def teaching(self, paths: Sequence[str], logits: bool, embedding: bool = False) -> Iterator[Teach]:
@@ -103,7 +103,7 @@ class Supervisor:
         missing = [path for path in paths if path not in kept.maps]
         rest = logits and kept.logits is None, embedding
         if missing or any(rest):
-            with self._reader(self._quick, missing, *rest) as read:
+            with self._reader(self.quick, missing, *rest) as read:
                 yield partial(self._teach, kept, paths, read)
         else:
             yield partial(self._teach, kept, paths, None)
@@ -128,7 +128,7 @@ class Supervisor:
                 outputs.update({path: signals.maps[path] for path in prefix})
                 return signals
 
-            with _replayed(student, prefix, outputs):
+            with replayed(student, prefix, outputs):
                 yield teach
 
     def shared_prefix(self, student: nn.Module, spans: Sequence[Span]) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ class Supervisor:
         Their parameters and batch-norm statistics are the teacher's, and reusing the teacher's outputs gives
         the same logits, bit for bit. If it does not, return no modules.
         """
-        images = self._few
+        images = self.few
         paths = same_before(self.teacher, student, spans, images[:1])
         flags = {module: module.training for module in student.modules()}
         student.eval()
@@ -154,14 +154,15 @@ class Supervisor:
         return paths if torch.equal(found, expected) else ()
 
     @cached_property
-    def _few(self) -> Tensor:
+    def few(self) -> Tensor:
+        """A few validation images, for checks."""
         images, _ = next(self.data.eval_batches("val", self.runtime, TRIED))
         return images
 
     @cached_property
-    def _quick(self) -> nn.Module:
+    def quick(self) -> nn.Module:
         """The teacher's copy with folded batch norms, or the teacher itself if it cannot be folded."""
-        return folded(self.teacher, self._few, list(self._ends)) or self.teacher
+        return folded(self.teacher, self.few, list(self._ends)) or self.teacher
 
     def _reader(
         self,
@@ -202,7 +203,7 @@ class Supervisor:
 
     def _outputs(self, paths: Sequence[str]) -> Signals:
         parts: list[Signals] = []
-        with self._reader(self._quick, paths, True) as read:
+        with self._reader(self.quick, paths, True) as read:
             for images, _ in self.data.eval_batches("train", self.runtime, self.runtime.eval_batch):
                 parts.append(read(images))
         logits = [part.logits for part in parts if part.logits is not None]
@@ -270,7 +271,7 @@ class _Reader:
 
 
 @contextmanager
-def _replayed(model: nn.Module, paths: Sequence[str], outputs: Mapping[str, Tensor]) -> Iterator[None]:
+def replayed(model: nn.Module, paths: Sequence[str], outputs: Mapping[str, Tensor]) -> Iterator[None]:
     """Make the modules at `paths` return the tensors in `outputs` for any input; restore them on exit."""
     modules = {path: model.get_submodule(path) for path in paths}
     try:

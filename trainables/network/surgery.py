@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -42,3 +43,10 @@ def exchanged(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[No
     finally:
         for path, module in old.items():
             put(model, path, module)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Copy the modules of a model; the copy shares all weights and buffers, and none requires a gradient."""
+    weights = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    buffers = {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, weights | buffers)

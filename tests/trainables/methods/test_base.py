@@ -47,6 +47,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ama-adaptive-statistics": ("ama", {"maps": "statistics", "supervision": "adaptive"}),
     "crd-dkd": ("crd", {"logits": "dkd", "negatives": 32}),
     "mcl-view-prefix-all": ("mcl", {"peers": 3, "teacher": "view", "share": "prefix", "soft": "all"}),
+    **{f"adain-{points}": ("adain", {"points": points, "react": "kl"}) for points in ("spans", "random")},
+    "adain-dkd-clamp": ("adain", {"logits": "dkd", "clamp": True}),
 }
 
 

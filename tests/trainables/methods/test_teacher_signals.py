@@ -100,7 +100,7 @@ def test_the_teacher_stops_after_the_last_map_that_is_read(
 ) -> None:
     supervisor = Supervisor(teacher, blocks, changing, runtime)
     images, order = batch(changing, runtime)
-    counts = calls_of(supervisor._quick)
+    counts = calls_of(supervisor.quick)
     with supervisor.teaching(["layer1.0", "layer2.0"], False) as teach:
         signals = teach(images, order)
     assert signals.logits is None and set(signals.maps) == {"layer1.0", "layer2.0"}
@@ -117,7 +117,7 @@ def test_the_embedding_is_the_input_of_the_classifier(
         supervisor = Supervisor(teacher, blocks, data, runtime)
         images, order = batch(data, runtime)
         ran: list[int] = []
-        supervisor._quick.get_submodule("fc").register_forward_hook(lambda *_, ran=ran: ran.append(1))
+        supervisor.quick.get_submodule("fc").register_forward_hook(lambda *_, ran=ran: ran.append(1))
         with supervisor.teaching([], False, embedding=True) as teach:
             found = teach(images, order)
         assert found.logits is None and found.embedding is not None and not ran
@@ -133,7 +133,7 @@ def test_outputs_for_images_that_never_change_are_computed_once(
     teacher: nn.Module, blocks: tuple[Block, ...], fixed: ImageData, runtime: Runtime
 ) -> None:
     setup = Setup.of(teacher, blocks, fixed, runtime)
-    counts = calls_of(setup.supervisor._quick)
+    counts = calls_of(setup.supervisor.quick)
     config = DistillConfig(
         student=StudentSpec(widths={"layer3.0": 0.5}), epochs=2, optim=OptimConfig(batch_size=20)
     )
@@ -156,7 +156,7 @@ def test_outputs_that_do_not_fit_are_computed_anew(
         monkeypatch.setattr("trainables.methods.teacher_signals.KEPT_BYTES", limit)
         supervisor = Supervisor(teacher, blocks, fixed, runtime)
         with supervisor.teaching(["layer1.0"], True) as teach:
-            counts = calls_of(supervisor._quick)
+            counts = calls_of(supervisor.quick)
             signals = teach(images, order)
         assert signals.logits is not None
         torch.testing.assert_close(signals.logits, teacher(images), rtol=1e-4, atol=1e-5)
@@ -169,7 +169,7 @@ def test_changing_images_are_never_kept(
     assert changing.augment != Augment()
     supervisor = Supervisor(teacher, blocks, changing, runtime)
     with supervisor.teaching([], True) as teach:
-        counts = calls_of(supervisor._quick)
+        counts = calls_of(supervisor.quick)
         for images, _, order in changing.train_steps(50, 0, 0, runtime):
             teach(images, order)
     assert counts[""] == 2
@@ -194,7 +194,7 @@ def test_a_frozen_prefix_is_computed_once_for_both(
     alone = Distiller(frozen(), Setup.of(teacher, blocks, changing, runtime))
     alone.method.__dict__["_prefix"] = ()
     # The same but for the teacher, who is folded where nothing is shared.
-    alone.setup.supervisor.__dict__["_quick"] = alone.setup.teacher
+    alone.setup.supervisor.__dict__["quick"] = alone.setup.teacher
     for _ in range(2):
         ours, theirs = shared.run_epoch(), alone.run_epoch()
         assert (ours.train_loss, ours.losses) == (theirs.train_loss, theirs.losses)

@@ -39,9 +39,11 @@ def channels_first(x: Tensor, layout: str | None = None) -> Tensor:
     """
     if x.ndim == 2:
         return x.unsqueeze(2)
-    if layout in ("nhwc", "tokens") or (layout is None and x.ndim == 3):
-        return x.flatten(1, -2).transpose(1, 2)
-    return x.flatten(2)
+    return x.flatten(1, -2).transpose(1, 2) if _channels_last(x, layout) else x.flatten(2)
+
+
+def _channels_last(x: Tensor, layout: str | None) -> bool:
+    return layout in ("nhwc", "tokens") or (layout is None and x.ndim == 3)
 
 
 def channel_statistics(x: Tensor, layout: str | None = None) -> Statistics:
@@ -73,14 +75,15 @@ def with_statistics(
 
     Gradients reach the student through μs and σs alone. Shape and precision are those of `teacher_map`.
     """
-    scale = student.std / teacher.std  # (B, C)
-    shift = student.mean - teacher.mean * scale
-    if layout in ("nhwc", "tokens") or (layout is None and teacher_map.ndim == 3):
-        shape = (len(scale), *(1,) * (teacher_map.ndim - 2), scale.shape[1])
-    else:
-        shape = (*scale.shape, *(1,) * (teacher_map.ndim - 2))
-    moved = at_least_fp32(teacher_map) * scale.view(shape) + shift.view(shape)
-    return moved.to(teacher_map.dtype)
+    ones = (1,) * (teacher_map.ndim - 2)
+    last = _channels_last(teacher_map, layout)
+
+    def spread(each: Tensor) -> Tensor:  # (B, C) to the map's axes
+        images, channels = each.shape
+        return each.view(images, *ones, channels) if last else each.view(images, channels, *ones)
+
+    normal = (at_least_fp32(teacher_map) - spread(teacher.mean)) / spread(teacher.std)
+    return (normal * spread(student.std) + spread(student.mean)).to(teacher_map.dtype)
 
 
 def reaction(answer: Tensor, logits: Tensor, react: str, tau: float) -> Tensor:
