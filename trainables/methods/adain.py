@@ -20,9 +20,9 @@ from trainables.config_base import hash_json, searched
 from trainables.loss_config import LogitTerm, LossConfig
 from trainables.methods.ama import DistillationLoss
 from trainables.methods.base import Batch, Progress, Setup
+from trainables.methods.signals.tails import Tails
+from trainables.methods.signals.teacher_signals import Signals
 from trainables.methods.span_method import SpanMethod
-from trainables.methods.tails import Tails
-from trainables.methods.teacher_signals import Signals
 from trainables.methods.terms.adain import (
     Statistics,
     channel_statistics,

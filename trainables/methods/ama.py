@@ -18,12 +18,12 @@ from trainables.blocks.blocks import Block
 from trainables.config import DistillConfig
 from trainables.config_base import MethodConfig
 from trainables.loss_config import LossConfig
-from trainables.methods.adaptive import log_prior, mixed_map
 from trainables.methods.base import Batch, Group, Phase, Progress, Setup
-from trainables.methods.label_parts import label_parts
+from trainables.methods.signals.teacher_signals import Signals
 from trainables.methods.span_method import SpanMethod
-from trainables.methods.teacher_signals import Signals
+from trainables.methods.terms.adaptive import log_prior, mixed_map
 from trainables.methods.terms.embeddings import EMBEDDING_TERMS
+from trainables.methods.terms.label_parts import label_parts
 from trainables.methods.terms.logits import check_logit_term
 from trainables.methods.terms.maps import MAP_TERMS
 from trainables.student.spans import Span

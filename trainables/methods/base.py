@@ -31,7 +31,7 @@ from trainables.config import DistillConfig
 from trainables.config_base import MethodConfig, hash_json
 from trainables.data.dataset import ImageData
 from trainables.errors import InputError
-from trainables.methods.teacher_signals import Supervisor
+from trainables.methods.signals.teacher_signals import Supervisor
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.student.start import Modules

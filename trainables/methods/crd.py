@@ -17,7 +17,7 @@ from trainables.config_base import searched
 from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.methods.embedding import make_contrast, student_classifier
-from trainables.methods.teacher_signals import NOTHING, Teach
+from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.methods.terms.contrast import Contrast
 from trainables.methods.terms.logits import LOGIT_TERMS, check_logit_term, ramp
 from trainables.network.taps import Inputs

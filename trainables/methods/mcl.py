@@ -20,7 +20,7 @@ from trainables.config import DistillConfig
 from trainables.config_base import MethodConfig, searched
 from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.methods.embedding import make_contrast, student_classifier
-from trainables.methods.teacher_signals import NOTHING, Teach
+from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.methods.terms.contrast import Contrast
 from trainables.methods.terms.logits import logit_loss
 from trainables.network.evaluate import evaluate

@@ -20,9 +20,9 @@ from trainables.config import DistillConfig
 from trainables.config_base import hash_json, searched
 from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
-from trainables.methods.label_parts import label_parts
-from trainables.methods.student_maps import StudentMaps
-from trainables.methods.teacher_signals import NOTHING, Signals, Teach
+from trainables.methods.signals.student_maps import StudentMaps
+from trainables.methods.signals.teacher_signals import NOTHING, Signals, Teach
+from trainables.methods.terms.label_parts import label_parts
 from trainables.methods.terms.logits import check_logit_term, logit_loss
 from trainables.methods.terms.maps import relative_error
 from trainables.network.evaluate import evaluate

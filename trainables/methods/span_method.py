@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainables.config import DistillConfig
 from trainables.methods.base import Method, Setup
-from trainables.methods.teacher_signals import NOTHING, Teach
+from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.network.taps import Inputs, Taps
 from trainables.student.spans import spans_of
 from trainables.student.start import start_student

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.loss_config import LossConfig
-from trainables.methods.adaptive import OWN_SHARE
 from trainables.methods.ama import DistillationLoss
+from trainables.methods.terms.adaptive import OWN_SHARE
 from trainables.methods.terms.logits import logit_loss
 from trainables.methods.terms.maps import relative_error
 from trainables.training.optim import make_optimizer, set_lr

@@ -11,8 +11,8 @@ from trainables.blocks.blocks import Block, find_blocks
 from trainables.config import DataConfig, RuntimeConfig
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
-from trainables.methods.tails import Tails
-from trainables.methods.teacher_signals import Supervisor
+from trainables.methods.signals.tails import Tails
+from trainables.methods.signals.teacher_signals import Supervisor
 from trainables.network.architectures import build_model
 from trainables.network.reset import recalibrate_batchnorm
 from trainables.network.surgery import frozen_copy

@@ -16,7 +16,7 @@ from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.loss_config import LossConfig
 from trainables.methods.base import Setup
-from trainables.methods.teacher_signals import Supervisor
+from trainables.methods.signals.teacher_signals import Supervisor
 from trainables.network.architectures import build_model
 from trainables.network.fold_batchnorm import folded
 from trainables.network.reset import recalibrate_batchnorm
@@ -153,7 +153,7 @@ def test_outputs_that_do_not_fit_are_computed_anew(
 ) -> None:
     images, order = batch(fixed, runtime)
     for limit, kept_logits in ((100 * 10 * 4, True), (100, False)):
-        monkeypatch.setattr("trainables.methods.teacher_signals.KEPT_BYTES", limit)
+        monkeypatch.setattr("trainables.methods.signals.teacher_signals.KEPT_BYTES", limit)
         supervisor = Supervisor(teacher, blocks, fixed, runtime)
         with supervisor.teaching(["layer1.0"], True) as teach:
             counts = calls_of(supervisor.quick)

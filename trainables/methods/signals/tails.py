@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from trainables.blocks.blocks import Block
-from trainables.methods.teacher_signals import Supervisor, replayed
+from trainables.methods.signals.teacher_signals import Supervisor, replayed
 from trainables.network.surgery import frozen_copy
 
 
