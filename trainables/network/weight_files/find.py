@@ -110,8 +110,9 @@ def find_weights(
     chosen = whole[0]
     others = [fit for fit in whole[1:] if not _same(fit.state, chosen.state)]
     if others and others[0].rank == chosen.rank:
+        places = some([fit.where for fit in (chosen, *others)])
         raise InputError(
-            f"{path}: several sets of weights fit {what}: {some([fit.where for fit in (chosen, *others)])}; save "
+            f"{path}: several sets of weights fit {what}: {places}; save "
             "the right one alone, with torch.save or safetensors"
         )
     _check_values(chosen.state, expected, path)

@@ -196,7 +196,8 @@ def _refusal(path: Path, error: Exception) -> str:
     if any(name.startswith("torch.nn.") for name in objects):
         return (
             f"{path}: a pickled model (of class {objects[0]}), not its weights: {why}. If you trust the "
-            f"file, {STATE_DICT}: torch.save({again}.state_dict(), 'weights.pt'), where its classes can be imported"
+            f"file, {STATE_DICT}: torch.save({again}.state_dict(), 'weights.pt'), where its classes can be "
+            "imported"
         )
     return (
         f"{path}: holds Python objects beside tensors ({some(objects)}): {why}. If you trust the file, write "
