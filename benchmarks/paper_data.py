@@ -11,7 +11,7 @@ from trainables.config import DataConfig
 from trainables.config_base import hash_json
 from trainables.data.augment import augment_for
 from trainables.data.dataset import ImageData
-from trainables.data.imagefolder import read_imagefolder
+from trainables.data.image_files.imagefolder import read_imagefolder
 from trainables.data.load import load_data
 from trainables.data.sets.data_set import DATA_SETS
 from trainables.data.sources import cache_folder

@@ -11,8 +11,8 @@ import torch
 
 from search.stages.progress import Progress
 from trainables.config import DataConfig, RuntimeConfig
-from trainables.data.image_cache import decode_split
-from trainables.data.imagefolder import class_folders, list_images
+from trainables.data.image_files.image_cache import decode_split
+from trainables.data.image_files.imagefolder import class_folders, list_images
 from trainables.data.load import load_data
 from trainables.data.pixels import normalisation_constants, normalise
 from trainables.data.sources import cache_folder

@@ -14,7 +14,7 @@ from trainables.config import DataConfig, Triple
 from trainables.config_base import hash_json
 from trainables.data.augment import augment_for
 from trainables.data.dataset import ImageData
-from trainables.data.image_cache import fresh_folder
+from trainables.data.image_files.image_cache import fresh_folder
 from trainables.data.pixels import channel_statistics, chunk_length, resize
 from trainables.data.row_file import RowFile
 from trainables.data.sets.data_set import DATA_SETS, DataSet

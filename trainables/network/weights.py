@@ -3,49 +3,61 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from trainables.errors import InputError
-from trainables.files import first_line, replacing
+from trainables.files import replacing
+from trainables.network.weight_files.find import find_weights
+from trainables.network.weight_files.read import Content, read_file
 
-State = dict[str, torch.Tensor]
+log = logging.getLogger(__name__)
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store weights
-PREFIXES = ("module.", "_orig_mod.")  # added to every name by DataParallel and torch.compile
-SHOWN = 4  # most keys of each kind that an error names
+HASH = "weights_hash"  # key of the header of files written here
 
 
-def load_weights(model: nn.Module, path: Path, what: str = "the model") -> None:
+def load_weights(
+    model: nn.Module, path: Path, what: str = "the model", *, fresh_head: bool = False
+) -> tuple[str, ...]:
     """Load the weights of a file into `model`, in place.
 
     Args:
         model: any module; its device and dtypes stay.
-        path: a safetensors file, or a torch file that holds a state dict, bare or under `state_dict` or
-            `model`, with or without the prefix of a parallel or compiled model. The type is recognised by
-            the content, not by the name. Pickled objects other than tensors and plain values are refused.
+        path: a safetensors file, or a torch file that holds a state dict under any key, with any one prefix
+            before its names. Averaged weights (EMA) are preferred. What is chosen or left out is logged as a
+            warning. The type is recognised by the content, not by the name. Pickled objects other than
+            tensors and plain values are refused.
         what: the model's name in errors.
+        fresh_head: leave the model's head (its last layer) as it is if the file's has another number of
+            classes and all else fits; for fine-tuning.
+
+    Returns:
+        What was chosen or left out, in sentences.
 
     Raises:
-        InputError: no such file, a file of another type, or names or shapes that do not fit the model.
+        InputError: no such file, a damaged file or one of another type; or weights that do not fit the model
+            or are not finite.
     """
-    state = _read_state(path)
-    expected = model.state_dict()
-    for prefix in 2 * PREFIXES:  # in either order
-        if state and all(name.startswith(prefix) for name in state) and not state.keys() & expected.keys():
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    _check_fit(state, expected, path, what)
-    model.load_state_dict(state, strict=False)
+    content = read_file(path)
+    _check_hash(content, path)
+    found = find_weights(content.value, model, path, what, fresh_head=fresh_head)
+    for note in found.notes:
+        log.warning("%s: %s", path, note)
+    model.load_state_dict(found.state, strict=False)
+    return found.notes
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the state dict as safetensors, with `metadata` in its header, atomically."""
+    """Write the state dict as safetensors, atomically.
+
+    The header has `metadata` and the hash of the weights, by which `load_weights` notices changed bits.
+    """
     # Copies, since safetensors refuses tensors that share memory (tied weights).
     state = {
         name: tensor.detach().cpu().contiguous().clone()
@@ -53,7 +65,8 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
         if isinstance(tensor, torch.Tensor)
     }
     with replacing(path) as fresh:
-        fresh.write_bytes(save(state, metadata=dict(metadata)))  # save_file creates the file with mode 0600
+        header = {**metadata, HASH: _hash(state)}
+        fresh.write_bytes(save(state, metadata=header))  # save_file creates the file with mode 0600
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -61,8 +74,12 @@ def weights_hash(model: nn.Module) -> str:
 
     It is the same on every device and in every memory layout.
     """
+    return _hash(model.state_dict())
+
+
+def _hash(state: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -70,59 +87,11 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_state(path: Path) -> State:
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read weights: {error.strerror or error}") from error
-    try:
-        if head[8:] == b"{":  # safetensors: 8 bytes for the length, then JSON
-            return dict(load_file(path))
-        with path.open("rb") as file:  # not by name: torch would judge the type by `.safetensors`
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+def _check_hash(content: Content, path: Path) -> None:
+    """Compare the weights with the hash in the header, if they were written by `save_weights`."""
+    written = content.metadata.get(HASH)
+    if written is not None and (found := _hash(content.value)) != written:
         raise InputError(
-            f"{path}: expected a safetensors file or a torch file of tensors alone, but it is damaged or "
-            "holds other Python objects; save model.state_dict() instead of the model"
-        ) from error
-    except Exception as error:  # damaged bytes make the parsers raise anything
-        message = f"{path}: not a readable safetensors file or torch state dict: {first_line(error)}"
-        raise InputError(message) from error
-    return _unwrap(content, path)
-
-
-def _unwrap(content: Any, path: Path) -> State:
-    for _ in range(2):  # e.g. {"model": {"state_dict": ...}}
-        if not isinstance(content, Mapping):
-            break
-        content = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), content)
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path}: expected a state dict, got {type(content).__name__}")
-    others = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
-    if others or not content:
-        raise InputError(
-            f"{path}: expected a state dict (names to tensors), bare or under {' or '.join(WRAPPERS)}, "
-            f"but got {_some(others) or 'nothing'}, not tensors"
+            f"{path}: a damaged file: its weights have the hash {found}, but were written with {written}; "
+            "get or write it again"
         )
-    return {str(name): tensor for name, tensor in content.items()}
-
-
-def _check_fit(state: State, expected: Mapping[str, Any], path: Path, what: str) -> None:
-    # Old files lack the batch counters of batch norms, which matter for norms without momentum alone.
-    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in expected]
-    misshaped = [
-        f"{name}: file {tuple(tensor.shape)}, model {tuple(expected[name].shape)}"
-        for name, tensor in state.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    if any(faults.values()):
-        text = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names)
-        raise InputError(f"{path} does not fit {what}: {text}")
-
-
-def _some(names: list[str]) -> str:
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

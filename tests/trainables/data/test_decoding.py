@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data.decoding import Failure, Job, decode_job, image_size, to_array, to_rgb
+from trainables.data.image_files.decoding import Failure, Job, decode_job, image_size, to_array, to_rgb
 
 RED, GREEN, BLUE = (200, 30, 20), (20, 200, 30), (30, 20, 200)
 

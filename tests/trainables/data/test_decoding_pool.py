@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data.decoding import SERIAL_BELOW, Failure, Job, run_jobs, serve
+from trainables.data.image_files.decoding import SERIAL_BELOW, Failure, Job, run_jobs, serve
 
 N = SERIAL_BELOW + 100
 CHUNK = 64
@@ -81,7 +81,7 @@ def test_a_process_that_dies_is_reported_with_its_files(jobs: list[Job]) -> None
 
 def test_a_script_without_a_main_guard_can_decode(jobs: list[Job], tmp_path: Path) -> None:
     code = (
-        "import sys, pickle; from trainables.data.decoding import run_jobs\n"
+        "import sys, pickle; from trainables.data.image_files.decoding import run_jobs\n"
         "print(len(list(run_jobs(pickle.load(open(sys.argv[1], 'rb'))))), 'torch' in sys.modules)"
     )
     (tmp_path / "jobs.pickle").write_bytes(pickle.dumps(jobs))

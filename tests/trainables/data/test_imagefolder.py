@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data.imagefolder import read_imagefolder
+from trainables.data.image_files.imagefolder import read_imagefolder
 from trainables.data.sources import Source
 from trainables.errors import InputError
 

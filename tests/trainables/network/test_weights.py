@@ -27,7 +27,7 @@ def test_safetensors_round_trip_keeps_every_bit_and_the_metadata(tmp_path: Path)
     load_weights(model, path)
     assert weights_hash(model) == weights_hash(small(seed=1))
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"arch": "small"}
+        assert file.metadata() == {"arch": "small", "weights_hash": weights_hash(model)}
     assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
 
 

@@ -54,7 +54,7 @@ DATA_SETS: Registry[DataSet] = Registry(
         "svhn": "trainables.data.sets.from_torchvision:SVHN",
         "fashion_mnist": "trainables.data.sets.from_torchvision:FASHION_MNIST",
         "mnist": "trainables.data.sets.from_torchvision:MNIST",
-        "imagefolder": "trainables.data.imagefolder:IMAGEFOLDER",
+        "imagefolder": "trainables.data.image_files.imagefolder:IMAGEFOLDER",
     },
     expects=DataSet,
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.data.decoding import Failure, Job, run_jobs, unreadable
+from trainables.data.image_files.decoding import Failure, Job, run_jobs, unreadable
 from trainables.data.sources import Images, Labels, Progress
 from trainables.errors import InputError
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from trainables.config import DataConfig
-from trainables.data.decoding import Failure, image_size, unreadable
-from trainables.data.image_cache import Listing, decode_split
+from trainables.data.image_files.decoding import Failure, image_size, unreadable
+from trainables.data.image_files.image_cache import Listing, decode_split
 from trainables.data.sets.data_set import DataSet
 from trainables.data.sources import Progress, Source, cache_folder
 from trainables.errors import InputError

@@ -1,0 +1,1 @@
+"""Images in files: list, decode and cache them; folders with one sub-folder per class."""
