@@ -119,7 +119,9 @@ class StudentSpec(Config):
 
 DEFAULT_METHOD = "ama"
 METHODS: Registry[Any] = Registry(
-    "method", "ama_search.method", {DEFAULT_METHOD: "trainables.methods.ama:Ama"}
+    "method",
+    "ama_search.method",
+    {DEFAULT_METHOD: "trainables.methods.ama:Ama", "lwkd": "trainables.methods.lwkd:Lwkd"},
 )
 
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import hash_json
 from trainables.data.sets.digits import read_digits
-from trainables.runtime.seeds import seeded
+from trainables.runtime.seeds import generator, seeded, stream
 
 DIGIT = 8  # side of scikit-learn's digits in pixels
 SIDE = 32  # side of LeNet-5's input in pixels
@@ -24,7 +23,7 @@ LR, BATCH = 2e-3, 32  # of LeNet-5's training with Adam
 MEAN, STD = 0.3, 0.35  # of the digits' pixels in 0..1
 HELD_OUT = 20  # images a class on which LeNet-5 is scored
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # what, epochs done, epochs
 
 
 def synthetic_digits(
@@ -111,13 +110,13 @@ def train_lenet(
         device: where to train.
         progress: called after each epoch.
     """
-    with seeded(_stream("lenet", seed)):
+    with seeded(stream("lenet", seed)):
         net = LeNet5(classes)
     net.to(device).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=LR)
     for epoch in range(epochs):
-        order = torch.randperm(len(images), generator=_generator("order", seed, epoch))
-        for chosen in order.split(BATCH):
+        order = torch.randperm(len(images), generator=generator("order", seed, epoch))
+        for chosen in torch.split(order, BATCH):
             loss = F.cross_entropy(net(_input(images[chosen], device)), labels[chosen].to(device))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -171,14 +170,5 @@ def _input(images: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _logits(net: LeNet5, images: Tensor, device: torch.device) -> Iterator[Tensor]:
-    for some in images.split(1024):
+    for some in torch.split(images, 1024):
         yield net(_input(some, device)).float().cpu()
-
-
-def _stream(*parts: str | int) -> int:
-    """Return a seed that depends on all `parts`."""
-    return int(hash_json(list(parts)), 16) % 2**63
-
-
-def _generator(*parts: str | int) -> torch.Generator:
-    return torch.Generator().manual_seed(_stream(*parts))
