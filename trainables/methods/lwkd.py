@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.config import DistillConfig
-from trainables.config_base import Fraction, MethodConfig, searched
+from trainables.config_base import searched
 from trainables.data.load import default_limit
 from trainables.errors import InputError
+from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup, Stage, StageProgress
-from trainables.methods.loss_terms import logit_loss
 from trainables.methods.synthetic_digits import make_bank
+from trainables.methods.terms.logits import LOGIT_TERMS, check_logit_term, ramp
 from trainables.runtime.seeds import generator, seeded, stream
 from trainables.student.spans import spans_of
 from trainables.student.start import start_student
@@ -36,7 +37,7 @@ RATE = 1e-4  # of the discriminator's Adam
 WARM_UP = 0.1  # share of the training in which the adversarial weight rises, so that D can learn first
 
 
-class LwkdConfig(MethodConfig):
+class LwkdConfig(LogitTerm):
     """Settings of the method `lwkd`. `targets` and `classes` have the controls of its idea.
 
     Example:
@@ -44,9 +45,6 @@ class LwkdConfig(MethodConfig):
         print(DistillConfig(method="lwkd", loss=loss).content())
     """
 
-    alpha: Fraction = searched(
-        0.5, 0.1, 0.9, description="weight of the soft targets; 1 - alpha weighs cross-entropy"
-    )
     tau: PositiveFloat = searched(
         4.0, 1.0, 20.0, log=True, description="softmax temperature of targets and discriminator"
     )
@@ -76,7 +74,7 @@ class LwkdConfig(MethodConfig):
 
     def unused(self) -> set[str]:
         """Each control has settings without an effect; so has the discriminator without a weight."""
-        found = set() if self.adversarial else {"conditional"}
+        found = super().unused() | (set() if self.adversarial else {"conditional"})
         if self.targets != "handmade":
             found.add("confidence")
         if self.targets in ("handmade", "smoothing"):
@@ -106,8 +104,9 @@ class Lwkd(Method):
 
     The loss is (1-α) CE(y, s) + α τ² KL(softmax(t/τ) || softmax(s/τ)) - g mean log D(softmax(s/τ)). Here t is
     a row of the bank, drawn for every image and epoch, and g rises to its value over the first tenth of the
-    training. The discriminator D is a multi-layer perceptron on probabilities: on logits it could learn their
-    scale alone. It is trained after the student in every step, to tell softmax(t/τ) from softmax(s/τ).
+    training. Another logit term may stand in place of the divergence. The discriminator D is a multi-layer
+    perceptron on probabilities: on logits it could learn their scale alone. It is trained after the student
+    in every step, to tell softmax(t/τ) from softmax(s/τ).
     """
 
     name = "lwkd"
@@ -120,11 +119,14 @@ class Lwkd(Method):
         """Build student, targets and discriminator on the runtime's device.
 
         Raises:
-            InputError: the bank is missing; unknown block names; a start that lacks what it needs.
+            InputError: the bank is missing; unknown block names; a start that lacks what it needs; a logit
+                term that says nothing about these data.
         """
         super().__init__(setup, config)
         assert isinstance(config.loss, LwkdConfig)
         self.settings = config.loss
+        if config.loss.alpha > 0:
+            check_logit_term(config.loss.logits, setup.data.num_classes, config.optim.batch_size)
         self.spans = spans_of(setup.blocks, config.student)
         self.student = start_student(
             config, setup.teacher, setup.blocks, self.spans, setup.data, setup.runtime, setup.modules
@@ -158,7 +160,7 @@ class Lwkd(Method):
         return [student, Phase(DISCRIMINATOR, [judge], adam=RATE)]
 
     def losses(self, batch: Batch, progress: Progress, phase: str) -> dict[str, Tensor]:
-        """Return ce, kl and adversarial, or discriminator; a part whose weight is zero is left out."""
+        """Return ce, the logit term and adversarial, or discriminator; parts of weight zero are left out."""
         assert batch.labels is not None
         target, loss = self._target(batch, progress.epoch), self.settings
         if phase == DISCRIMINATOR:
@@ -169,7 +171,8 @@ class Lwkd(Method):
             smoothing = self.config.optim.label_smoothing
             parts["ce"] = (1 - loss.alpha) * F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
         if loss.alpha > 0:
-            parts["kl"] = loss.alpha * logit_loss(logits, target, loss.tau)
+            term = LOGIT_TERMS[loss.logits](logits, target, batch.labels, loss.tau)
+            parts[loss.logits] = loss.alpha * ramp(loss.logits, progress.done) * term
         if loss.adversarial:
             soft = (logits / loss.tau).softmax(1)
             self._soft[_place(batch)] = batch.index, soft.detach()
