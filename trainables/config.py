@@ -147,6 +147,7 @@ METHODS: Registry[Any] = Registry(
         "adain": "trainables.methods.adain:Adain",
         "crd": "trainables.methods.crd:Crd",
         "fitnet": "trainables.methods.fitnet:Fitnet",
+        "lwkd": "trainables.methods.lwkd:Lwkd",
         "mcl": "trainables.methods.mcl:Mcl",
         "separate": "trainables.methods.separate:Separate",
     },

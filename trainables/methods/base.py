@@ -136,14 +136,21 @@ class Phase:
 
     A phase updates the parameters of its groups alone, even if its loss depends on others.
 
+    Attributes:
+        name: as `losses` gets it.
+        groups: the parameters that the phase trains.
+        adam: constant learning rate of Adam; None: SGD with the trial's settings and schedule.
+
     Example:
         student = build_student(teacher.model, blocks, StudentSpec())
         phase = Phase("student", [Group(list(student.named_parameters()))])
-        print(phase.name, len(phase.groups[0].parameters))
+        judge = Phase("judge", [Group(list(nn.Linear(10, 1).named_parameters()))], adam=1e-4)
+        print(phase.name, len(phase.groups[0].parameters), judge.adam)
     """
 
     name: str
     groups: Sequence[Group]
+    adam: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The SGD recipe of teachers and students: parameter groups and learning-rate schedule."""
+"""The SGD recipe of teachers and students: parameter groups and learning-rate schedule; and Adam."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ def make_optimizer(
 
 def phase_optimizer(
     phase: Phase, lr: float, momentum: float, weight_decay: float, walk: str = "auto"
-) -> torch.optim.SGD:
-    """Make the optimiser of a method's phase, with its groups in order; otherwise as `make_optimizer`."""
+) -> torch.optim.Optimizer:
+    """Make the optimiser of a method's phase, with its groups in order; otherwise as `make_optimizer`.
+
+    A phase with `adam` gets Adam, whose learning rate `set_lr` leaves alone.
+    """
     groups: list[dict[str, Any]] = []
     for group in phase.groups:
         if group.decay:
@@ -52,7 +55,11 @@ def phase_optimizer(
         else:
             params = [param for _, param in group.parameters if param.requires_grad]
             groups.append({"params": params, "weight_decay": 0.0, "lr_scale": group.lr_scale})
-    return _sgd(groups, lr, momentum, walk)
+    if phase.adam is None:
+        return _sgd(groups, lr, momentum, walk)
+    foreach, fused = WAYS[walk]
+    constant = [{**each, "lr": phase.adam * each["lr_scale"], "constant": True} for each in groups]
+    return torch.optim.Adam(constant, lr=phase.adam, foreach=foreach, fused=fused)
 
 
 def _groups(named: NamedParams, weight_decay: float) -> list[dict[str, Any]]:
@@ -84,6 +91,10 @@ def lr_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group to `lr` times the group's "lr_scale" (default 1)."""
+    """Set the learning rate of every group to `lr` times the group's "lr_scale" (default 1).
+
+    Groups with a "constant" rate keep it.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        if not group.get("constant"):
+            group["lr"] = lr * group.get("lr_scale", 1.0)

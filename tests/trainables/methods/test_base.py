@@ -37,13 +37,15 @@ def data() -> ImageData:
 
 
 # Settings of a method, by its name, that make its test short.
-SETTINGS: dict[str, dict[str, Any]] = {}
+SETTINGS: dict[str, dict[str, Any]] = {"lwkd": {"teacher_epochs": 1, "images_per_class": 40}}
 # Further settings that are tested like a method of its own: (method, settings), by a name for the test.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"ama-{term}": ("ama", {"logits": term}) for term in ("dkd", "standardised", "dist")},
     **{f"ama-{term}": ("ama", {"maps": term}) for term in ("attention", "statistics")},
     **{f"ama-{term}": ("ama", {"embeddings": term}) for term in ("rkd", "pkt")},
     "separate-no-pull": ("separate", {"eta": 0.0, "rho": 0.0}),
+    "lwkd-conditional": ("lwkd", {"conditional": True}),
+    "lwkd-dkd": ("lwkd", {"logits": "dkd", "adversarial": 0.0}),
     "ama-adaptive-statistics": ("ama", {"maps": "statistics", "supervision": "adaptive"}),
     "crd-dkd": ("crd", {"logits": "dkd", "negatives": 32}),
     "mcl-view-prefix-all": ("mcl", {"peers": 3, "teacher": "view", "share": "prefix", "soft": "all"}),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.training.optim import lr_at, make_optimizer, set_lr
+from trainables.methods.base import Group, Phase
+from trainables.training.optim import WAYS, lr_at, make_optimizer, phase_optimizer, set_lr
 
 
 @pytest.fixture
@@ -62,3 +63,20 @@ def test_set_lr_scales_groups(model: nn.Module) -> None:
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr_scale": 0.5})
     set_lr(optimizer, 0.02)
     assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.02, 0.01]
+
+
+@pytest.mark.parametrize("walk", WAYS)
+def test_a_phase_with_adam_keeps_its_rate_through_the_schedule(model: nn.Module, walk: str) -> None:
+    convolution, linear = (list(model[index].named_parameters()) for index in (0, 3))
+    groups = [Group(convolution, decay=False), Group(linear, lr_scale=3.0)]
+    optimizer = phase_optimizer(Phase("judge", groups, adam=1e-3), 0.1, 0.9, 5e-4, walk)
+    assert isinstance(optimizer, torch.optim.Adam)
+    set_lr(optimizer, 7.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 3e-3, 3e-3])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 5e-4, 0.0]
+    before = [parameter.detach().clone() for _, parameter in convolution]
+    for _, parameter in convolution:
+        parameter.grad = torch.full_like(parameter, 5.0)
+    optimizer.step()
+    for old, (_, new) in zip(before, convolution, strict=True):  # Adam's first step has the size of its rate
+        torch.testing.assert_close(old - new.detach(), torch.full_like(old, 1e-3), rtol=1e-3, atol=0)
