@@ -162,7 +162,10 @@ def serve(jobs: BinaryIO, results: BinaryIO) -> None:
 @contextmanager
 def _process() -> Iterator[subprocess.Popen[bytes]]:
     """Start a decoding process; end it on exit."""
-    code = "import sys; from trainables.data.image_files.decoding import serve; serve(sys.stdin.buffer, sys.stdout.buffer)"
+    code = (
+        "import sys; from trainables.data.image_files.decoding import serve; "
+        "serve(sys.stdin.buffer, sys.stdout.buffer)"
+    )
     paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
         [sys.executable, "-c", code],
