@@ -50,6 +50,7 @@ class SpanMethod(Method):
         logits: bool,
         embedding: bool = False,
         taken: Sequence[str] = (),
+        given: Sequence[str] = (),
     ) -> Iterator[None]:
         """Set the training mode and attach hooks; frozen parts keep their batch-norm statistics.
 
@@ -59,6 +60,7 @@ class SpanMethod(Method):
             logits: whether to read the teacher's logits.
             embedding: whether to read the teacher's embedding.
             taken: paths of the student's modules whose inputs are read.
+            given: paths of the teacher's modules whose inputs are read.
         """
         self.student.train(self.config.train == "all")
         for span in self.spans:
@@ -66,10 +68,10 @@ class SpanMethod(Method):
         supervisor = self.setup.supervisor
         overwritten = supervisor.overwritten if read else frozenset()
         copied = [span.first for span in self.spans if span.last in overwritten]
-        if self._prefix and (read or logits or embedding):
-            teaching = supervisor.leading(self.student, self._prefix, read, logits, embedding)
+        if self._prefix and (read or logits or embedding or given):
+            teaching = supervisor.leading(self.student, self._prefix, read, logits, embedding, given)
         else:
-            teaching = supervisor.teaching(read, logits, embedding)
+            teaching = supervisor.teaching(read, logits, embedding, given)
         taps, inputs = Taps(self.student, shown, copied), Inputs(self.student, taken)
         with teaching as self.teach, taps, inputs:
             self.maps, self.inputs = taps.outputs, inputs.inputs
