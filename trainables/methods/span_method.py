@@ -13,7 +13,7 @@ from trainables.methods.base import Method, Setup
 from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.network.taps import Inputs, Taps
 from trainables.student.spans import spans_of
-from trainables.student.start import start_student
+from trainables.student.start import start_student, training_mode
 
 
 class SpanMethod(Method):
@@ -62,9 +62,7 @@ class SpanMethod(Method):
             taken: paths of the student's modules whose inputs are read.
             given: paths of the teacher's modules whose inputs are read.
         """
-        self.student.train(self.config.train == "all")
-        for span in self.spans:
-            self.student.get_submodule(span.first).train()
+        training_mode(self.student, self.config.train, self.spans)
         supervisor = self.setup.supervisor
         overwritten = supervisor.overwritten if read else frozenset()
         copied = [span.first for span in self.spans if span.last in overwritten]
