@@ -62,17 +62,48 @@ class LossConfig(EmbeddingTerm, MapTerm, LogitTerm):
         print(DistillConfig(loss=loss).content())
     """
 
-    for_separate: ClassVar[Mapping[str, Any]] = {**MapTerm.for_separate, "supervision": "uniform"}
+    for_separate: ClassVar[Mapping[str, Any]] = {
+        **MapTerm.for_separate,
+        "supervision": "uniform",
+        "wiring": "chained",
+    }
 
-    supervision: Literal["uniform", "adaptive"] = searched(
+    supervision: Literal["uniform", "adaptive", "depth"] = searched(
         "uniform",
         choices=("uniform", "adaptive"),
-        description="span weights of the feature term: equal, or learned during training",
+        description="span weights of the feature term: equal, learned during training, or a power of "
+        "`depth_factor`",
     )
     entropy_weight: float = Field(
         default=1.0, ge=0.0, description="adaptive only: pull of learned weights and mixes towards the prior"
     )
+    depth_factor: PositiveFloat = searched(
+        0.7,
+        log=True,
+        description="depth only: weight of a span as a multiple of the next one's, e.g. [0.5, 2]",
+    )
+    wiring: Literal["chained", "forced", "scheduled", "reachable", "grafted"] = Field(
+        "chained",
+        description="what a module reads and learns. chained: the student's map, the teacher's; forced: the "
+        "teacher's map before the span, in a further pass; scheduled: that map in a share of the batches, "
+        "which falls from p0 to 0; reachable: as chained, the target mixed with the map of the library's "
+        "module; grafted: a span is replaced in a share of the batches that rises from r0 to 1",
+    )
+    p0: Fraction = searched(1.0, description="scheduled only: share of batches at the start, e.g. [0.5, 1]")
+    q: Fraction = searched(
+        0.3, description="scheduled and grafted: share of the epochs in which it changes, e.g. [0.1, 0.7]"
+    )
+    m: Fraction = searched(0.5, description="reachable only: weight of the library's map, e.g. [0, 1]")
+    r0: Fraction = searched(0.5, description="grafted only: share of batches at the start, e.g. [0.2, 0.8]")
 
     def unused(self) -> set[str]:
-        """`entropy_weight` has an effect with adaptive supervision alone."""
-        return super().unused() | ({"entropy_weight"} if self.supervision == "uniform" else set())
+        """`entropy_weight` and `depth_factor` belong to a supervision, `p0`, `q`, `m` and `r0` to wirings."""
+        used = {
+            "adaptive": {"entropy_weight"},
+            "depth": {"depth_factor"},
+            "scheduled": {"p0", "q"},
+            "reachable": {"m"},
+            "grafted": {"r0", "q"},
+        }
+        ours = used.get(self.supervision, set()) | used.get(self.wiring, set())
+        return super().unused() | (set().union(*used.values()) - ours)

@@ -30,7 +30,14 @@ from search.experiment.sections import (
 )
 from search.experiment.validation_messages import raise_faults
 from search.experiment.yaml12 import describe_value
-from trainables.config import REPLACED, DataConfig, LibraryConfig, RuntimeConfig, TeacherConfig
+from trainables.config import (
+    DEFAULT_METHOD,
+    REPLACED,
+    DataConfig,
+    LibraryConfig,
+    RuntimeConfig,
+    TeacherConfig,
+)
 from trainables.config_base import Config
 from trainables.data.sets.data_set import DATA_SETS
 from trainables.errors import InputError
@@ -174,6 +181,19 @@ class Experiment(Config):
             expected = (
                 "expected teacher or library, got none: with space.train: modules the kept parts stay "
                 "frozen, and none makes them random; or set space.train to all"
+            )
+            raise_faults([(("warm_start",), expected)])
+        return self
+
+    @model_validator(mode="after")
+    def _a_library_is_there(self) -> Experiment:
+        wirings = getattr(self.space.loss, "wiring")  # noqa: B009 - the keys of a section are made at run time
+        wirings = {wirings} if isinstance(wirings, str) else set(wirings)
+        replaced = DEFAULT_METHOD in self.space.method and REPLACED in self.space.student
+        if "reachable" in wirings and replaced and self.warm_start != "library":
+            expected = (
+                f"expected library, got {self.warm_start}: with space.loss.wiring: reachable the targets are "
+                "mixed with the maps of a library's modules; or leave reachable out"
             )
             raise_faults([(("warm_start",), expected)])
         return self

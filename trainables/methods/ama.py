@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,9 @@ from trainables.methods.terms.embeddings import EMBEDDING_TERMS
 from trainables.methods.terms.label_parts import label_parts
 from trainables.methods.terms.logits import check_logit_term
 from trainables.methods.terms.maps import MAP_TERMS
+from trainables.methods.wiring import Wiring
 from trainables.student.spans import Span
+from trainables.student.start import re_estimate
 
 # Most maps in a learned mix: each is held in fp32 at every step, and a long residual stage has dozens of
 # the same shape.
@@ -38,6 +41,8 @@ class DistillationLoss(nn.Module):
 
     The settings `logits`, `maps` and `embeddings` choose other terms (`trainables.methods.terms`). An
     embedding term is added with the weight γ.
+
+    Supervision by depth has wᵢ ∝ d^(n-i), with mean 1.
 
     Uniform supervision has wᵢ = 1 and the replaced block's own map as the target fᵗᵢ. Adaptive supervision
     learns w = n softmax(a) and, for a span with several candidate maps, the target as a convex mix p of them.
@@ -68,7 +73,10 @@ class DistillationLoss(nn.Module):
         self.reads_maps = config.beta > 0 and len(self.candidates) > 0
         self.reads_embeddings = config.embeddings != "none" and config.gamma > 0
         self.adaptive = self.reads_maps and config.supervision == "adaptive"
-        self.register_buffer("equal", torch.ones(len(self.candidates)), persistent=False)
+        count = len(self.candidates)
+        factor = config.depth_factor if config.supervision == "depth" else 1.0
+        fixed = torch.tensor([factor ** (count - 1 - index) for index in range(count)])
+        self.register_buffer("fixed", fixed * (count / fixed.sum()), persistent=False)
         if self.adaptive:
             self.weight_logits = nn.Parameter(torch.zeros(len(self.candidates)))
             # The logits are added to the prior's: zero gives the prior.
@@ -85,7 +93,7 @@ class DistillationLoss(nn.Module):
         """Return the weights of the spans in the feature term: (spans,), mean 1, on the loss's device."""
         if self.adaptive:
             return len(self.candidates) * self.weight_logits.softmax(0)
-        return self.get_buffer("equal")
+        return self.get_buffer("fixed")
 
     def log_mix(self, span: int) -> Tensor:
         """Return the logarithms of the teacher maps' shares in the span's target: (candidates,)."""
@@ -104,7 +112,7 @@ class DistillationLoss(nn.Module):
         student_logits: Tensor,
         teacher_logits: Tensor | None,
         labels: Tensor,
-        student_maps: Sequence[Tensor] = (),
+        student_maps: Sequence[Tensor | None] = (),
         teacher_maps: Sequence[Sequence[Tensor]] = (),
         embeddings: tuple[Tensor, Tensor] | None = None,
         done: float = 1.0,
@@ -115,7 +123,7 @@ class DistillationLoss(nn.Module):
             student_logits: (B, classes).
             teacher_logits: (B, classes); not read when alpha is 0.
             labels: (B,) int64.
-            student_maps: one map a span; not read when beta is 0.
+            student_maps: one map a span, None to leave a span out; not read when beta is 0.
             teacher_maps: candidate maps of every span, shaped as the student's map, the span's own map first.
             embeddings: the student's and the teacher's, (B, D) and (B, D'); read with an embedding term only.
             done: share of the training that is done; the weight of some terms rises at the start.
@@ -129,8 +137,9 @@ class DistillationLoss(nn.Module):
         beta = self.config.beta
         parts = label_parts(self.config, student_logits, teacher_logits, labels, self.label_smoothing, done)
         if self.reads_maps and not self.adaptive:
-            pairs = zip(student_maps, teacher_maps, self.layouts, strict=True)
-            errors = torch.stack([self._error(student, own, layout) for student, (own, *_), layout in pairs])
+            errors = self._errors(student_maps, [own for own, *_ in teacher_maps])
+            if self.config.supervision == "depth":
+                errors = self.weights() * errors
             parts["feature"] = beta * errors.sum()
         elif self.reads_maps:
             feature, regulariser = self._adaptive(student_maps, teacher_maps)
@@ -141,24 +150,26 @@ class DistillationLoss(nn.Module):
             parts[self.config.embeddings] = self.config.gamma * term
         return parts
 
-    def _error(self, student: Tensor, teacher: Tensor, layout: str | None) -> Tensor:
-        return MAP_TERMS[self.config.maps](student, teacher, layout)
+    def _errors(self, student_maps: Sequence[Tensor | None], targets: Sequence[Tensor]) -> Tensor:
+        """Return the error of every span, zero for one that is left out: (spans,)."""
+        term, zero = MAP_TERMS[self.config.maps], self.get_buffer("fixed").new_zeros(())
+        pairs = zip(student_maps, targets, self.layouts, strict=True)
+        return torch.stack([zero if ours is None else term(ours, own, layout) for ours, own, layout in pairs])
 
     def _adaptive(
-        self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Sequence[Tensor]]
+        self, student_maps: Sequence[Tensor | None], teacher_maps: Sequence[Sequence[Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Return the feature term and the regulariser, both without the factor beta."""
         weights = self.weights()
         kept = (weights * weights.clamp_min(1e-12).log()).sum()  # n KL(w/n || uniform) = Σ w log w
-        errors_, mixes = [], []
-        for index, (student, maps) in enumerate(zip(student_maps, teacher_maps, strict=True)):
+        targets, mixes = [], []
+        for index, maps in enumerate(teacher_maps):
             log_mix = self.log_mix(index)
-            target = maps[0] if len(maps) == 1 else mixed_map(maps, log_mix.exp())
-            errors_.append(self._error(student, target, self.layouts[index]))
+            targets.append(maps[0] if len(maps) == 1 else mixed_map(maps, log_mix.exp()))
             mixes.append((log_mix.exp() * (log_mix - self.get_buffer(f"log_prior_{index}"))).sum())
         # The error of a mix is multiplied by the span's weight. So is its KL term: the bound above holds.
         regulariser = self.config.entropy_weight * (kept + (weights.detach() * torch.stack(mixes)).sum())
-        return (weights * torch.stack(errors_)).sum(), regulariser
+        return (weights * self._errors(student_maps, targets)).sum(), regulariser
 
 
 class Ama(SpanMethod):
@@ -172,7 +183,8 @@ class Ama(SpanMethod):
         """Build student and loss on the runtime's device.
 
         Raises:
-            InputError: as `SpanMethod`; or a logit term that does not fit the data (`check_logit_term`).
+            InputError: as `SpanMethod`; a logit term that does not fit the data (`check_logit_term`); or a
+                wiring that needs a library, without it.
         """
         super().__init__(setup, config)
         assert isinstance(config.loss, LossConfig)
@@ -187,19 +199,31 @@ class Ama(SpanMethod):
             self._targets = []
         self._shown = [span.first for span in self.spans] if self.loss.reads_maps else []
         self._classifiers = [setup.supervisor.classifier] if self.loss.reads_embeddings else []
+        self.wiring = Wiring(config.loss, config.seed, self.spans, setup, self.loss.reads_maps)
+        self._mixed = False  # whether batch norms have seen the teacher's maps in this epoch
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Attach the hooks on student and teacher; frozen parts keep their batch-norm statistics."""
         read = sorted({path for paths in self._targets for path in paths})
         logits, embedding = self.loss.reads_logits, self.loss.reads_embeddings
-        with self.watching(read, self._shown, logits, embedding, self._classifiers):
+        self._mixed = False
+        with self.watching(read, self._shown, logits, embedding, self._classifiers, self.wiring.taken):
             yield
+        if self._mixed:
+            modules = [self.student.get_submodule(span.first) for span in self.spans]
+            parts = modules if self.config.train == "modules" else None
+            re_estimate(self.student, self.config, self.setup.data, self.runtime, parts)
+
+    def _student(self) -> Any:
+        """Return the student, or its compiled form if the wiring leaves it as it is."""
+        return self.student if self.wiring.eager else super()._student()
 
     @classmethod
     def baseline(cls, config: MethodConfig) -> MethodConfig:
-        """Return `config` with cross-entropy alone: no term on logits, maps or embeddings."""
-        return super().baseline(config).model_copy(update={"embeddings": "none"})
+        """Return `config` with cross-entropy alone: no term on logits, maps or embeddings, no wiring."""
+        plain = {"embeddings": "none", "wiring": "chained"}
+        return super().baseline(config).model_copy(update=plain)
 
     def phases(self) -> list[Phase]:
         """Return one phase: the student's parameters, and the learned weights, which are not decayed."""
@@ -212,12 +236,15 @@ class Ama(SpanMethod):
         assert batch.labels is not None
         try:
             signals = self.teach(batch.images, batch.index)
+            with self.wiring.applied(self.student, signals.inputs, progress):
+                logits = self.logits(batch.images)
+            self._mixed = self._mixed or self.wiring.mixes(progress)
             parts: dict[str, Tensor] = self.loss(
-                self.logits(batch.images),
+                logits,
                 signals.logits,
                 batch.labels,
-                [self.maps[path] for path in self._shown],
-                [[signals.maps[path] for path in paths] for paths in self._targets],
+                self.wiring.maps(self.student, self.maps, signals.inputs) if self._shown else [],
+                self._target_maps(signals),
                 self._embedded(signals),
                 progress.done,
             )
@@ -225,6 +252,13 @@ class Ama(SpanMethod):
             self.maps.clear()  # free the maps of a pass that ran out of memory
             self.inputs.clear()
         return parts
+
+    def _target_maps(self, signals: Signals) -> list[list[Tensor]]:
+        """Return the maps that may supervise each span, the one that the wiring gives it first."""
+        found = [[signals.maps[path] for path in paths] for paths in self._targets]
+        for index, maps in enumerate(found):
+            maps[0] = self.wiring.target(index, maps[0], signals.inputs)
+        return found
 
     def _embedded(self, signals: Signals) -> tuple[Tensor, Tensor] | None:
         """Return the embeddings of student and teacher if the loss reads them."""
@@ -252,7 +286,7 @@ def candidate_maps(span: Span, blocks: Sequence[Block], loss: LossConfig) -> lis
     Adaptive supervision adds the outputs of the blocks nearest in execution order that have the same shape,
     up to `MAX_CANDIDATES` in all.
     """
-    if loss.supervision == "uniform":
+    if loss.supervision != "adaptive":
         return [span.last]
     outputs = [block.members[-1] for block in blocks]
     own = outputs.index(span.last)

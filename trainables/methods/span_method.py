@@ -13,7 +13,7 @@ from trainables.methods.base import Method, Setup
 from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.network.taps import Inputs, Taps
 from trainables.student.spans import spans_of
-from trainables.student.start import start_student
+from trainables.student.start import start_student, training_mode
 
 
 class SpanMethod(Method):
@@ -50,6 +50,7 @@ class SpanMethod(Method):
         logits: bool,
         embedding: bool = False,
         taken: Sequence[str] = (),
+        given: Sequence[str] = (),
     ) -> Iterator[None]:
         """Set the training mode and attach hooks; frozen parts keep their batch-norm statistics.
 
@@ -59,17 +60,16 @@ class SpanMethod(Method):
             logits: whether to read the teacher's logits.
             embedding: whether to read the teacher's embedding.
             taken: paths of the student's modules whose inputs are read.
+            given: paths of the teacher's modules whose inputs are read.
         """
-        self.student.train(self.config.train == "all")
-        for span in self.spans:
-            self.student.get_submodule(span.first).train()
+        training_mode(self.student, self.config.train, self.spans)
         supervisor = self.setup.supervisor
         overwritten = supervisor.overwritten if read else frozenset()
         copied = [span.first for span in self.spans if span.last in overwritten]
-        if self._prefix and (read or logits or embedding):
-            teaching = supervisor.leading(self.student, self._prefix, read, logits, embedding)
+        if self._prefix and (read or logits or embedding or given):
+            teaching = supervisor.leading(self.student, self._prefix, read, logits, embedding, given)
         else:
-            teaching = supervisor.teaching(read, logits, embedding)
+            teaching = supervisor.teaching(read, logits, embedding, given)
         taps, inputs = Taps(self.student, shown, copied), Inputs(self.student, taken)
         with teaching as self.teach, taps, inputs:
             self.maps, self.inputs = taps.outputs, inputs.inputs

@@ -53,7 +53,10 @@ def _reset_by_kind(name: str, parameter: nn.Parameter) -> None:
 
 @torch.no_grad()
 def recalibrate_batchnorm(
-    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    runtime: Runtime,
+    parts: Iterable[nn.Module] | None = None,
 ) -> int:
     """Re-estimate the running statistics of every batch norm as the plain mean over `batches`.
 
@@ -64,11 +67,13 @@ def recalibrate_batchnorm(
         model: on the runtime's device; only batch-norm buffers change.
         batches: pairs of images (B, 3, H, W) and labels, which are ignored; B should be 2 or more.
         runtime: its autocast precision is used.
+        parts: submodules whose batch norms are re-estimated; None: all.
 
     Returns:
         Number of batches seen. Without batches or batch norms the model is not changed.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    inside = dict.fromkeys(m for part in ([model] if parts is None else parts) for m in part.modules())
+    norms = [m for m in inside if isinstance(m, _BatchNorm) and m.track_running_stats]
     flags = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     model.eval()

@@ -23,6 +23,7 @@ class Inputs:
 
     def __init__(self, model: nn.Module, paths: Sequence[str], copied: Collection[str] = ()) -> None:
         self.inputs: dict[str, Tensor] = {}
+        self.paths = tuple(paths)
         self._copied = frozenset(copied)
         self._handles = [
             model.get_submodule(path).register_forward_pre_hook(self._keep(path)) for path in paths

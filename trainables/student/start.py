@@ -61,8 +61,7 @@ def start_student(
         reset_parameters(student, config.seed)
     student.to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload]
     if library and spans:
-        batches = data.train_batches(RECALIBRATION[1], config.seed, config.epochs, runtime)
-        recalibrate_batchnorm(student, islice(batches, RECALIBRATION[0]), runtime)
+        re_estimate(student, config, data, runtime)
     student.requires_grad_(config.train == "all")
     for span in spans:
         student.get_submodule(span.first).requires_grad_(True)
@@ -74,3 +73,15 @@ def training_mode(student: nn.Module, train: str, spans: Sequence[Span]) -> None
     student.train(train == "all")
     for span in spans:
         student.get_submodule(span.first).train()
+
+
+def re_estimate(
+    student: nn.Module,
+    config: DistillConfig,
+    data: ImageData,
+    runtime: Runtime,
+    parts: Sequence[nn.Module] | None = None,
+) -> None:
+    """Re-estimate batch-norm statistics, of `parts` or all, on a few batches of training images."""
+    batches = data.train_batches(RECALIBRATION[1], config.seed, config.epochs, runtime)
+    recalibrate_batchnorm(student, islice(batches, RECALIBRATION[0]), runtime, parts)

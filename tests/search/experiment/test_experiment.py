@@ -250,10 +250,10 @@ run: 3
             "space.optim.lr=true",
             "expected a number, [low, high], {low, high, log} or {choices: [...]}, got true",
         ),
-        ("space.loss.supervision=[]", "expected uniform, adaptive or a list of both, got []"),
+        ("space.loss.supervision=[]", "expected uniform, adaptive, depth or a list of them, got []"),
         (
             "space.loss.supervision=[uniform, 3]",
-            "expected uniform, adaptive or a list of both, got [uniform, 3]",
+            "expected uniform, adaptive, depth or a list of them, got [uniform, 3]",
         ),
         ("space.loss.supervision=[uniform, uniform]", "expected distinct kinds, got [uniform, uniform]"),
         ("objectives=[flops]", "expected at least two different metrics, got [flops]"),

@@ -50,3 +50,16 @@ def test_a_library_is_made_for_students_of_the_teacher_alone() -> None:
     for student, used in (("teacher", True), (["teacher", "wrn10_1"], True), ("wrn10_1", False)):
         made = Experiment.model_validate({**fields, "space": {"student": student}})
         assert made.uses_library is used
+
+
+@pytest.mark.parametrize("wiring", ["reachable", ["chained", "reachable"]])
+@pytest.mark.parametrize("warm_start", ["teacher", "none", "library"])
+def test_a_wiring_that_reads_a_library_needs_one(wiring: object, warm_start: str) -> None:
+    given = {"name": "x", "warm_start": warm_start, "space": {"loss": {"wiring": wiring}}}
+    if warm_start == "library":
+        assert Experiment.model_validate(given).uses_library
+    else:
+        with pytest.raises(ValidationError, match=f"expected library, got {warm_start}: .*wiring: reachable"):
+            Experiment.model_validate(given)
+        for other in ({"method": "adain"}, {"student": "wrn10_1"}):  # it has no effect there
+            Experiment.model_validate({**given, "space": {"loss": {"wiring": wiring}, **other}})

@@ -20,7 +20,8 @@ from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
 from trainables.network.architectures import build_model
 from trainables.runtime.runtime import Runtime, resolve
 from trainables.runtime.seeds import seeded
-from trainables.student.build import build_student
+from trainables.student.build import build_span, build_student
+from trainables.student.spans import spans_of
 from trainables.training.loop import Distiller
 from trainables.training.stages import make_stages
 from trainables.training.step import Stepper, TooLarge
@@ -43,6 +44,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"ama-{term}": ("ama", {"logits": term}) for term in ("dkd", "standardised", "dist")},
     **{f"ama-{term}": ("ama", {"maps": term}) for term in ("attention", "statistics")},
     **{f"ama-{term}": ("ama", {"embeddings": term}) for term in ("rkd", "pkt")},
+    **{f"ama-{wiring}": ("ama", {"wiring": wiring}) for wiring in ("forced", "reachable", "grafted")},
+    "ama-scheduled-depth": ("ama", {"wiring": "scheduled", "supervision": "depth"}),
     "separate-no-pull": ("separate", {"eta": 0.0, "rho": 0.0}),
     "lwkd-conditional": ("lwkd", {"conditional": True}),
     "lwkd-dkd": ("lwkd", {"logits": "dkd", "adversarial": 0.0}),
@@ -63,7 +66,10 @@ def setup(data: ImageData, runtime: Runtime, tmp_path_factory: pytest.TempPathFa
     bare = Setup.of(teacher, blocks, data, runtime)
     configs = [config_of(name, bare) for name in (*METHODS.names(), *VARIANTS)]
     settings = [(config.method, config.loss) for config in configs]
-    return dataclasses.replace(bare, stages=make_stages(bare, settings, tmp_path_factory.mktemp("stages")))
+    stages = make_stages(bare, settings, tmp_path_factory.mktemp("stages"))
+    spans = spans_of(blocks, configs[0].student)
+    library = {span.key: build_span(span, 7).state_dict() for span in spans}
+    return dataclasses.replace(bare, stages=stages, modules=library)
 
 
 SEPARATE = "wrn10_2"

@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from trainables.data.augment import Augment
 from trainables.data.dataset import ImageData
 from trainables.network.classifier import classifier_path
 from trainables.network.fold_batchnorm import folded
-from trainables.network.taps import Taps, overwritten_outputs
+from trainables.network.taps import Inputs, Taps, overwritten_inputs, overwritten_outputs
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime
 from trainables.student.prefix import same_before
@@ -47,11 +47,13 @@ class Signals:
         logits: (B, classes), or None.
         maps: by their path in the teacher.
         embedding: (B, D), the input of the teacher's classifier, or None.
+        inputs: of modules, by their path in the teacher.
     """
 
     logits: Tensor | None
     maps: Mapping[str, Tensor]
     embedding: Tensor | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 NOTHING = Signals(None, {})
@@ -68,6 +70,7 @@ class Supervisor:
         self.teacher: nn.Module = teacher.to(runtime.device, memory_format=runtime.memory_format).eval()  # type: ignore[call-overload]
         self.data, self.runtime = data, runtime
         self._ends = {block.members[-1]: math.prod(block.out_shape) for block in blocks}
+        self._starts = [block.members[0] for block in blocks]
         self._kept: Signals | None = None
 
     @cached_property
@@ -82,6 +85,12 @@ class Supervisor:
             return overwritten_outputs(self.teacher, list(self._ends), self.few)
 
     @cached_property
+    def overwritten_inputs(self) -> frozenset[str]:
+        """First submodules of blocks whose input is changed in place: readers must copy it."""
+        with self.runtime.autocast():
+            return overwritten_inputs(self.teacher, self._starts, self.few)
+
+    @cached_property
     def classifier(self) -> str:
         """Path of the teacher's classifier, whose input is the embedding.
 
@@ -91,19 +100,24 @@ class Supervisor:
         return classifier_path(self.teacher, self.few)
 
     @contextmanager
-    def teaching(self, paths: Sequence[str], logits: bool, embedding: bool = False) -> Iterator[Teach]:
+    def teaching(
+        self, paths: Sequence[str], logits: bool, embedding: bool = False, taken: Sequence[str] = ()
+    ) -> Iterator[Teach]:
         """Yield a function that computes the signals of a batch.
 
         Args:
             paths: of the maps to read.
             logits: whether to read the logits.
             embedding: whether to read the input of the classifier.
+            taken: first submodules of blocks whose inputs to read.
         """
         kept = self._keep() if paths or logits else NOTHING
         missing = [path for path in paths if path not in kept.maps]
         rest = logits and kept.logits is None, embedding
-        if missing or any(rest):
-            with self._reader(self.quick, missing, *rest) as read:
+        if missing or any(rest) or taken:
+            # Folding keeps the outputs of blocks, not the inputs of all.
+            model = self.teacher if taken else self.quick
+            with self._reader(model, missing, *rest, taken) as read:
                 yield partial(self._teach, kept, paths, read)
         else:
             yield partial(self._teach, kept, paths, None)
@@ -116,11 +130,12 @@ class Supervisor:
         paths: Sequence[str],
         logits: bool,
         embedding: bool = False,
+        taken: Sequence[str] = (),
     ) -> Iterator[Teach]:
         """As `teaching`; the student's next pass reuses the teacher's outputs of the `prefix` modules."""
         everything = sorted({*prefix, *paths})
         # Not in inference mode: the student is trained on the outputs of the prefix.
-        with self._reader(self.teacher, everything, logits, embedding, torch.no_grad) as read:
+        with self._reader(self.teacher, everything, logits, embedding, taken, torch.no_grad) as read:
             outputs: dict[str, Tensor] = {}
 
             def teach(images: Tensor, order: Tensor) -> Signals:
@@ -170,13 +185,15 @@ class Supervisor:
         paths: Sequence[str],
         logits: bool,
         embedding: bool = False,
+        taken: Sequence[str] = (),
         mode: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> _Reader:
-        # Autograd cannot save inference tensors, and methods train layers on the embedding.
-        mode = mode or (torch.no_grad if embedding else torch.inference_mode)
+        # Autograd cannot save inference tensors, and methods train layers on the embedding and on inputs.
+        mode = mode or (torch.no_grad if embedding or taken else torch.inference_mode)
         copied = self.overwritten.intersection(paths) if paths else frozenset()
         classifier = self.classifier if embedding else None
-        return _Reader(model, paths, logits, classifier, self.runtime, mode, copied)
+        inputs = Inputs(model, taken, self.overwritten_inputs) if taken else None
+        return _Reader(model, paths, logits, classifier, self.runtime, mode, copied, inputs)
 
     def _teach(
         self, kept: Signals, paths: Sequence[str], read: _Reader | None, images: Tensor, order: Tensor
@@ -184,7 +201,7 @@ class Supervisor:
         fresh = read(images) if read is not None else NOTHING
         logits = kept.logits.index_select(0, order) if kept.logits is not None else fresh.logits
         maps = {path: kept.maps[path].index_select(0, order) for path in paths if path in kept.maps}
-        return Signals(logits, {**maps, **fresh.maps}, fresh.embedding)
+        return Signals(logits, {**maps, **fresh.maps}, fresh.embedding, fresh.inputs)
 
     def _keep(self) -> Signals:
         """Cache the outputs for all training images: of blocks and logits, logits alone, or none."""
@@ -226,9 +243,10 @@ class _Reader:
         runtime: Runtime,
         mode: Callable[[], AbstractContextManager[Any]],
         copied: frozenset[str],
+        inputs: Inputs | None,
     ) -> None:
         self.model, self.paths, self.logits, self.runtime, self.mode = model, paths, logits, runtime, mode
-        self.classifier, self.copied = classifier, copied
+        self.classifier, self.copied, self._inputs = classifier, copied, inputs
         self._embedding: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Signals:
@@ -241,7 +259,11 @@ class _Reader:
         maps, embedding = dict(self._taps.outputs), self._embedding
         self._taps.clear()  # the caller then holds the only references and frees them before backward
         self._embedding = None
-        return Signals(logits, maps, embedding)
+        inputs: dict[str, Tensor] = {}
+        if self._inputs is not None:
+            inputs.update(self._inputs.inputs)
+            self._inputs.inputs.clear()
+        return Signals(logits, maps, embedding, inputs)
 
     def _embed(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._embedding = args[0]
@@ -250,7 +272,8 @@ class _Reader:
 
     def _stop(self, *_: Any) -> None:
         embedded = self.classifier is None or self._embedding is not None
-        if embedded and len(self._taps.outputs) == len(self.paths):
+        taken = self._inputs is None or len(self._inputs.inputs) == len(self._inputs.paths)
+        if embedded and taken and len(self._taps.outputs) == len(self.paths):
             raise _Reached
 
     def __enter__(self) -> _Reader:
@@ -259,6 +282,9 @@ class _Reader:
         if not self.logits:  # registered after the taps, so called last
             modules = (self.model.get_submodule(path) for path in self.paths)
             self._handles = [module.register_forward_hook(self._stop) for module in modules]
+        if self._inputs is not None and not self.logits:
+            modules = (self.model.get_submodule(path) for path in self._inputs.paths)
+            self._handles += [module.register_forward_pre_hook(self._stop) for module in modules]
         if self.classifier is not None:
             module = self.model.get_submodule(self.classifier)
             self._handles.append(module.register_forward_pre_hook(self._embed))
@@ -268,6 +294,8 @@ class _Reader:
         for handle in self._handles:
             handle.remove()
         self._taps.close()
+        if self._inputs is not None:
+            self._inputs.__exit__()
 
 
 @contextmanager
