@@ -27,7 +27,7 @@ AWAY_SECONDS = 20.0
 
 
 def add(record: StudyRecord, level: int = 0) -> int:
-    return record.add({"level/a": level}, {"level/a": IntDistribution(0, 9)}, {"seed": 0})
+    return record.add({"level/a": level}, {"level/a": IntDistribution(0, 9)}, {"config": {}, "seed": 0})
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ class Phase:
     Example:
         student = build_student(teacher.model, blocks, StudentSpec())
         phase = Phase("student", [Group(list(student.named_parameters()))])
-        judge = Phase("judge", [Group(list(nn.Linear(10, 1).named_parameters()))], adam=1e-4)
+        judge = Phase("judge", [Group(list(torch.nn.Linear(10, 1).named_parameters()))], adam=1e-4)
         print(phase.name, len(phase.groups[0].parameters), judge.adam)
     """
 

@@ -308,7 +308,7 @@ def study_like(run: Path, copy: Path, states: list[optuna.trial.TrialState]) -> 
     for key, value in source.user_attrs.items():
         study.set_user_attr(key, value)
     for state in states:
-        study.add_trial(optuna.trial.create_trial(state=state))
+        study.add_trial(optuna.trial.create_trial(state=state, user_attrs={"config": {}}))
     return copy
 
 
