@@ -11,7 +11,6 @@ import pandas as pd
 from analysis.pareto import Box, Floats, hypervolume_history
 from analysis.report.importance import importances
 from analysis.report.retrained import GAINS, RESULTS, STUDENT, TABLE, read_results, summary_rows
-from analysis.runs.failures import failures as failures
 from analysis.runs.parameters import METHOD, REPLACED, student_of
 from analysis.runs.run import Run
 

@@ -23,7 +23,7 @@ from analysis.report import html, loss_parts, tables, texts
 from analysis.report.catalogue import Plot, save_plots
 from analysis.report.retrained import NOTE
 from analysis.report.style import themed_svg
-from analysis.runs.failures import leading_reason, notices
+from analysis.runs.failures import failures, leading_reason, notices
 from analysis.runs.load import load
 from analysis.runs.run import Run
 from analysis.runs.status import status
@@ -77,7 +77,7 @@ def write_report(
         "front": tables.front(opened),
         "states": tables.states(opened),
         "losses": tables.losses(opened),
-        "failures": tables.failures(opened),
+        "failures": failures(opened),
         "retrained": tables.retrained(opened),
         "methods": tables.methods(opened),
         "mixes": loss_parts.mixes(opened),

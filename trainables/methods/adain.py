@@ -17,8 +17,7 @@ from torch import Tensor
 
 from trainables.config import DistillConfig
 from trainables.config_base import hash_json, searched
-from trainables.loss_config import LogitTerm, LossConfig
-from trainables.methods.ama import DistillationLoss
+from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Progress, Setup
 from trainables.methods.signals.tails import Tails
 from trainables.methods.signals.teacher_signals import Signals
@@ -30,8 +29,9 @@ from trainables.methods.terms.adain import (
     statistics_error,
     with_statistics,
 )
-from trainables.methods.terms.logits import check_logit_term
+from trainables.methods.terms.label_parts import check_label_parts, label_parts
 from trainables.network.taps import Taps
+from trainables.student.pairs import positions
 from trainables.student.spans import Span
 
 RECTIFIED = ("relu", "relu6")  # activations whose maps are not negative
@@ -87,18 +87,15 @@ class Adain(SpanMethod):
         """Build the student on the runtime's device.
 
         Raises:
-            InputError: as `SpanMethod`; or a logit term that does not fit the data (`check_logit_term`).
+            InputError: as `SpanMethod`; or a logit term that does not fit the data (`check_label_parts`).
         """
         super().__init__(setup, config)
         assert isinstance(config.loss, AdainConfig)
         self.settings = config.loss
-        if self.settings.alpha > 0:
-            check_logit_term(self.settings.logits, setup.data.num_classes, config.optim.batch_size)
+        check_label_parts(config.loss, setup.data.num_classes, config.optim.batch_size)
         self._tails = Tails(setup.supervisor, setup.blocks)
         wanted = self.settings.beta_stat > 0 or self.settings.beta_adain > 0
         self.points = self._points() if wanted else []
-        slot = config.loss.model_dump(include=set(LogitTerm.model_fields))
-        self.loss = DistillationLoss(LossConfig(**slot, beta=0.0), (), config.optim.label_smoothing)
 
     def _points(self) -> list[Span]:
         """Return the spans whose ends are compared, in execution order."""
@@ -107,8 +104,8 @@ class Adain(SpanMethod):
             spans.pop()
         if self.settings.points != "stages":
             return spans
-        last = {_resolution(span): span for span in spans}
-        return [span for span in spans if last[_resolution(span)] is span]
+        last = {positions(span.out_shape, span.layout): span for span in spans}
+        return [span for span in spans if span in last.values()]
 
     @torch.no_grad()
     def _hears_deviations(self, span: Span) -> bool:
@@ -128,7 +125,7 @@ class Adain(SpanMethod):
         """Attach the hooks on student and teacher; frozen parts keep their batch-norm statistics."""
         ends = [span.last for span in self.points]
         read = self._tails.reads(ends) if self.settings.beta_adain > 0 else ends
-        logits = self.loss.reads_logits or (bool(self.points) and self.settings.beta_adain > 0)
+        logits = self.settings.alpha > 0 or (bool(self.points) and self.settings.beta_adain > 0)
         with self.watching(read, [span.first for span in self.points], logits):
             yield
 
@@ -138,7 +135,10 @@ class Adain(SpanMethod):
         try:
             signals = self.teach(batch.images, batch.index)
             student = self.logits(batch.images)
-            parts: dict[str, Tensor] = self.loss(student, signals.logits, batch.labels, done=progress.done)
+            smoothing = self.config.optim.label_smoothing
+            parts = label_parts(
+                self.settings, student, signals.logits, batch.labels, smoothing, progress.done
+            )
             if self.points:
                 parts |= self._transfer(batch.images, signals, progress)
         finally:
@@ -169,8 +169,3 @@ class Adain(SpanMethod):
                 found.setdefault("adain", []).append(settings.beta_adain * term)
         times = len(self.points) / len(points)
         return {name: times * torch.stack(terms).sum() for name, terms in found.items()}
-
-
-def _resolution(span: Span) -> tuple[int, ...]:
-    """Return the size of a span's output map in its positions."""
-    return span.out_shape[1:] if span.layout == "nchw" else span.out_shape[:-1]

@@ -34,7 +34,8 @@ from trainables.errors import InputError
 from trainables.methods.signals.teacher_signals import Supervisor
 from trainables.network.weights import weights_hash
 from trainables.runtime.runtime import Runtime, resolve
-from trainables.student.start import Modules
+from trainables.student.spans import Span
+from trainables.student.start import Modules, start_student
 
 TEACHER = "teacher"  # key in `Setup.teachers` of the network whose blocks are replaced
 
@@ -224,6 +225,10 @@ class Setup:
     ) -> Setup:
         """Make the setup of a single teacher; without `runtime`, use this machine's default."""
         return cls({TEACHER: teacher}, blocks, data, runtime or resolve(), modules, stages or {})
+
+    def start_student(self, config: DistillConfig, spans: Sequence[Span] = ()) -> nn.Module:
+        """Make the untrained student of `config`; see `trainables.student.start.start_student`."""
+        return start_student(config, self.teacher, self.blocks, spans, self.data, self.runtime, self.modules)
 
     @property
     def teacher(self) -> nn.Module:

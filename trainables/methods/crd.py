@@ -10,19 +10,18 @@ from contextlib import contextmanager
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainables.config import DistillConfig
 from trainables.config_base import searched
 from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Method, Progress, Setup
-from trainables.methods.embedding import make_contrast, student_classifier
+from trainables.methods.embedding import make_contrast
 from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.methods.terms.contrast import Contrast
-from trainables.methods.terms.logits import LOGIT_TERMS, check_logit_term, ramp
+from trainables.methods.terms.label_parts import check_label_parts, label_parts
 from trainables.network.taps import Inputs
 from trainables.student.spans import spans_of
-from trainables.student.start import start_student, training_mode
+from trainables.student.start import training_mode
 
 
 class CrdConfig(LogitTerm):
@@ -72,18 +71,15 @@ class Crd(Method):
         assert isinstance(config.loss, CrdConfig)
         self.settings = loss = config.loss
         self._spans = spans_of(setup.blocks, config.student)
-        if loss.alpha:
-            check_logit_term(loss.logits, setup.data.num_classes, config.optim.batch_size)
-        self.student = start_student(
-            config, setup.teacher, setup.blocks, self._spans, setup.data, setup.runtime, setup.modules
-        )
+        check_label_parts(loss, setup.data.num_classes, config.optim.batch_size)
+        self.student = setup.start_student(config, self._spans)
         self.contrast: Contrast | None = None
         self._classifiers: list[str] = []
         if loss.gamma:
-            self.contrast = make_contrast(
+            self.contrast, path = make_contrast(
                 setup, config, [self.student], True, loss.negatives, loss.contrast_tau
             )
-            self._classifiers = [student_classifier(setup, self.student)]
+            self._classifiers = [path]
         self._embeddings: dict[str, Tensor] = {}
         self._teach: Teach = lambda images, index: NOTHING
 
@@ -103,18 +99,12 @@ class Crd(Method):
         loss = self.settings
         try:
             signals = self._teach(batch.images, batch.index)
-            logits = self.logits(batch.images).float()
+            logits = self.logits(batch.images)
             embeddings = [self._embeddings[path] for path in self._classifiers]
         finally:
             self._embeddings.clear()
-        parts: dict[str, Tensor] = {}
-        if loss.alpha < 1:
-            ce = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.optim.label_smoothing)
-            parts["ce"] = (1 - loss.alpha) * ce
-        if loss.alpha:
-            assert signals.logits is not None
-            term = LOGIT_TERMS[loss.logits](logits, signals.logits, batch.labels, loss.tau)
-            parts[loss.logits] = loss.alpha * ramp(loss.logits, progress.done) * term
+        smoothing = self.config.optim.label_smoothing
+        parts = label_parts(loss, logits, signals.logits, batch.labels, smoothing, progress.done)
         if self.contrast is not None:
             assert signals.embedding is not None
             pair = [*embeddings, signals.embedding]

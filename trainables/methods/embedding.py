@@ -16,16 +16,6 @@ from trainables.network.classifier import classifier_path
 LEAST_CONTRASTED = 2  # images a batch: scores are normalised over the batch
 
 
-def student_classifier(setup: Setup, student: nn.Module) -> str:
-    """Return the path of the linear layer whose input is the student's embedding.
-
-    Raises:
-        InputError: the student does not end with a linear layer on one vector per image.
-    """
-    images, _ = next(setup.data.eval_batches("val", setup.runtime, 2))
-    return classifier_path(student, images)
-
-
 def make_contrast(
     setup: Setup,
     config: DistillConfig,
@@ -33,7 +23,7 @@ def make_contrast(
     teacher: bool,
     negatives: int,
     temperature: float,
-) -> Contrast:
+) -> tuple[Contrast, str]:
     """Make the contrast between students, and with the teacher, on the setup's device.
 
     Its `loss` takes the students' embeddings in this order, the teacher's (`Signals.embedding`) last.
@@ -44,25 +34,28 @@ def make_contrast(
         negatives: K, images drawn a step.
         temperature: of the scores.
 
+    Returns:
+        The contrast, and the path of the students' layer whose input is the embedding.
+
     Raises:
         InputError: a network without a linear classifier, batches of one image, or memory banks larger than
             `data.memory_limit`.
 
     Example:
         student = build_student(teacher.model, blocks, StudentSpec())
-        contrast = make_contrast(setup, DistillConfig(), [student], True, negatives=256, temperature=0.07)
-        print(contrast)
+        contrast, path = make_contrast(setup, DistillConfig(), [student], True, 256, temperature=0.07)
+        print(path, contrast)
     """
     if config.optim.batch_size < LEAST_CONTRASTED:
         raise InputError(
             f"contrast: compares the images of a batch, so it needs optim.batch_size >= {LEAST_CONTRASTED}, "
             f"got {config.optim.batch_size}"
         )
-    path = student_classifier(setup, students[0])
+    path = classifier_path(students[0], setup.supervisor.few)
     layers = [student.get_submodule(path) for student in students]
     if teacher:
         layers.append(setup.teacher.get_submodule(setup.supervisor.classifier))
-    return Contrast(
+    contrast = Contrast(
         [_width(layer) for layer in layers],
         setup.data.train.labels,
         negatives,
@@ -70,6 +63,7 @@ def make_contrast(
         config.seed,
         limit_bytes(setup.data.memory_limit),
     ).to(setup.runtime.device)
+    return contrast, path
 
 
 def _width(layer: nn.Module) -> int:

@@ -19,13 +19,11 @@ from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.methods.signals.student_maps import StudentMaps
 from trainables.methods.signals.teacher_signals import NOTHING, Teach
-from trainables.methods.terms.label_parts import label_parts
-from trainables.methods.terms.logits import check_logit_term
+from trainables.methods.terms.label_parts import check_label_parts, label_parts
 from trainables.methods.terms.maps import relative_error
 from trainables.runtime.seeds import seeded
 from trainables.student.pairs import Point, paired, points_of, stage_ends, student_taps
 from trainables.student.regressor import Regressor
-from trainables.student.start import start_student
 
 
 class FitnetConfig(LogitTerm):
@@ -59,11 +57,8 @@ class Fitnet(Method):
         super().__init__(setup, config)
         assert isinstance(config.loss, FitnetConfig)
         self.loss = config.loss
-        if self.loss.alpha > 0:
-            check_logit_term(self.loss.logits, setup.data.num_classes, config.optim.batch_size)
-        self.student = start_student(
-            config, setup.teacher, setup.blocks, (), setup.data, setup.runtime, setup.modules
-        )
+        check_label_parts(self.loss, setup.data.num_classes, config.optim.batch_size)
+        self.student = setup.start_student(config)
         targets: tuple[Point, ...] = ()
         taps: tuple[Point, ...] = ()
         if self.loss.beta > 0:

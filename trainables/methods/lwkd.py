@@ -26,10 +26,10 @@ from trainables.errors import InputError
 from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup, Stage, StageProgress
 from trainables.methods.synthetic_digits import make_bank
-from trainables.methods.terms.logits import LOGIT_TERMS, check_logit_term, ramp
+from trainables.methods.terms.label_parts import check_label_parts, label_parts
 from trainables.runtime.seeds import generator, seeded, stream
 from trainables.student.spans import spans_of
-from trainables.student.start import start_student
+from trainables.student.start import training_mode
 
 STUDENT, DISCRIMINATOR = "student", "discriminator"  # phases
 HIDDEN = 64  # width of the discriminator
@@ -125,12 +125,9 @@ class Lwkd(Method):
         super().__init__(setup, config)
         assert isinstance(config.loss, LwkdConfig)
         self.settings = config.loss
-        if config.loss.alpha > 0:
-            check_logit_term(config.loss.logits, setup.data.num_classes, config.optim.batch_size)
+        check_label_parts(config.loss, setup.data.num_classes, config.optim.batch_size)
         self.spans = spans_of(setup.blocks, config.student)
-        self.student = start_student(
-            config, setup.teacher, setup.blocks, self.spans, setup.data, setup.runtime, setup.modules
-        )
+        self.student = setup.start_student(config, self.spans)
         device, classes = setup.runtime.device, setup.data.num_classes
         targets = soft_targets(self.stage("lwkd-bank")["logits"], config.loss, config.seed)
         self.register_buffer("targets", targets.to(device), persistent=False)  # made again on a resume
@@ -146,9 +143,7 @@ class Lwkd(Method):
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Set training mode; frozen parts keep their batch-norm statistics."""
-        self.student.train(self.config.train == "all")
-        for span in self.spans:
-            self.student.get_submodule(span.first).train()
+        training_mode(self.student, self.config.train, self.spans)
         yield
 
     def phases(self) -> list[Phase]:
@@ -166,13 +161,8 @@ class Lwkd(Method):
         if phase == DISCRIMINATOR:
             return {"discriminator": self._told_apart(batch, target)}
         logits = self.logits(batch.images).float()
-        parts: dict[str, Tensor] = {}
-        if loss.alpha < 1:
-            smoothing = self.config.optim.label_smoothing
-            parts["ce"] = (1 - loss.alpha) * F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
-        if loss.alpha > 0:
-            term = LOGIT_TERMS[loss.logits](logits, target, batch.labels, loss.tau)
-            parts[loss.logits] = loss.alpha * ramp(loss.logits, progress.done) * term
+        smoothing = self.config.optim.label_smoothing
+        parts = label_parts(loss, logits, target, batch.labels, smoothing, progress.done)
         if loss.adversarial:
             soft = (logits / loss.tau).softmax(1)
             self._soft[_place(batch)] = batch.index, soft.detach()

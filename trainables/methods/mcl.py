@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from trainables.config import DistillConfig
 from trainables.config_base import MethodConfig, searched
 from trainables.methods.base import Batch, Method, Progress, Setup
-from trainables.methods.embedding import make_contrast, student_classifier
+from trainables.methods.embedding import make_contrast
 from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.methods.terms.contrast import Contrast
 from trainables.methods.terms.logits import logit_loss
@@ -28,7 +28,7 @@ from trainables.network.surgery import put
 from trainables.network.taps import Inputs, Taps, overwritten_outputs
 from trainables.student.prefix import same_before
 from trainables.student.spans import spans_of
-from trainables.student.start import start_student, training_mode
+from trainables.student.start import training_mode
 
 PAIRS = 12  # ordered pairs of four peers, to which the published weight of the contrast belongs
 
@@ -110,8 +110,9 @@ class Mcl(Method):
         self._embedded: list[tuple[nn.Module, str]] = []
         if loss.beta:
             students, teacher = [self.student, *peers], loss.teacher == "view"
-            self.contrast = make_contrast(setup, config, students, teacher, loss.negatives, loss.contrast_tau)
-            path = student_classifier(setup, self.student)
+            self.contrast, path = make_contrast(
+                setup, config, students, teacher, loss.negatives, loss.contrast_tau
+            )
             self._embedded = [(student, path) for student in students]
         self._inputs: list[Inputs] = []
         self._teach: Teach = lambda images, index: NOTHING
@@ -120,14 +121,11 @@ class Mcl(Method):
         config = self.config.model_copy(update={"seed": self.config.seed + number})
         if number and config.warm_start == "library":  # which has one set of weights for a module
             config = config.model_copy(update={"warm_start": "teacher"})
-        setup = self.setup
-        return start_student(
-            config, setup.teacher, setup.blocks, self._spans, setup.data, setup.runtime, setup.modules
-        )
+        return self.setup.start_student(config, self._spans)
 
     def _share(self) -> list[_Shared]:
         """Make the peers read the student's outputs of every module before the first span."""
-        images, _ = next(self.setup.data.eval_batches("val", self.runtime, 2))
+        images = self.setup.supervisor.few
         paths = same_before(self.student, self.student, self._spans, images[:1])
         self.student.eval()
         copied = overwritten_outputs(self.student, paths, images)

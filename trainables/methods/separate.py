@@ -22,8 +22,8 @@ from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
 from trainables.methods.signals.student_maps import StudentMaps
 from trainables.methods.signals.teacher_signals import NOTHING, Signals, Teach
-from trainables.methods.terms.label_parts import label_parts
-from trainables.methods.terms.logits import check_logit_term, logit_loss
+from trainables.methods.terms.label_parts import check_label_parts, label_parts
+from trainables.methods.terms.logits import logit_loss
 from trainables.methods.terms.maps import relative_error
 from trainables.network.evaluate import evaluate
 from trainables.network.taps import Taps
@@ -33,7 +33,6 @@ from trainables.student.build import install
 from trainables.student.pairs import Point, paired, points_of, student_taps
 from trainables.student.regressor import Regressor
 from trainables.student.spans import Span, teacher_spans
-from trainables.student.start import start_student
 
 MODULES = "modules"  # the phase before the student's
 
@@ -115,11 +114,8 @@ class Separate(Method):
         super().__init__(setup, config)
         assert isinstance(config.loss, SeparateConfig)
         self.loss = config.loss
-        if self.loss.alpha > 0:
-            check_logit_term(self.loss.logits, setup.data.num_classes, config.optim.batch_size)
-        self.student = start_student(
-            config, setup.teacher, setup.blocks, (), setup.data, setup.runtime, setup.modules
-        )
+        check_label_parts(self.loss, setup.data.num_classes, config.optim.batch_size)
+        self.student = setup.start_student(config)
         self.spans = teacher_spans(setup.blocks, config.student) if self.loss.beta > 0 else ()
         taps = self._paired() if self.spans else ()
         self.stands = nn.ModuleList()

@@ -13,7 +13,7 @@ from trainables.methods.base import Method, Setup
 from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.network.taps import Inputs, Taps
 from trainables.student.spans import spans_of
-from trainables.student.start import start_student, training_mode
+from trainables.student.start import training_mode
 
 
 class SpanMethod(Method):
@@ -35,9 +35,7 @@ class SpanMethod(Method):
         """
         super().__init__(setup, config)
         self.spans = spans_of(setup.blocks, config.student)
-        self.student = start_student(
-            config, setup.teacher, setup.blocks, self.spans, setup.data, setup.runtime, setup.modules
-        )
+        self.student = setup.start_student(config, self.spans)
         self.teach: Teach = lambda images, index: NOTHING
         self.maps: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}

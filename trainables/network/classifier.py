@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.errors import InputError
+from trainables.network.trace import undisturbed
 
 
 def classifier_path(model: nn.Module, images: Tensor) -> str:
@@ -37,16 +38,12 @@ def classifier_path(model: nn.Module, images: Tensor) -> str:
 
     linear = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     handles = [module.register_forward_hook(keep(path)) for path, module in linear]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with undisturbed(model), torch.no_grad():
             logits = model(images)
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in training.items():
-            module.training = flag
     if last and last[0][1].ndim == 2 and torch.equal(last[0][2], logits):
         return last[0][0]
     raise InputError(

@@ -37,7 +37,12 @@ class Point:
     @property
     def size(self) -> tuple[int, ...]:
         """The shape without the channels: (H, W) or (L,)."""
-        return self.shape[1:] if self.layout == "nchw" else self.shape[:-1]
+        return positions(self.shape, self.layout)
+
+
+def positions(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Return a map's shape without the channels: (H, W) or (L,)."""
+    return shape[1:] if layout == "nchw" else shape[:-1]
 
 
 def points_of(blocks: Sequence[Block]) -> tuple[Point, ...]:

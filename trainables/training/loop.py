@@ -14,13 +14,12 @@ import torch
 from torch import nn
 
 from trainables.config import METHODS, DistillConfig
-from trainables.config_base import hash_json
 from trainables.errors import InputError
 from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.network.evaluate import Evaluation, evaluate
 from trainables.network.scores import load_scores
 from trainables.runtime.memory import peaks, reset_peaks
-from trainables.runtime.seeds import seeded
+from trainables.runtime.seeds import seeded, stream
 from trainables.runtime.stopwatch import Stopwatch
 from trainables.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from trainables.training.format_0_1 import FORMAT_0_1, from_0_1
@@ -118,7 +117,7 @@ class Distiller:
         started = time.perf_counter()
         watch = Stopwatch(self.runtime.device)
         # A separate random state for each epoch: dropout is the same, resumed or not.
-        with seeded(int(hash_json(["dropout", self.config.seed, self.epoch]), 16) % 2**63):
+        with seeded(stream("dropout", self.config.seed, self.epoch)):
             losses = self._train_epoch(watch, after_step)
         trained = time.perf_counter() - started
         watch.start()

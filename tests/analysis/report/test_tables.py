@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from analysis.errors import InputError
 from analysis.pareto import hypervolume
 from analysis.report import tables
+from analysis.runs.failures import failures
 from analysis.runs.run import Run
 
 Make = Callable[..., optuna.Study]
@@ -145,11 +146,11 @@ def test_states_count_refused_apart_and_failures_group_by_reason(make_study: Mak
     run = Run.open(study)
     states = tables.states(run).set_index("state")["trials"].to_dict()
     assert states == {"COMPLETE": 30, "PRUNED": 8, "FAIL": 6, "RUNNING": 2, "WAITING": 1, "refused": 4}
-    failures = tables.failures(run)
-    assert failures["trials"].sum() == 6
-    row = failures[failures["reason"] == "no memory at 1.5 s"].iloc[0]
+    found = failures(run)
+    assert found["trials"].sum() == 6
+    row = found[found["reason"] == "no memory at 1.5 s"].iloc[0]
     assert (row["trials"], row["numbers"]) == (2, "48, 49")
-    assert "no reason recorded" in failures["reason"].tolist()
+    assert "no reason recorded" in found["reason"].tolist()
 
 
 def test_importance_table_says_why_it_is_empty(make_study: Make) -> None:
