@@ -245,21 +245,19 @@ def parse_amount(text: str) -> Amount:
     Raises:
         InputError: the text is not such an amount, or not finite.
     """
-    relative = _DIFFERENCE.fullmatch(text.strip())
-    number, form = (relative[2] or "0", "difference") if relative else (text.strip(), "number")
-    match = _NUMBER.fullmatch(number)
+    difference = _DIFFERENCE.fullmatch(text.strip())
+    match = _NUMBER.fullmatch(difference[2] or "0" if difference else text.strip())
     suffix = match[2].lower() if match else ""
-    if match and suffix == "x" and not relative:
-        value, form = float(match[1]), "factor"
-    elif match and suffix in _SUFFIXES:
-        value = float(match[1]) * _SUFFIXES[suffix] * (-1.0 if relative and relative[1] == "-" else 1.0)
-    else:
-        value = math.nan
+    factor = suffix == "x" and not difference
+    value = float(match[1]) if match else math.nan
+    value *= 1.0 if factor else _SUFFIXES.get(suffix, math.nan)
     if not math.isfinite(value):
         raise InputError(
             f"{text!r} is not a number: expected e.g. 0.92, 92%, 3.5, 100k, 40M, 1.2G, 0.5x or teacher - 0.02"
         )
-    return Amount(value, "factor" if form == "factor" else "difference" if relative else "number")
+    if difference:
+        return Amount(-value if difference[1] == "-" else value, "difference")
+    return Amount(value, "factor" if factor else "number")
 
 
 def show(metric: str, value: float | None) -> str:

@@ -16,7 +16,7 @@ from analysis.pareto import front_mask, knee, scale_to_front, spread
 from analysis.picks.limits import Limits, parse_limits
 from analysis.runs.limits import Limit, breaks, excesses, nearest_miss
 from analysis.runs.load import load
-from analysis.runs.run import Run, describe_unfinished
+from analysis.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def pick(
     table = opened.trials
     complete = table[table["state"] == "COMPLETE"]
     if complete.empty:
-        raise InputError(f"{opened.label}: {describe_unfinished(table)}")
+        raise InputError(f"{opened.label}: {opened.why_no_front()}")
     candidates = _candidates(opened, complete, limits)
     points = opened.points(candidates)
     if top is not None:

@@ -13,24 +13,27 @@ import numpy as np
 import optuna
 import pandas as pd
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from analysis.errors import InputError
-from analysis.metrics import COST_METRICS, CURVE_METRICS, METRICS, Metric, objective_names, own_metrics
+from analysis.metrics import CURVE_METRICS, METRICS, Metric, objective_names, own_metrics
 from analysis.pareto import Box, Floats, Objective, box, front_mask, minimised
 from analysis.runs import study_source as source
 from analysis.runs.limits import Limit, excesses, nearest_miss
 from analysis.runs.parameters import method_labels, parameter_labels
 from analysis.runs.rows import sound_rows, warn_of
+from analysis.runs.trial_table import (
+    TIMES,
+    Columns,
+    curve_table,
+    describe_unfinished,
+    fixed_columns,
+    trial_table,
+)
 
 FORMAT = 1
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 CURVES = (*CURVE_METRICS, "train_loss", "seconds")
-_QUALITIES = tuple(m.name for m in METRICS.values() if m.kind == "quality")
-_NUMBERS = (*_QUALITIES, *reversed(COST_METRICS), "measured_latency_ms", "seconds", "replaced")
-_COUNTS = ("epochs", "seed", "retries")
-_TEXTS = ("ray_id", "reason", "checkpoint")
-_TIMES = ("started", "ended")
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class Run:
     @cached_property
     def recorded(self) -> tuple[str, ...]:
         """Values that methods recorded at every epoch: parts of the loss (`loss/<part>`), weights, …"""
-        known = {"epoch", *self.curve_columns, *_fixed_columns(self), *_TIMES, *self.parameters}
+        fixed = fixed_columns(self.metrics, self.own_metrics)
+        known = {"epoch", *self.curve_columns, *fixed, *TIMES, *self.parameters}
         curves = (trial.user_attrs.get("curve") or {} for trial in self.rows)
         return tuple(name for name in dict.fromkeys(name for c in curves for name in c) if name not in known)
 
@@ -227,49 +231,16 @@ class Run:
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
+        columns = Columns(
+            self.metrics, self.qualities, self.costs, tuple(self.own_metrics), self.parameters, self.recorded
+        )
         # Stored in the study, not in the rows, because Optuna does not allow changes of rows that have ended.
-        measured = self.attrs.get("measured", {})
-        rows = [self._row(trial, measured.get(str(trial.number), {})) for trial in self.rows]
-        table = pd.DataFrame(rows)
-        numbers = (*_NUMBERS, *self.own_metrics, *self.recorded)
-        fixed = _fixed_columns(self)
-        searched = [name for name in self.parameters if name not in fixed]
-        table = table.reindex(columns=[*fixed, *searched, *self.recorded, *_TIMES])
-        for name in numbers:
-            table[name] = pd.to_numeric(table[name]).astype("float64")
-        for name in (*_COUNTS, *(name for name in searched if name.startswith("level/"))):
-            table[name] = pd.to_numeric(table[name]).astype("Int64")
-        for name in _TIMES:
-            table[name] = pd.to_datetime(table[name])
-        for name in ("refused", *_TEXTS):
-            table[name] = table[name].fillna("").astype(str)
+        table = trial_table(self.rows, columns, self.attrs.get("measured", {}))
         able = (table["state"] == "COMPLETE").to_numpy() & self.within_limits(table)
         on_front = np.zeros(len(table), dtype=bool)
         on_front[able] = front_mask(self.points(table[able]))
         table["on_front"] = on_front
         return table
-
-    def _row(self, trial: FrozenTrial, measured: Mapping[str, float]) -> dict[str, Any]:
-        attrs = trial.user_attrs
-        last, costs = attrs.get("metrics") or {}, attrs.get("costs") or {}
-        row = {
-            **{name: last.get(name) for name in self.recorded if name in last},
-            **trial.params,
-            "number": trial.number,
-            "state": trial.state.name,
-            "refused": attrs.get("refused"),
-            **{name: last.get(name) for name in self.qualities},
-            **{name: costs.get(name) for name in self.costs},
-            "measured_latency_ms": measured.get("latency_ms"),
-            "replaced": _replaced(attrs),
-            "seconds": attrs.get("seconds"),
-            **{name: attrs.get(name) for name in (*_COUNTS, *_TEXTS)},
-            "started": trial.datetime_start,
-            "ended": trial.datetime_complete,
-        }
-        if trial.state is TrialState.COMPLETE:
-            row.update(zip(self.metrics, trial.values, strict=True))
-        return row
 
     def _param_order(self, name: str) -> tuple[int, str]:
         """Sort key: levels in the order of the blocks, then the other parameters by name."""
@@ -303,19 +274,8 @@ class Run:
         Returns:
             number, state, epoch, then `curve_columns` and `recorded`; NaN if a trial lacks a value.
         """
-        columns = (*self.curve_columns, *self.recorded)
-        parts: dict[str, list[Any]] = {name: [] for name in ("number", "state", "epoch", *columns)}
-        for trial in self.rows if numbers is None else [t for t in self.rows if t.number in numbers]:
-            curve = trial.user_attrs.get("curve") or {}
-            epochs = curve.get("epoch") or []
-            parts["number"] += [trial.number] * len(epochs)
-            parts["state"] += [trial.state.name] * len(epochs)
-            parts["epoch"] += epochs
-            for name in columns:
-                values = (curve.get(name) or [])[: len(epochs)]
-                parts[name] += [*values, *[math.nan] * (len(epochs) - len(values))]
-        table = pd.DataFrame(parts)
-        return table.astype({"number": "int64", "epoch": "int64", **dict.fromkeys(columns, "float64")})
+        rows = self.rows if numbers is None else [t for t in self.rows if t.number in numbers]
+        return curve_table(rows, (*self.curve_columns, *self.recorded))
 
     def trial(self, number: int) -> FrozenTrial:
         """Return the trial with this number. Raises InputError if it does not exist."""
@@ -329,27 +289,6 @@ class Run:
     @cached_property
     def _by_number(self) -> dict[int, FrozenTrial]:
         return {trial.number: trial for trial in self.rows}
-
-
-def describe_unfinished(table: pd.DataFrame) -> str:
-    """Explain why there is no front: "no trial has finished yet: 3 running, 1 waiting, …"."""
-    refused = table["refused"] != ""
-    counts = table.loc[~refused, "state"].value_counts()
-    words = {"RUNNING": "running", "WAITING": "waiting", "PRUNED": "stopped early", "FAIL": "failed"}
-    parts = [f"{counts[state]} {word}" for state, word in words.items() if counts.get(state)]
-    parts += [f"{int(refused.sum())} refused before training"] if refused.any() else []
-    return f"no trial has finished yet: {', '.join(parts) or 'none was started'}"
-
-
-def _fixed_columns(run: Run) -> list[str]:
-    """Return the columns of every run's frame, except the times, which come last."""
-    front = ("number", "state", "refused", "on_front")
-    return list(dict.fromkeys([*front, *run.metrics, *_NUMBERS, *run.own_metrics, *_COUNTS, *_TEXTS]))
-
-
-def _replaced(attrs: Mapping[str, Any]) -> int | None:
-    spans = attrs.get("replaced")
-    return None if spans is None else sum(len(span["span"]) for span in spans)
 
 
 def _check(attrs: Mapping[str, Any], where: str) -> None:
