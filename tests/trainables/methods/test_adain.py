@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.blocks.blocks import Block, find_blocks
-from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
+from trainables.config import DataConfig, DistillConfig, OptimConfig, StudentSpec
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.errors import InputError
@@ -19,21 +19,11 @@ from trainables.methods.terms.logits import logit_loss
 from trainables.network.architectures import build_model
 from trainables.network.reset import recalibrate_batchnorm
 from trainables.network.taps import Taps
-from trainables.runtime.runtime import Runtime, resolve
+from trainables.runtime.runtime import Runtime
 from trainables.runtime.seeds import seeded
 from trainables.training.loop import Distiller
 
 START = Progress(0, 10, 5)
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Runtime:
-    return resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1))
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return load_data(DataConfig(name="digits", train_limit=100, augment="crop-flip"))
 
 
 @pytest.fixture(scope="module")

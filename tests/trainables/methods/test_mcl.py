@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.blocks.blocks import find_blocks
-from trainables.config import DataConfig, DistillConfig, RuntimeConfig, StudentSpec
-from trainables.data.load import load_data
+from trainables.config import DistillConfig, StudentSpec
 from trainables.errors import InputError
 from trainables.methods.base import Batch, Progress, Setup
 from trainables.methods.mcl import Mcl, MclConfig
-from trainables.network.architectures import build_model
 from trainables.network.evaluate import evaluate
 from trainables.network.taps import Inputs
-from trainables.runtime.runtime import resolve
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
 from trainables.student.spans import spans_of
@@ -28,15 +25,6 @@ from trainables.training.loop import Distiller
 from trainables.training.step import Stepper
 
 START = Progress(0, 8, 4)
-
-
-@pytest.fixture(scope="module")
-def setup() -> Setup:
-    data = load_data(DataConfig(name="digits", train_limit=100))
-    runtime = resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1, eval_batch=64))
-    with seeded(0):
-        teacher = build_model("cifar_resnet8", 10, data.image_shape).eval()
-    return Setup.of(teacher, find_blocks(teacher, torch.zeros(1, *data.image_shape)), data, runtime)
 
 
 def config_of(setup: Setup, loss: dict[str, Any], **fields: Any) -> DistillConfig:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.blocks.blocks import Block, find_blocks
-from trainables.config import DataConfig, RuntimeConfig
+from trainables.config import DataConfig
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
 from trainables.methods.signals.tails import Tails
@@ -16,7 +16,7 @@ from trainables.methods.signals.teacher_signals import Supervisor
 from trainables.network.architectures import build_model
 from trainables.network.reset import recalibrate_batchnorm
 from trainables.network.surgery import frozen_copy
-from trainables.runtime.runtime import Runtime, resolve
+from trainables.runtime.runtime import Runtime
 from trainables.runtime.seeds import seeded
 
 
@@ -75,11 +75,6 @@ class Bypassed(nn.Module):
 
 
 MODELS = ("cifar_resnet14", "torchvision:mobilenet_v2", "in place", "tokens", "bypassed")
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Runtime:
-    return resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1))
 
 
 @pytest.fixture(scope="module")

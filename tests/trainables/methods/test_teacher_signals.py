@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.blocks.blocks import Block, find_blocks
-from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
+from trainables.config import DataConfig, DistillConfig, OptimConfig, StudentSpec
 from trainables.data.augment import Augment
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
@@ -21,16 +21,11 @@ from trainables.network.architectures import build_model
 from trainables.network.fold_batchnorm import folded
 from trainables.network.reset import recalibrate_batchnorm
 from trainables.network.taps import Taps
-from trainables.runtime.runtime import Runtime, resolve
+from trainables.runtime.runtime import Runtime
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_student
 from trainables.student.spans import spans_of
 from trainables.training.loop import Distiller
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Runtime:
-    return resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1))
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.blocks.blocks import find_blocks
-from trainables.config import DataConfig, DistillConfig, OptimConfig, RuntimeConfig, StudentSpec
+from trainables.config import DistillConfig, OptimConfig, StudentSpec
 from trainables.data.dataset import ImageData
-from trainables.data.load import load_data
 from trainables.errors import InputError
 from trainables.loss_config import LossConfig
 from trainables.methods.ama import Ama, DistillationLoss
@@ -21,7 +20,7 @@ from trainables.methods.terms.maps import relative_error
 from trainables.network.architectures import build_model
 from trainables.network.reset import recalibrate_batchnorm
 from trainables.network.taps import Inputs, Taps
-from trainables.runtime.runtime import Runtime, resolve
+from trainables.runtime.runtime import Runtime
 from trainables.runtime.seeds import seeded
 from trainables.student.build import build_span, build_student
 from trainables.student.spans import spans_of
@@ -29,16 +28,6 @@ from trainables.training.loop import Distiller
 
 WIRINGS = ("chained", "forced", "scheduled", "reachable", "grafted")
 START = Progress(0, 40, 4)
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Runtime:
-    return resolve(RuntimeConfig(device="cpu", precision="fp32", threads=1))
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return load_data(DataConfig(name="digits", train_limit=100, augment="crop-flip"))
 
 
 def spec_of(setup: Setup) -> StudentSpec:
