@@ -90,6 +90,17 @@ class MethodConfig(Config):
     # Values of the keys that read maps of replaced blocks, for a separate student, which has none.
     for_separate: ClassVar[Mapping[str, Any]] = {}
 
+    def check(self, classes: int, batch_size: int) -> None:
+        """Refuse settings that cannot work with such data. A search calls it before anything is trained.
+
+        Args:
+            classes: of the data.
+            batch_size: images a step.
+
+        Raises:
+            InputError: what the settings need, what there is, and what to change.
+        """
+
     def unused(self) -> set[str]:
         """Return the keys that have no effect given the other values.
 

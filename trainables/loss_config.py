@@ -8,6 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat
 
 from trainables.config_base import Fraction, MethodConfig, searched
+from trainables.errors import InputError
+
+LEAST_CORRELATED = 32  # images from which the correlation of a class over a batch is more than noise
 
 
 class LogitTerm(MethodConfig):
@@ -24,6 +27,20 @@ class LogitTerm(MethodConfig):
         description="logit term: kl (Hinton et al. 2015), dkd (decoupled, Zhao et al. 2022), standardised "
         "(Sun et al. 2024) or dist (correlations, Huang et al. 2022)",
     )
+
+    def check(self, classes: int, batch_size: int) -> None:
+        """Refuse `dkd` with two classes, and `dist` with batches of less than 32 images."""
+        super().check(classes, batch_size)
+        if self.alpha > 0 and self.logits == "dkd" and classes < 3:
+            raise InputError(
+                "logits: dkd compares the classes beside the right one, so it needs 3 or more; the data have "
+                f"{classes}. Use kl, standardised or dist"
+            )
+        if self.alpha > 0 and self.logits == "dist" and batch_size < LEAST_CORRELATED:
+            raise InputError(
+                "logits: dist correlates each class over the images of a batch, so it needs optim.batch_size "
+                f">= {LEAST_CORRELATED}, got {batch_size}. Enlarge the batch, or use kl, dkd or standardised"
+            )
 
 
 class MapTerm(MethodConfig):

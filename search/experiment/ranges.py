@@ -113,7 +113,7 @@ class RangesOf(Config):
     def _within_target(cls, value: Any, info: Any) -> Any:
         """Check that the trial's config accepts every value that can be sampled."""
         faults: list[Fault] = []
-        for place, end in _ends(value):
+        for place, end in ends(value):
             try:
                 cls.target.model_validate({info.field_name: end})
             except ValidationError as error:
@@ -135,7 +135,7 @@ def _restored(target: type[BaseModel], values: dict[str, Any]) -> RangesOf:
     return ranges_of(target).model_validate(values)
 
 
-def _ends(value: Any) -> list[tuple[tuple[str, ...], Any]]:
+def ends(value: Any) -> list[tuple[tuple[str, ...], Any]]:
     """Return the smallest and largest values (or all choices), each with its path below the key."""
     if isinstance(value, Range):
         return [(("low",), value.low), (("high",), value.high)]

@@ -6,13 +6,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from search.experiment.experiment import Experiment
+from search.experiment.ranges import ends
 from search.run_dir.files import COSTS_FILE, TEACHER_FILE
 from search.stages.costs import fresh_costs, get_costs
 from search.stages.progress import Progress
 from search.stages.teacher import get_teacher, teacher_blocks, teacher_scores, untrained_model
 from trainables.blocks.blocks import Block
+from trainables.config import method_config
 from trainables.costs.table import CostTable
 from trainables.data.dataset import ImageData
 from trainables.data.load import load_data
@@ -59,11 +62,33 @@ def prepare(experiment: Experiment, *, test: bool = False, progress: Progress | 
 
 
 def read_data(experiment: Experiment, *, test: bool = False, progress: Progress | None = None) -> ImageData:
-    """Load the data, and warn about unreadable images that were skipped."""
+    """Load the data, check the methods against it, and warn about unreadable images that were skipped."""
     data = load_data(experiment.data, test=test, progress=progress)
+    check_methods(experiment, data.num_classes)
     if data.skipped:
         log.warning("data.skip_unreadable: %d images could not be decoded and are left out", data.skipped)
     return data
+
+
+def check_methods(experiment: Experiment, classes: int) -> None:
+    """Check every value of the methods' settings that a search may try (see `MethodConfig.check`).
+
+    Raises:
+        InputError: settings that cannot work with such data, or with the smallest batch of the search.
+    """
+    batch = min(value for _, value in ends(experiment.space.optim.batch_size))  # type: ignore[attr-defined]
+    for name, ranges in experiment.space.methods.items():
+        keys = type(ranges).model_fields
+        values = {key: [value for _, value in ends(getattr(ranges, key))] for key in keys}
+        # The largest weights: a term without a weight needs nothing.
+        plain = {key: max(some) if _are_numbers(some) else some[0] for key, some in values.items()}
+        for key, some in values.items():
+            for value in some:
+                method_config(name).model_validate({**plain, key: value}).check(classes, batch)
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
 def profile(

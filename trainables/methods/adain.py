@@ -29,7 +29,7 @@ from trainables.methods.terms.adain import (
     statistics_error,
     with_statistics,
 )
-from trainables.methods.terms.label_parts import check_label_parts, label_parts
+from trainables.methods.terms.label_parts import label_parts
 from trainables.network.taps import Taps
 from trainables.student.pairs import positions
 from trainables.student.spans import Span
@@ -87,12 +87,11 @@ class Adain(SpanMethod):
         """Build the student on the runtime's device.
 
         Raises:
-            InputError: as `SpanMethod`; or a logit term that does not fit the data (`check_label_parts`).
+            InputError: as `SpanMethod`.
         """
         super().__init__(setup, config)
         assert isinstance(config.loss, AdainConfig)
         self.settings = config.loss
-        check_label_parts(config.loss, setup.data.num_classes, config.optim.batch_size)
         self._tails = Tails(setup.supervisor, setup.blocks)
         wanted = self.settings.beta_stat > 0 or self.settings.beta_adain > 0
         self.points = self._points() if wanted else []

@@ -24,7 +24,7 @@ from trainables.methods.signals.teacher_signals import Signals
 from trainables.methods.span_method import SpanMethod
 from trainables.methods.terms.adaptive import log_prior, mixed_map
 from trainables.methods.terms.embeddings import EMBEDDING_TERMS
-from trainables.methods.terms.label_parts import check_label_parts, label_parts
+from trainables.methods.terms.label_parts import label_parts
 from trainables.methods.terms.maps import MAP_TERMS
 from trainables.methods.wiring import Wiring
 from trainables.student.spans import Span
@@ -182,12 +182,10 @@ class Ama(SpanMethod):
         """Build student and loss on the runtime's device.
 
         Raises:
-            InputError: as `SpanMethod`; a logit term that does not fit the data (`check_label_parts`); or a
-                wiring that needs a library, without it.
+            InputError: as `SpanMethod`; or a wiring that needs a library, without it.
         """
         super().__init__(setup, config)
         assert isinstance(config.loss, LossConfig)
-        check_label_parts(config.loss, setup.data.num_classes, config.optim.batch_size)
         self._targets = [candidate_maps(span, setup.blocks, config.loss) for span in self.spans]
         counts = [len(paths) for paths in self._targets]
         layouts = [span.layout for span in self.spans]

@@ -301,6 +301,7 @@ class Method(nn.Module, ABC):
             raise InputError(f"method {self.name}: needs {', '.join(missing)}; this run does not provide it")
         if fault := self.unfit(config):
             raise InputError(f"method {self.name}: {fault}")
+        config.loss.check(setup.data.num_classes, config.optim.batch_size)
         self.setup, self.config, self.runtime = setup, config, setup.runtime
         self._compiled: list[Any] = []  # in a list: as a submodule it would be in the state dict twice
 

@@ -18,7 +18,7 @@ from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.methods.embedding import make_contrast
 from trainables.methods.signals.teacher_signals import NOTHING, Teach
 from trainables.methods.terms.contrast import Contrast
-from trainables.methods.terms.label_parts import check_label_parts, label_parts
+from trainables.methods.terms.label_parts import label_parts
 from trainables.network.taps import Inputs
 from trainables.student.spans import spans_of
 from trainables.student.start import training_mode
@@ -71,7 +71,6 @@ class Crd(Method):
         assert isinstance(config.loss, CrdConfig)
         self.settings = loss = config.loss
         self._spans = spans_of(setup.blocks, config.student)
-        check_label_parts(loss, setup.data.num_classes, config.optim.batch_size)
         self.student = setup.start_student(config, self._spans)
         self.contrast: Contrast | None = None
         self._classifiers: list[str] = []

@@ -19,7 +19,7 @@ from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Method, Progress, Setup
 from trainables.methods.signals.student_maps import StudentMaps
 from trainables.methods.signals.teacher_signals import NOTHING, Teach
-from trainables.methods.terms.label_parts import check_label_parts, label_parts
+from trainables.methods.terms.label_parts import label_parts
 from trainables.methods.terms.maps import relative_error
 from trainables.runtime.seeds import seeded
 from trainables.student.pairs import Point, paired, points_of, stage_ends, student_taps
@@ -57,7 +57,6 @@ class Fitnet(Method):
         super().__init__(setup, config)
         assert isinstance(config.loss, FitnetConfig)
         self.loss = config.loss
-        check_label_parts(self.loss, setup.data.num_classes, config.optim.batch_size)
         self.student = setup.start_student(config)
         targets: tuple[Point, ...] = ()
         taps: tuple[Point, ...] = ()

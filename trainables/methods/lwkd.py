@@ -26,7 +26,7 @@ from trainables.errors import InputError
 from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup, Stage, StageProgress
 from trainables.methods.synthetic_digits import make_bank
-from trainables.methods.terms.label_parts import check_label_parts, label_parts
+from trainables.methods.terms.label_parts import label_parts
 from trainables.runtime.seeds import generator, seeded, stream
 from trainables.student.spans import spans_of
 from trainables.student.start import training_mode
@@ -125,7 +125,6 @@ class Lwkd(Method):
         super().__init__(setup, config)
         assert isinstance(config.loss, LwkdConfig)
         self.settings = config.loss
-        check_label_parts(config.loss, setup.data.num_classes, config.optim.batch_size)
         self.spans = spans_of(setup.blocks, config.student)
         self.student = setup.start_student(config, self.spans)
         device, classes = setup.runtime.device, setup.data.num_classes

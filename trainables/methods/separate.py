@@ -22,7 +22,7 @@ from trainables.loss_config import LogitTerm
 from trainables.methods.base import Batch, Group, Method, Phase, Progress, Setup
 from trainables.methods.signals.student_maps import StudentMaps
 from trainables.methods.signals.teacher_signals import NOTHING, Signals, Teach
-from trainables.methods.terms.label_parts import check_label_parts, label_parts
+from trainables.methods.terms.label_parts import label_parts
 from trainables.methods.terms.logits import logit_loss
 from trainables.methods.terms.maps import relative_error
 from trainables.network.evaluate import evaluate
@@ -114,7 +114,6 @@ class Separate(Method):
         super().__init__(setup, config)
         assert isinstance(config.loss, SeparateConfig)
         self.loss = config.loss
-        check_label_parts(self.loss, setup.data.num_classes, config.optim.batch_size)
         self.student = setup.start_student(config)
         self.spans = teacher_spans(setup.blocks, config.student) if self.loss.beta > 0 else ()
         taps = self._paired() if self.spans else ()

@@ -50,6 +50,26 @@ def test_the_teacher_and_the_cost_table_are_made_once(experiment: Experiment) ->
     assert {path.name: path.stat().st_mtime_ns for path in first.run_dir.iterdir()} == written
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["space.loss.logits=[kl, dist]", "space.optim.batch_size={choices: [16, 64]}"],
+        ["space.loss.logits=dist", "space.optim.batch_size=16", "space.loss.alpha={choices: [0.0, 0.5]}"],
+        ["space.method={crd: {logits: dist}}", "space.optim.batch_size=16"],
+    ],
+    ids=["one of several values", "alpha may be 0", "another method"],
+)
+def test_settings_that_cannot_work_are_refused_before_the_teacher_is_trained(
+    tiny_yaml: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    experiment = load_experiment(tiny_yaml, ["constraints={}", *overrides], tmp_path / "run")
+    with pytest.raises(InputError, match=r"logits: dist .* optim.batch_size >= 32, got 16"):
+        prepare(experiment)
+    assert not (tmp_path / "run" / TEACHER_FILE).exists()
+    kept = load_experiment(tiny_yaml, ["constraints={}", *overrides, "space.optim.batch_size=32"], tmp_path)
+    assert read_data(kept).num_classes == 10
+
+
 def test_the_teachers_record_has_test_scores_though_the_search_sees_no_test_image(
     experiment: Experiment,
 ) -> None:

@@ -6,13 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.loss_config import LogitTerm
-from trainables.methods.terms.logits import LOGIT_TERMS, check_logit_term, ramp
-
-
-def check_label_parts(loss: LogitTerm, classes: int, batch_size: int) -> None:
-    """Refuse a logit term that has weight and says nothing about this problem (see `check_logit_term`)."""
-    if loss.alpha > 0:
-        check_logit_term(loss.logits, classes, batch_size)
+from trainables.methods.terms.logits import LOGIT_TERMS, ramp
 
 
 def label_parts(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.errors import InputError
 from trainables.methods.terms.numerics import at_least_fp32, unit
 
 LogitTerm = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # student, teacher, labels (B,), tau
@@ -25,7 +24,6 @@ WARM_UPS = {
     "dkd": 1 / 12
 }  # share of the training in which a term's weight rises; published: 20 of 240 epochs
 ROUNDING = 1e-6  # relative size of differences that are rounding errors of fp32
-LEAST_CORRELATED = 32  # images from which the correlation of a class over a batch is more than noise
 
 
 def logit_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
@@ -100,7 +98,7 @@ def dist(student: Tensor, teacher: Tensor, labels: Tensor, tau: float) -> Tensor
     """2 τ² x (2 - correlation over classes - correlation over images) (Huang et al. 2022, arXiv:2205.10536).
 
     Pearson correlations of the probabilities at τ: of every image over the classes, and of every class over
-    the batch, both averaged. The second is noise below 32 images (`check_logit_term`).
+    the batch, both averaged. The second is noise below 32 images (`LogitTerm.check`).
     """
     ours = (at_least_fp32(student) / tau).softmax(1)
     theirs = (at_least_fp32(teacher) / tau).softmax(1)
@@ -121,24 +119,6 @@ def _direction(x: Tensor) -> Tensor:
 def ramp(term: str, done: float) -> float:
     """Return the factor 0..1 on a term's weight after this share of the training."""
     return min(1.0, done / WARM_UPS[term]) if term in WARM_UPS else 1.0
-
-
-def check_logit_term(term: str, classes: int, batch_size: int) -> None:
-    """Refuse a term that says nothing about this problem.
-
-    Raises:
-        InputError: `dkd` with two classes; `dist` with a batch of less than 32 images.
-    """
-    if term == "dkd" and classes < 3:
-        raise InputError(
-            f"logits: dkd compares the classes beside the right one, so it needs 3 or more; the data have "
-            f"{classes}. Use kl, standardised or dist"
-        )
-    if term == "dist" and batch_size < LEAST_CORRELATED:
-        raise InputError(
-            f"logits: dist correlates each class over the images of a batch, so it needs optim.batch_size >= "
-            f"{LEAST_CORRELATED}, got {batch_size}. Enlarge the batch, or use kl, dkd or standardised"
-        )
 
 
 LOGIT_TERMS: Mapping[str, LogitTerm] = {"kl": kl, "dkd": dkd, "standardised": standardised, "dist": dist}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from trainables.errors import InputError
+from trainables.loss_config import LogitTerm
 from trainables.methods.terms.logits import (
     CORRELATION,
     LOGIT_TERMS,
     STANDARDISED,
-    check_logit_term,
     decoupled,
     dist,
     dkd,
@@ -200,13 +200,14 @@ def test_only_dkd_warms_up() -> None:
 
 def test_terms_that_say_nothing_are_refused() -> None:
     with pytest.raises(InputError, match=r"dkd .* needs 3 or more; the data have 2.*Use kl"):
-        check_logit_term("dkd", classes=2, batch_size=64)
+        LogitTerm(logits="dkd").check(classes=2, batch_size=64)
     with pytest.raises(InputError, match=r"dist .* optim.batch_size >= 32, got 31"):
-        check_logit_term("dist", classes=10, batch_size=31)
+        LogitTerm(logits="dist").check(classes=10, batch_size=31)
     for name in LOGIT_TERMS:
-        check_logit_term(name, classes=3, batch_size=32)
+        LogitTerm(logits=name).check(classes=3, batch_size=32)
+    LogitTerm(logits="dist", alpha=0.0).check(classes=10, batch_size=1)
     for name in ("kl", "standardised"):
-        check_logit_term(name, classes=2, batch_size=1)
+        LogitTerm(logits=name).check(classes=2, batch_size=1)
 
 
 def torchdistill_loss(name: str, *args: Any, **settings: Any) -> Callable[[Tensor, Tensor], float]:
